@@ -1,0 +1,25 @@
+"""Run code after the response: a middleware for any WSGI app, on any server.
+
+``application = AfterResponseMiddleware(application)`` gives each request a list,
+``environ["wsgi.after"]``. Whatever is appended to it is a callable without arguments, and runs
+
+* after the server has called ``close()`` on the response, and the app's own iterable is closed;
+* exactly once, in order of registration, those too that a running callback registers;
+* whatever happened: no body, a body cut short, an exception of the app;
+* each contained: what it raises is logged, and the others run;
+* never lost: if the server drops the response unclosed, at garbage collection.
+
+Server and client see what they would have seen without it.
+"""
+
+from .callbacks import CallbackList, after_this_response, run_callbacks
+from .middleware import AfterResponseMiddleware
+
+__all__ = [
+    "AfterResponseMiddleware",
+    "CallbackList",
+    "after_this_response",
+    "run_callbacks",
+]
+
+__version__ = "0.1.0"

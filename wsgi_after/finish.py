@@ -1,0 +1,67 @@
+"""The end of a request: close what the app returned, run its callbacks, let go of everything.
+
+Called by the bodies, by the file wrappers, and where the app raised before it returned.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextvars import copy_context
+
+from .callbacks import CallbackList, EndedCallbackList, run
+
+
+def finish(
+    callbacks: CallbackList,
+    close: Callable[[], object] | None = None,
+    error: BaseException | None = None,
+) -> None:
+    """Close the app's iterable, then run the callbacks, then end their list.
+
+    :param close: the ``close`` of the app's iterable, if it has one.
+    :param error: an exception of the app that is on its way to the server. Then nothing is raised
+        here: what a callback would let out is logged instead.
+    :raises BaseException: what ``close`` raised; else what a callback let out.
+    """
+    if close is not None:
+        try:
+            close()
+        except BaseException as raised_by_close:
+            finish(callbacks, error=raised_by_close)
+            raise
+    if error is not None and callbacks.error is None:
+        callbacks._error = error
+    raised = error
+    if not callbacks:
+        callbacks.__class__ = EndedCallbackList
+    # Looked at once more: another thread may have registered before the mark of the end.
+    if callbacks:
+        raised = run(callbacks, None, error)
+    callbacks._environ = callbacks._server_start_response = callbacks._error = None
+    if raised is not error:
+        try:
+            raise raised  # type: ignore[misc]
+        finally:
+            del raised  # or this frame and the traceback would hold each other
+
+
+def finish_unclosed(close: Callable[[], object], callbacks: CallbackList) -> None:
+    """Call ``close`` in place of the server, which dropped the iterable: for finalizers only.
+
+    Runs in whatever thread the last reference went, at any allocation: it takes no lock.
+    """
+    try:
+        if callbacks:
+            warnings.warn(
+                f"The response of {callbacks._request_line()} was never closed, so its "
+                "callbacks run at garbage collection. The server, or a middleware around "
+                "AfterResponseMiddleware, dropped the iterable without calling its close(), "
+                "which PEP 3333 demands.",
+                ResourceWarning,
+                stacklevel=3,
+            )
+    finally:
+        # In a copy, because on CPython 3.10 and 3.11 ContextVar.set() can crash the interpreter
+        # when a finalizer calls it in the context of whatever code it interrupted.
+        copy_context().run(close)

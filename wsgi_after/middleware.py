@@ -1,0 +1,114 @@
+"""The middleware: put the list, call the app, wrap what it returns.
+
+::
+
+    application = AfterResponseMiddleware(application)
+
+Put it outermost, so that no other middleware stands between it and the server's ``close()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .body import ListBody, wrap
+from .callbacks import CallbackList, EndedCallbackList, reset_current, set_current
+from .finish import finish
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    G = TypeVar("G", bound=Callable[[WSGIEnvironment], object])
+
+#: The key of the list in the environ. No request header can reach it: those arrive as HTTP_...
+KEY = "wsgi.after"
+
+
+class AfterResponseMiddleware:
+    """A WSGI app that gives each request of ``app`` a list of callbacks to run after the response.
+
+    :param app: any WSGI application.
+    :raises TypeError: if ``app`` is not callable.
+    """
+
+    def __init__(self, app: WSGIApplication) -> None:
+        if not callable(app):
+            raise TypeError(
+                f"AfterResponseMiddleware expects a WSGI application, which is a callable, not "
+                f"{type(app).__name__}: {app!r}. The usual cause is a module, or the name of an "
+                "application, passed in its place."
+            )
+        self.app = app
+        self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
+
+    def after_response(self, fn: G) -> G:
+        """Register ``fn(environ)`` to run after every response from now on, and return ``fn``.
+
+        Also a decorator. These come first in the list of each request, in order of registration,
+        and one that raises is logged as any other. The environ is the request's own; its
+        ``wsgi.input`` and ``wsgi.errors`` are of no use any more.
+
+        :raises TypeError: if ``fn`` is not callable.
+        """
+        if not callable(fn):
+            raise TypeError(
+                f"after_response() expects a callable that takes the environ, not "
+                f"{type(fn).__name__}: {fn!r}."
+            )
+        self._app_wide = (*self._app_wide, fn)
+        return fn
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Call the app, as PEP 3333 has it.
+
+        :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.
+        """
+        callbacks = CallbackList()
+        present = environ.setdefault(KEY, callbacks)
+        if present is not callbacks:
+            if type(present) is not EndedCallbackList:
+                return self._share(present, environ, start_response)
+            environ[KEY] = callbacks  # this environ has been through a request already
+        callbacks._environ = environ
+        callbacks._server_start_response = start_response
+        if self._app_wide:
+            self._register_app_wide(callbacks, environ)
+        token = set_current(callbacks)
+        try:
+            result = self.app(environ, callbacks._start_response)
+        except BaseException as error:
+            # Nothing was returned that the server could close.
+            finish(callbacks, error=error)
+            raise
+        finally:
+            reset_current(token)
+        if type(result) is not list:
+            wrapped: Iterable[bytes] = wrap(result, callbacks, environ)
+            return wrapped
+        body = ListBody()
+        body._iterable = result
+        body._iterator = None
+        body._callbacks = callbacks
+        return body
+
+    def _register_app_wide(self, callbacks: list[Any], environ: WSGIEnvironment) -> None:
+        callbacks.extend([partial(fn, environ) for fn in self._app_wide])
+
+    def _share(
+        self, present: object, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Call the app with the list that is there: whoever made it runs what is in it."""
+        if not isinstance(present, list):
+            raise TypeError(
+                f'environ["wsgi.after"] is {type(present).__name__}, where a list was expected: '
+                f"{present!r}. The usual cause is an app or a middleware that assigned to the key: "
+                "use environ['wsgi.after'].append(fn)."
+            )
+        self._register_app_wide(present, environ)
+        token = set_current(present)
+        try:
+            return self.app(environ, start_response)
+        finally:
+            reset_current(token)
