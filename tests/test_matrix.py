@@ -1,0 +1,306 @@
+"""Where it fails × what the app returns × how many callbacks × what the server does with it.
+
+Each cell compares the complete event log with what :func:`expected` says. That is a second,
+independent telling of the contract, in the order in which things have to happen.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import itertools
+import logging
+import sys
+import warnings
+import wsgiref.util
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from wsgi_after import AfterResponseMiddleware
+
+PLACES = [
+    "nowhere",
+    "before start_response",
+    "after start_response",
+    "first chunk",
+    "mid-body",
+    "inner close",
+    "one callback",
+    "all callbacks",
+]
+KINDS = [
+    "list",
+    "tuple",
+    "generator",
+    "class iterator",
+    "separate iterator",
+    "sized class",
+    "empty list",
+    "file wrapper",
+    "bytes",
+    "not iterable",
+]
+CALLBACKS = ["none", "one", "three", "nested"]
+SERVERS = ["reads all", "reads one chunk", "reads nothing", "closes twice", "never closes"]
+
+#: Kinds in which the app's own code runs when a chunk is read, and when they are closed.
+LIVE = ["generator", "class iterator", "separate iterator", "sized class", "file wrapper"]
+CLOSABLE = ["class iterator", "separate iterator", "sized class", "file wrapper"]
+
+
+def possible(place: str, kind: str, callbacks: str, server: str) -> bool:
+    if place in ("first chunk", "mid-body"):
+        return kind in LIVE
+    if place == "inner close":
+        return kind in CLOSABLE
+    return callbacks != "none" or "callback" not in place
+
+
+CELLS = [cell for cell in itertools.product(PLACES, KINDS, CALLBACKS, SERVERS) if possible(*cell)]
+
+
+class Boom(Exception):
+    """What fails."""
+
+
+class Iterable:
+    """The app's own iterables: they log their close, and fail where they are told to."""
+
+    def __init__(self, log: list[str], place: str) -> None:
+        self.log = log
+        self.place = place
+
+    def chunks(self) -> Iterator[bytes]:
+        for number, chunk in enumerate((b"1", b"2", b"3")):
+            if self.place == ("first chunk", "mid-body", "")[number]:
+                raise Boom(self.place)
+            yield chunk
+
+    def close(self) -> None:
+        self.log.append("app's iterable closed")
+        if self.place == "inner close":
+            raise Boom(self.place)
+
+
+class SeparateIterator(Iterable):
+    def __iter__(self) -> Iterator[bytes]:
+        return self.chunks()
+
+
+class SizedClass(SeparateIterator):
+    def __len__(self) -> int:
+        return 3
+
+
+class ClassIterator(Iterable):
+    def __init__(self, log: list[str], place: str) -> None:
+        super().__init__(log, place)
+        self.pass_ = self.chunks()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self.pass_)
+
+
+class File(Iterable):
+    def __init__(self, log: list[str], place: str) -> None:
+        super().__init__(log, place)
+        self.pass_ = self.chunks()
+
+    def read(self, size: int = -1) -> bytes:
+        return next(self.pass_, b"")
+
+
+def generator(log: list[str], place: str) -> Iterator[bytes]:
+    try:
+        yield from Iterable(log, place).chunks()
+    finally:
+        log.append("app's iterable closed")
+
+
+MAKE: dict[str, Callable[[list[str], str], object]] = {
+    "list": lambda log, place: [b"1", b"2", b"3"],
+    "tuple": lambda log, place: (b"1", b"2", b"3"),
+    "generator": generator,
+    "class iterator": ClassIterator,
+    "separate iterator": SeparateIterator,
+    "sized class": SizedClass,
+    "empty list": lambda log, place: [],
+    "file wrapper": lambda log, place: wsgiref.util.FileWrapper(File(log, place)),
+    "bytes": lambda log, place: b"123",
+    "not iterable": lambda log, place: object(),
+}
+
+
+def make_app(place: str, kind: str, callbacks: str, log: list[str]):
+    def app(environ, start_response):
+        after = environ["wsgi.after"]
+
+        def register(name: str, nested: str | None = None) -> None:
+            def callback() -> None:
+                log.append(f"{name}: {after.status}, {after.completed}, {after.error!r}")
+                if nested:
+                    register(nested)
+                if place == "all callbacks" or (place, name) == ("one callback", "callback 1"):
+                    raise Boom(name)
+
+            after.append(callback)
+
+        for number in range({"none": 0, "one": 1, "three": 3, "nested": 2}[callbacks]):
+            nested = callbacks == "nested" and number == 0
+            register(f"callback {number + 1}", "nested callback" if nested else None)
+        log.append("app called")
+        if place == "before start_response":
+            raise Boom(place)
+        start_response("200 OK", [])
+        if place == "after start_response":
+            raise Boom(place)
+        return MAKE[kind](log, place)
+
+    return app
+
+
+def serve(application, server: str, kind: str, log: list[str]) -> None:
+    """Do what a server does, in the given manner."""
+
+    def start_response(status, headers, exc_info=None):
+        log.append(f"start_response {status}")
+
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/",
+        "wsgi.file_wrapper": wsgiref.util.FileWrapper,
+    }
+    try:
+        result = application(environ, start_response)
+    except Boom as error:
+        log.append(f"server caught {error!r}")
+        return
+    if kind == "not iterable":
+        log.append(f"server got {type(result).__name__}")
+        return
+    try:
+        limit = {"reads one chunk": 1, "reads nothing": 0}.get(server)
+        for chunk in itertools.islice(result, limit) if limit is not None else result:
+            log.append(f"server read {chunk!r}")
+    except Boom as error:
+        log.append(f"server caught {error!r}")
+    if server != "never closes":
+        for _ in range(2 if server == "closes twice" else 1):
+            try:
+                result.close()
+            except Boom as error:
+                log.append(f"server caught {error!r}")
+
+
+def expected(place: str, kind: str, callbacks: str, server: str) -> Iterator[str]:
+    """Tell the contract once more."""
+    boom = repr(Boom(place))
+    yield "app called"
+    if place == "before start_response":
+        yield from expected_callbacks(place, callbacks, f"None, False, {boom}")
+        yield f"server caught {boom}"
+        return
+    yield "start_response 200 OK"
+    if place == "after start_response":
+        yield from expected_callbacks(place, callbacks, f"200 OK, False, {boom}")
+        yield f"server caught {boom}"
+        return
+    if kind == "not iterable":
+        yield from expected_callbacks(place, callbacks, "200 OK, False, None")
+        yield "server got object"
+        return
+
+    body = {"empty list": [], "bytes": [b"123"]}.get(kind, [b"1", b"2", b"3"])
+    readable = {"first chunk": 0, "mid-body": 1}.get(place, len(body))
+    asked = {"reads one chunk": 1, "reads nothing": 0}.get(server, len(body) + 1)
+    for chunk in body[: min(asked, readable)]:
+        yield f"server read {chunk!r}"
+    failed = place in ("first chunk", "mid-body") and asked > readable
+    exhausted = not failed and asked > len(body)
+    if kind == "generator" and (failed or exhausted):
+        yield "app's iterable closed"  # a generator's "finally" runs where it ends
+    if failed:
+        yield f"server caught {boom}"
+
+    never = server == "never closes"
+    if never and callbacks != "none":
+        yield "ResourceWarning"
+    if kind in CLOSABLE or (kind == "generator" and asked == 1 and not failed):
+        yield "app's iterable closed"
+    error = boom if (failed and kind != "file wrapper") or place == "inner close" else "None"
+    completed = None if kind == "file wrapper" else exhausted
+    yield from expected_callbacks(place, callbacks, f"200 OK, {completed}, {error}")
+    if place == "inner close":
+        yield f"finalizer raised {boom}" if never else f"server caught {boom}"
+
+
+def expected_callbacks(place: str, callbacks: str, seen: str) -> Iterator[str]:
+    names = ["callback 1", "callback 2", "callback 3"]
+    names = names[: {"none": 0, "one": 1, "three": 3, "nested": 2}[callbacks]]
+    if callbacks == "nested":
+        names.append("nested callback")
+    for name in names:
+        yield f"{name}: {seen}"
+        if place == "all callbacks" or (place, name) == ("one callback", "callback 1"):
+            yield f"ERROR logged: {Boom(name)!r}"
+
+
+class LogHandler(logging.Handler):
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert record.exc_info
+        self.log.append(f"{record.levelname} logged: {record.exc_info[1]!r}")
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Everything that happens: what app and server append, warnings, log records, finalizers."""
+    log: list[str] = []
+    handler = LogHandler(log)
+    logger = logging.getLogger("wsgi_after")
+    logger.addHandler(handler)
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda args: log.append(f"finalizer raised {args.exc_value!r}")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(
+            warnings, "showwarning", lambda message, kind, *_: log.append(kind.__name__)
+        )
+        yield log
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    "place, kind, callbacks, server", CELLS, ids=[" | ".join(cell) for cell in CELLS]
+)
+def test_the_event_log_is_the_one_that_the_contract_tells(
+    place: str, kind: str, callbacks: str, server: str, log: list[str]
+) -> None:
+    gc.disable()  # reference counting alone has to be enough, with one exception:
+    try:
+        serve(AfterResponseMiddleware(make_app(place, kind, callbacks, log)), server, kind, log)
+        if place in ("first chunk", "mid-body"):
+            # "error" is kept for the callbacks, and its traceback holds the frame of the server
+            # that caught it, which holds the body: a cycle, if the server does not close that.
+            gc.collect()
+    finally:
+        gc.enable()
+    assert log == list(expected(place, kind, callbacks, server))
+
+
+def test_the_file_wrapper_of_the_matrix_comes_back_as_it_was() -> None:
+    """Else its column would only be one more iterator class."""
+    file_wrapper = wsgiref.util.FileWrapper(io.BytesIO(b"123"))
+    environ = {"wsgi.file_wrapper": wsgiref.util.FileWrapper}
+    application = AfterResponseMiddleware(lambda environ, start_response: file_wrapper)
+    assert application(environ, lambda *args: None) is file_wrapper
+    file_wrapper.close()
