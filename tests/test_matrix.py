@@ -280,7 +280,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "place, kind, callbacks, server", CELLS, ids=[" | ".join(cell) for cell in CELLS]
+    ("place", "kind", "callbacks", "server"), CELLS, ids=[" | ".join(cell) for cell in CELLS]
 )
 def test_the_event_log_is_the_one_that_the_contract_tells(
     place: str, kind: str, callbacks: str, server: str, log: list[str]

@@ -1,0 +1,62 @@
+"""What several test modules share: a WSGI server in a few lines, and a request's environ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import pytest
+
+from wsgi_after import AfterResponseMiddleware
+
+
+def make_environ(**extra: Any) -> dict[str, Any]:
+    environ: dict[str, Any] = {"PATH_INFO": "/path", **extra}
+    setup_testing_defaults(environ)
+    return environ
+
+
+class Exchange:
+    """One request to ``application``: call it, read the body, close it, as a server does."""
+
+    def __init__(self, application: Callable[..., Any], environ: dict[str, Any] | None = None):
+        self.environ = make_environ() if environ is None else environ
+        self.started: list[tuple[Any, ...]] = []
+        self.written: list[bytes] = []
+        self.result = application(self.environ, self.start_response)
+
+    def start_response(self, *args: Any) -> Callable[[bytes], Any]:
+        self.started.append(args)
+        return self.written.append
+
+    def finish(self) -> list[bytes]:
+        try:
+            return list(self.result)
+        finally:
+            self.result.close()
+
+
+def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
+
+
+@pytest.fixture
+def events() -> list[Any]:
+    """What happened, in order; compare the whole of it."""
+    return []
+
+
+@pytest.fixture
+def request_(events: list[Any]) -> Iterator[Callable[..., list[bytes]]]:
+    """Send a request to a function ``view(environ)``, and return the body."""
+
+    def request(view: Callable[[dict[str, Any]], Any], **extra: Any) -> list[bytes]:
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+            view(environ)
+            return hello(environ, start_response)
+
+        return Exchange(AfterResponseMiddleware(app), make_environ(**extra)).finish()
+
+    return request

@@ -1,0 +1,89 @@
+"""``wsgi.file_wrapper`` of the servers that have a Python class for it: rule 8 of the contract."""
+
+from __future__ import annotations
+
+import io
+import wsgiref.util
+from functools import partial
+
+import pytest
+from conftest import Exchange, make_environ
+from gunicorn.http.wsgi import FileWrapper as GunicornFileWrapper
+from waitress.buffers import ReadOnlyFileBasedBuffer as WaitressFileWrapper
+
+from wsgi_after import AfterResponseMiddleware
+
+
+class File(io.BytesIO):
+    def __init__(self, events):
+        super().__init__(b"content")
+        self.events = events
+
+    def close(self):
+        if not self.closed:
+            self.events.append("file closed")
+        super().close()
+
+
+class FailingFile(File):
+    def close(self):
+        super().close()
+        raise OSError("close")
+
+
+CLASSES = [wsgiref.util.FileWrapper, GunicornFileWrapper, WaitressFileWrapper]
+
+
+def send(file_wrapper, file, events):
+    def app(environ, start_response):
+        after = environ["wsgi.after"]
+        after.append(lambda: events.append(f"callback {after.completed} {after.error!r}"))
+        start_response("200 OK", [])
+        return environ["wsgi.file_wrapper"](file)
+
+    environ = make_environ(**{"wsgi.file_wrapper": file_wrapper})
+    return Exchange(AfterResponseMiddleware(app), environ)
+
+
+@pytest.mark.parametrize("file_wrapper", CLASSES)
+def test_the_servers_own_object_comes_back_and_its_close_runs_the_callbacks(file_wrapper, events):
+    exchange = send(file_wrapper, File(events), events)
+    assert type(exchange.result) is file_wrapper
+    exchange.result.close()
+    exchange.result.close()
+    assert events == ["file closed", "callback None None"]
+
+
+@pytest.mark.parametrize("file_wrapper", CLASSES)
+def test_a_file_whose_close_fails_does_not_cost_the_callbacks(file_wrapper, events):
+    exchange = send(file_wrapper, FailingFile(events), events)
+    with pytest.raises(OSError, match="close"):
+        exchange.result.close()
+    assert events == ["file closed", "callback None OSError('close')"]
+
+
+def test_a_file_wrapper_without_a_close_gets_one(events):
+    class Bare:
+        def __init__(self, file):
+            pass
+
+    exchange = send(Bare, None, events)
+    exchange.result.close()
+    assert events == ["callback None None"]
+
+
+def test_a_file_wrapper_that_is_dropped_runs_its_callbacks(events):
+    exchange = send(wsgiref.util.FileWrapper, File(events), events)
+    with pytest.warns(ResourceWarning, match="never closed"):
+        del exchange.result
+    assert events == ["file closed", "callback None None"]
+
+
+def test_an_iterable_that_is_no_file_wrapper_is_wrapped_as_ever(events):
+    def app(environ, start_response):
+        environ["wsgi.after"].append(partial(events.append, "callback"))
+        return iter([b"1"])
+
+    environ = make_environ(**{"wsgi.file_wrapper": wsgiref.util.FileWrapper})
+    assert Exchange(AfterResponseMiddleware(app), environ).finish() == [b"1"]
+    assert events == ["callback"]

@@ -1,0 +1,81 @@
+"""What type checkers have to accept, and what to refuse: see test_typing.py, which runs them.
+
+A line that ends in ``# error`` must be refused; every other line must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import make_server
+from wsgiref.validate import validator
+
+from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response, run_callbacks
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+def function_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    return [b""]
+
+
+class ClassApp:
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        return function_app(environ, start_response)
+
+
+def accepts_any_application_and_is_one() -> None:
+    application: WSGIApplication = AfterResponseMiddleware(function_app)
+    application = AfterResponseMiddleware(ClassApp())
+    application = AfterResponseMiddleware(AfterResponseMiddleware(function_app))
+    application = validator(application)
+    make_server("127.0.0.1", 0, application)
+
+
+def is_called_as_one(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    return AfterResponseMiddleware(function_app)(environ, start_response)
+
+
+def send_mail(user_id: int) -> bool:
+    return True
+
+
+def registering_keeps_the_type(after: CallbackList) -> None:
+    after.append(lambda: None)
+    registered: bool = after(send_mail, 1)(2)
+    registered = after_this_response(send_mail, 1)(2)
+
+    @after
+    def decorated() -> None: ...
+
+    decorated()
+    run_callbacks(after, "GET /")
+    run_callbacks([decorated])
+
+
+def attributes_have_types(after: CallbackList) -> bool:
+    if after.error is None and after.status is not None and after.headers is not None:
+        return after.status < "400" and after.headers[0][0].islower() and bool(after.completed)
+    return False
+
+
+def app_wide(application: AfterResponseMiddleware) -> None:
+    @application.after_response
+    def log(environ: WSGIEnvironment) -> None: ...
+
+    log({})
+
+
+def refused(application: AfterResponseMiddleware, after: CallbackList) -> None:
+    AfterResponseMiddleware(1)  # error
+    AfterResponseMiddleware("module:app")  # error
+    application({})  # error
+    after.append(1)  # error
+    after(1)  # error
+    after_this_response("text")  # error
+    application.after_response(lambda: None)  # error
+    run_callbacks(1)  # error
