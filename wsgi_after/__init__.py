@@ -12,12 +12,13 @@
 Server and client see what they would have seen without it.
 """
 
-from .callbacks import CallbackList, after_this_response, run_callbacks
+from .callbacks import CallbackList, after_this_request, after_this_response, run_callbacks
 from .middleware import AfterResponseMiddleware
 
 __all__ = [
     "AfterResponseMiddleware",
     "CallbackList",
+    "after_this_request",
     "after_this_response",
     "run_callbacks",
 ]

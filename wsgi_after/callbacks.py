@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from werkzeug.sansio.response import Response
 
 logger = logging.getLogger("wsgi_after")
 
-#: The list of the request whose app, or whose callback, is being called in this context.
-current: ContextVar[list[Callable[[], object]]] = ContextVar("wsgi.after")
+#: The list of the request whose app, or whose callback, is being called in this context. ``None``
+#: where the body of a request within a request is being iterated.
+current: ContextVar[list[Callable[[], object]] | None] = ContextVar("wsgi.after")
 # Bound once: CPython 3.11 takes 7 % of the cost of a request to look these two up.
 set_current, reset_current = current.set, current.reset
 
 F = TypeVar("F", bound=Callable[..., object])
+P = TypeVar("P", bound="Callable[[Response], Response | None]")
 
 
 class CallbackList(list[Callable[[], object]]):
@@ -40,11 +43,19 @@ class CallbackList(list[Callable[[], object]]):
 
     # Slots without values: a request stores only what it comes to know (an instance dictionary
     # cost 230 ns a request).
-    __slots__ = ("_completed", "_environ", "_error", "_server_start_response", "_started")
+    __slots__ = (
+        "_completed",
+        "_environ",
+        "_error",
+        "_prepared",
+        "_server_start_response",
+        "_started",
+    )
 
     _completed: bool | None
     _environ: WSGIEnvironment | None
     _error: BaseException | None
+    _prepared: tuple[Any, Any]
     _server_start_response: StartResponse | None
     _started: tuple[Any, Any]
 
@@ -59,15 +70,44 @@ class CallbackList(list[Callable[[], object]]):
         """
         return register(self, fn, *args, **kwargs)
 
+    def on_prepare(self, fn: P, /) -> P:
+        """Register ``fn(response)`` to change the response before its headers go out.
+
+        Returns ``fn``, so it is a decorator, too. ``response`` is a
+        :class:`werkzeug.sansio.response.Response`: ``status``, ``status_code``, ``headers``,
+        ``set_cookie``, ``delete_cookie``, ``vary`` and so on, no body. What is not changed reaches
+        the server as the app gave it.
+
+        ``fn`` runs inside the app's call of ``start_response``, in order of registration: again if
+        the app calls that again with ``exc_info``, not at all if it never does. It returns ``None``
+        or the response it was given. What it registers runs too, last. What it raises, the app's
+        call of ``start_response`` raises. Whoever changes Content-Length, or the status to one
+        without a body, answers for the body.
+
+        :raises TypeError: if ``fn`` is not callable, or a coroutine function.
+        :raises RuntimeError: if the app has called ``start_response`` already.
+        """
+        from .prepare import on_prepare  # loads werkzeug, which nothing else here needs
+
+        on_prepare(self, fn)
+        return fn
+
     @property
     def status(self) -> str | None:
         """The status line given to the server; ``None`` if the app did not start a response."""
-        return getattr(self, "_started", (None, None))[0]
+        status: str | None = self._given_to_server()[0]
+        return status
 
     @property
     def headers(self) -> list[tuple[str, str]] | None:
         """The headers given to the server; ``None`` if the app did not start a response."""
-        return getattr(self, "_started", (None, None))[1]
+        headers: list[tuple[str, str]] | None = self._given_to_server()[1]
+        return headers
+
+    def _given_to_server(self) -> tuple[Any, Any]:
+        nothing = (None, None)
+        given: tuple[Any, Any] = getattr(self, "_prepared", getattr(self, "_started", nothing))
+        return given
 
     @property
     def error(self) -> BaseException | None:
@@ -121,7 +161,7 @@ class EndedCallbackList(CallbackList):
         )
 
     append = extend = insert = _refuse
-    __call__ = __iadd__ = __setitem__ = _refuse
+    __call__ = __iadd__ = __setitem__ = on_prepare = _refuse
 
 
 def status_and_headers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -160,15 +200,41 @@ def after_this_response(fn: F, /, *args: Any, **kwargs: Any) -> F:
         that is being streamed, in a thread of one's own. There, hold on to
         ``environ["wsgi.after"]`` and use that.
     """
-    try:
-        callbacks = current.get()
-    except LookupError:
-        raise RuntimeError(
-            "after_this_response() was called outside a request. It works while the app is being "
-            "called, behind AfterResponseMiddleware. In a streaming body, or in a thread of your "
-            'own, hold on to environ["wsgi.after"] and append to that instead.'
-        ) from None
+    callbacks = current.get(None)
+    if callbacks is None:
+        raise _outside("after_this_response", "append to that")
     return register(callbacks, fn, *args, **kwargs)
+
+
+def after_this_request(fn: P, /) -> P:
+    """Register ``fn(response)`` to change the current response, and return ``fn``.
+
+    :meth:`CallbackList.on_prepare` for code that does not have the environ. Also a decorator.
+
+    :raises TypeError: if ``fn`` is not callable, or a coroutine function.
+    :raises RuntimeError: if the app has called ``start_response`` already; outside the call of an
+        app behind ``AfterResponseMiddleware``, as for :func:`after_this_response`; if the list in
+        use is a plain one, which somebody else put there.
+    """
+    callbacks = current.get(None)
+    if callbacks is None:
+        raise _outside("after_this_request", "call on_prepare() of that")
+    if not isinstance(callbacks, CallbackList):
+        raise RuntimeError(
+            f"after_this_request() needs the list of an AfterResponseMiddleware, but "
+            f'environ["wsgi.after"] is a plain {type(callbacks).__name__}: the server, or another '
+            "middleware, put it there before ours was called, and runs what is in it after the "
+            "response. Of such a list only list operations and after_this_response() are promised."
+        )
+    return callbacks.on_prepare(fn)
+
+
+def _outside(function: str, instead: str) -> RuntimeError:
+    return RuntimeError(
+        f"{function}() was called outside a request. It works while the app is being "
+        "called, behind AfterResponseMiddleware. In a streaming body, or in a thread of your "
+        f'own, hold on to environ["wsgi.after"] and {instead} instead.'
+    )
 
 
 def run_callbacks(callbacks: list[Callable[[], object]], request: str | None = None) -> None:
