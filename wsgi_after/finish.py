@@ -33,12 +33,13 @@ def finish(
     if error is not None and callbacks.error is None:
         callbacks._error = error
     raised = error
+    callbacks._server_start_response = None  # from here on, registering on_prepare is too late
     if not callbacks:
         callbacks.__class__ = EndedCallbackList
     # Looked at once more: another thread may have registered before the mark of the end.
     if callbacks:
         raised = run(callbacks, None, error)
-    callbacks._environ = callbacks._server_start_response = callbacks._error = None
+    callbacks._environ = callbacks._error = None
     if raised is not error:
         try:
             raise raised  # type: ignore[misc]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .body import ListBody, wrap
 from .callbacks import CallbackList, EndedCallbackList, reset_current, set_current
 from .finish import finish
+from .nested import NOT_NESTED, nested
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -86,7 +87,7 @@ class AfterResponseMiddleware:
             reset_current(token)
         if type(result) is not list:
             wrapped: Iterable[bytes] = wrap(result, callbacks, environ)
-            return wrapped
+            return wrapped if token.old_value is NOT_NESTED else nested(wrapped)
         body = ListBody()
         body._iterable = result
         body._iterator = None
