@@ -1,0 +1,101 @@
+"""Instructions of one request over the bare app, counted by ``valgrind --tool=callgrind``.
+
+A count does not depend on what else the machine does: with one build of Python and one version of
+the code it repeats to a few instructions, and to within 3 % where addresses move, as from one order
+of the workloads to another.
+It is no time, either: a jump that is predicted wrong counts as one that is not.
+
+One interpreter imports everything, and forks for each count: one child serves N requests, the next
+2N, and the difference is that of N. Starting, importing and warming up drop out.
+"""
+
+import re
+import shutil
+import sys
+
+import pyperf
+
+from .contenders import CONTENDERS
+from .report import arguments, interpreter, machine, run, table, write
+from .workloads import WORKLOADS
+
+REQUESTS = 1000
+STREAMS = 10  # requests, of many chunks each
+
+#: Reads lines of workload, contender, number of requests; forks a child for each.
+SERVE = """
+import os, sys
+from benchmarks.contenders import CONTENDERS
+from benchmarks.workloads import WORKLOADS, serve
+for line in sys.argv[1:]:
+    workload, contender, times = line.split()
+    app = CONTENDERS[contender](WORKLOADS[workload])
+    child = os.fork()
+    if not child:
+        serve(app, int(times))
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{line}: the app failed")
+"""
+
+VALGRIND = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
+
+
+def requests(workload):
+    """The smaller of the numbers of requests that are served."""
+    return REQUESTS if WORKLOADS[workload].chunks == 1 else STREAMS
+
+
+def counted(lines):
+    """Instructions of the child that serves each line, those before the fork included."""
+    _, stderr = interpreter("-c", SERVE, *lines, prefix=VALGRIND, PYTHONHASHSEED="0")
+    counts = [int(count) for count in re.findall(r"Collected : (\d+)", stderr)]
+    return counts[: len(lines)]  # the last is the parent's
+
+
+def collect(workloads):
+    """Count; return a suite with a benchmark of each workload and contender."""
+    cases = [(workload, contender) for workload in workloads for contender in CONTENDERS]
+    once = counted([f"{w} {c} {requests(w)}" for w, c in cases])
+    twice = counted([f"{w} {c} {2 * requests(w)}" for w, c in cases])
+    return pyperf.BenchmarkSuite(
+        [result(*case, b - a) for case, a, b in zip(cases, once, twice, strict=True)]
+    )
+
+
+def result(workload, contender, difference):
+    """The benchmark of one contender: instructions of one request, or of one chunk."""
+    each = difference / requests(workload) / WORKLOADS[workload].chunks
+    return pyperf.Benchmark([run(f"{workload}: {contender}", [round(each)], unit="integer")])
+
+
+def row(suite, workload):
+    """One line of the table."""
+    bare, recipe, ours = (
+        int(suite.get_benchmark(f"{workload}: {contender}").get_values()[0])
+        for contender in ("bare", "recipe", "ours")
+    )
+    over, ratio = (recipe - bare, ours - bare), (ours - bare) / (recipe - bare)
+    return [WORKLOADS[workload].title, *(f"{count:,}" for count in (bare, *over)), f"{ratio:.3f}"]
+
+
+def report(suite, workloads):
+    """The table, and what it was counted on."""
+    header = ["request", "bare", "recipe over it", "ours over it", "ratio"]
+    rows = [row(suite, workload) for workload in workloads]
+    return f"Instructions of one request. {machine(suite)}\n\n{table(header, rows)}"
+
+
+def main(argv=None):
+    """Count, print, write."""
+    options = arguments(__doc__.splitlines()[0], argv)
+    if shutil.which("valgrind") is None:
+        sys.exit("Instructions cannot be counted: valgrind is not installed.")
+    workloads = ["list"] if options.fast else list(WORKLOADS)
+    suite = collect(workloads)
+    write(suite, options.json, "instructions")
+    print(report(suite, workloads))
+
+
+if __name__ == "__main__":
+    main()
