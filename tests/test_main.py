@@ -1,0 +1,532 @@
+"""The command: apps in files of their own, the embedded server, a real request."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+import wsgi_after
+from wsgi_after import __main__ as command
+
+PACKAGE_PARENT = Path(wsgi_after.__file__).parents[1]  # of a checkout, or of an installation
+
+TIMELINE = """\
+Status 200, 14 bytes. Milliseconds since the request was sent:
+
+ #  request sent
+ #  headers received
+ #  last byte received
+ #  callback began
+ #  callback ended
+
+The client did not wait for the callback.
+"""
+
+HELLO = """
+def app(environ, start_response):
+    environ["wsgi.after"].append(lambda: None)
+    start_response("200 OK", [("Content-Length", "14")])
+    return [b"Hello, world!\\n"]
+"""
+
+RESPOND = """
+    start_response("200 OK", [])
+    return [b"ok"]
+"""
+
+
+def masked(output: str) -> str:
+    return re.sub(r"(?m)^ +\d+\.\d(?=  \w)", " #", output)
+
+
+def times(output: str) -> dict[str, float]:
+    return {event: float(ms) for ms, event in re.findall(r"(?m)^ +(\d+\.\d)  (.+)$", output)}
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Write the module ``hello`` into the current directory, a new one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(source: str) -> None:
+        Path("hello.py").write_text(source, encoding="utf-8")
+
+    yield write
+    sys.modules.pop("hello", None)
+
+
+@pytest.fixture
+def run(
+    files: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process, on an app whose source is given: status, out, err."""
+
+    def run(source: str, *arguments: str, app: str = "hello:app") -> tuple[int, str, str]:
+        files(source)
+        status = command.main([app, *arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def in_process_of_its_own(*argv: str | Path, cwd: Path, **environment: str) -> tuple[int, str, str]:
+    process = subprocess.run(
+        argv, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+# It runs, in every way there is to start it.
+
+
+def test_without_arguments_it_shows_a_demo() -> None:
+    status, out, err = in_process_of_its_own(sys.executable, "-m", "wsgi_after", cwd=PACKAGE_PARENT)
+    assert (status, masked(out), err) == (0, TIMELINE, "")
+    ms = times(out)
+    assert ms["request sent"] == 0
+    assert ms["headers received"] <= ms["last byte received"] < ms["callback ended"]
+    assert ms["callback ended"] - ms["callback began"] >= 499.9  # it sleeps for 500
+
+
+def test_it_finds_an_app_in_the_current_directory(
+    tmp_path: Path, files: Callable[[str], None]
+) -> None:
+    files(HELLO)
+    argv = (sys.executable, "-m", "wsgi_after", "hello:app", "/path")
+    outcome = in_process_of_its_own(*argv, cwd=tmp_path, PYTHONPATH=str(PACKAGE_PARENT))
+    status, out, err = outcome
+    assert (status, masked(out), err) == (0, TIMELINE, "")
+
+
+def test_the_installed_script_does_the_same(tmp_path: Path, files: Callable[[str], None]) -> None:
+    scripts = Path(sysconfig.get_path("scripts"))
+    found = [path for path in scripts.glob("wsgi-after*") if path.suffix in ("", ".exe")]
+    if not found:
+        pytest.skip("wsgi-after is not installed in this environment: pip install -e .")
+    files(HELLO)
+    status, out, err = in_process_of_its_own(found[0], "hello:app", cwd=tmp_path)
+    assert (status, masked(out), err) == (0, TIMELINE, "")
+
+
+def test_a_failure_in_a_process_of_its_own_is_one_line_and_no_traceback(
+    tmp_path: Path, files: Callable[[str], None]
+) -> None:
+    files("def app(environ, start_response): raise ValueError('no')")
+    argv = (sys.executable, "-m", "wsgi_after", "hello:app")
+    outcome = in_process_of_its_own(*argv, cwd=tmp_path, PYTHONPATH=str(PACKAGE_PARENT))
+    place = f"({tmp_path / 'hello.py'}, line 1)"
+    assert outcome == (1, "", f"wsgi-after: hello:app raised ValueError: no {place}.\n")
+
+
+def test_the_module_run_as_a_script_exits_with_the_status_of_main(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["wsgi-after", "nonsense"])
+    monkeypatch.delitem(sys.modules, "wsgi_after.__main__")
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("wsgi_after", run_name="__main__")
+    assert exit_.value.code == 1
+    assert "'nonsense' is not of the form MODULE:APP" in capsys.readouterr().err
+
+
+def test_without_werkzeug_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "werkzeug.serving", None)
+    monkeypatch.delitem(sys.modules, "wsgi_after.__main__")
+    with pytest.raises(SystemExit, match=r"^wsgi-after: The command needs werkzeug"):
+        runpy.run_module("wsgi_after", run_name="__main__")
+
+
+# What it reports.
+
+
+def test_the_demo_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([]) == 0
+    assert masked(capsys.readouterr().out) == TIMELINE
+
+
+def test_callbacks_of_callbacks_count(run: Callable[..., tuple[int, str, str]]) -> None:
+    _, out, _ = run(
+        """
+def app(environ, start_response):
+    after = environ["wsgi.after"]
+    after.append(lambda: after.append(lambda: after.append(lambda: None)))
+"""
+        + RESPOND
+    )
+    assert list(times(out))[-2:] == ["3 callbacks began", "3 callbacks ended"]
+    assert out.endswith("The client did not wait for the 3 callbacks.\n")
+
+
+def test_an_app_that_is_wrapped_already_shares_the_list(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    _, out, _ = run(
+        HELLO
+        + """
+from wsgi_after import AfterResponseMiddleware
+app = AfterResponseMiddleware(app)
+ran = []
+app.after_response(lambda environ: ran.append(environ["PATH_INFO"]))
+"""
+    )
+    assert out.endswith("The client did not wait for the 2 callbacks.\n")
+    assert sys.modules["hello"].ran == ["/"]
+
+
+@pytest.mark.parametrize(
+    "line", ["pass", "environ['wsgi.after'].clear()", "del environ['wsgi.after']"]
+)
+def test_no_callback(run: Callable[..., tuple[int, str, str]], line: str) -> None:
+    status, out, err = run(f"def app(environ, start_response):\n    {line}\n{RESPOND}")
+    assert (status, list(times(out)), err) == (
+        0,
+        ["request sent", "headers received", "last byte received"],
+        "",
+    )
+    assert out.endswith("\nThe app registered no callback, or cancelled what there was.\n")
+
+
+def test_a_callback_that_cancels_the_others(run: Callable[..., tuple[int, str, str]]) -> None:
+    _, out, _ = run(
+        """
+def app(environ, start_response):
+    environ["wsgi.after"].append(environ["wsgi.after"].clear)
+"""
+        + RESPOND
+    )
+    assert out.endswith("The client did not wait for the callback.\n")
+
+
+def test_a_client_that_waits_because_the_app_runs_its_callbacks_itself(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    _, out, _ = run(
+        """
+from wsgi_after import run_callbacks
+def app(environ, start_response):
+    environ["wsgi.after"].append(lambda: None)
+    run_callbacks(environ["wsgi.after"])
+"""
+        + RESPOND
+    )
+    assert out.endswith("The client waited for the callback.\n")
+    ms = times(out)
+    assert ms["callback ended"] <= ms["headers received"] <= ms["last byte received"]
+    # That the server was held up, to see whether the client waits, is not counted.
+    assert ms["last byte received"] - ms["callback ended"] < command.HOLD * 1000
+
+
+def test_a_callback_that_fails_is_logged_and_the_timeline_complete(
+    run: Callable[..., tuple[int, str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    status, out, err = run(HELLO.replace("lambda: None", "lambda: 1 / 0"))
+    assert (status, masked(out), err) == (0, TIMELINE, "")
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("respond", "reported"),
+    [
+        ("start_response('200 OK', []); return (b'ab' for _ in range(3))", "Status 200, 6 bytes."),
+        ("start_response('204 No Content', []); return []", "Status 204, 0 bytes."),
+        ("start_response('302 Found', [('Location', '/')]); return []", "Status 302, 0 bytes."),
+        ("start_response('500 Oh', []); return [b'x' * 200_000]", "Status 500, 200000 bytes."),
+        ("start_response('200 OK', [])(b'written'); return []", "Status 200, 7 bytes."),
+    ],
+)
+def test_any_response_will_do(
+    run: Callable[..., tuple[int, str, str]], respond: str, reported: str
+) -> None:
+    status, out, err = run(
+        f"def app(environ, start_response):\n    environ['wsgi.after'].append(print)\n    {respond}"
+    )
+    assert (status, err) == (0, "")
+    assert reported in out
+    assert out.endswith("The client did not wait for the callback.\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/a/b?c=d&e", ("/a/b", "c=d&e")),
+        ("relative", ("/relative", "")),
+        ("/blank here", ("/blank here", "")),
+        ("/%7Euser", ("/~user", "")),
+        ("/é", ("/é".encode().decode("latin-1"), "")),
+    ],
+)
+def test_the_path(
+    run: Callable[..., tuple[int, str, str]], path: str, asked: tuple[str, str]
+) -> None:
+    status, _, err = run(
+        """
+asked = []
+def app(environ, start_response):
+    asked.append((environ["PATH_INFO"], environ["QUERY_STRING"]))
+"""
+        + RESPOND,
+        path,
+    )
+    assert (status, err, sys.modules["hello"].asked) == (0, "", [asked])
+
+
+def test_a_byte_on_the_command_line_that_is_no_utf_8(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    status, out, err = run(HELLO, "/\udcff")
+    assert (status, masked(out), err) == (0, TIMELINE, "")
+
+
+def test_a_request_of_somebody_else_does_not_count(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    """Here it is a callback that sends it."""
+    _, out, _ = run(
+        """
+from http.client import HTTPConnection
+asked = []
+def ask(port):
+    client = HTTPConnection("127.0.0.1", port)
+    client.request("GET", "/again")
+    client.getresponse().read()
+    client.close()
+def app(environ, start_response):
+    asked.append(environ["PATH_INFO"])
+    if len(asked) == 1:
+        environ["wsgi.after"](ask, int(environ["SERVER_PORT"]))
+    environ["wsgi.after"].append(lambda: None)
+"""
+        + RESPOND
+    )
+    assert sys.modules["hello"].asked == ["/", "/again"]
+    assert out.endswith("The client did not wait for the 2 callbacks.\n")
+
+
+def test_the_port_can_be_chosen_and_is_free_again_afterwards(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    source = f"ports = []\n{HELLO}    ".replace(
+        "    start", "    ports.append(environ['SERVER_PORT'])\n    start"
+    )
+    for _ in range(2):
+        assert run(source, "--port", str(port))[0] == 0
+    assert sys.modules["hello"].ports == [str(port)] * 2
+
+
+# What can go wrong: one sentence, status 1.
+
+
+def fails(outcome: tuple[int, str, str], pattern: str) -> None:
+    status, out, err = outcome
+    assert (status, out) == (1, "")
+    assert re.fullmatch(f"wsgi-after: {pattern}\n", err), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "hello", "hello:", ":app", "a:b:c", "http://host/", "hello.:app", "hello:app()", ".x:y"],
+)
+def test_a_malformed_name(run: Callable[..., tuple[int, str, str]], name: str) -> None:
+    fails(run(HELLO, app=name), rf"{re.escape(repr(name))} is not of the form MODULE:APP, .*\.")
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("absent:app", "absent"),
+        ("absent.wsgi:app", "absent"),
+        ("hello.py:app", "hello.py"),
+        ("email.absent:app", "email.absent"),
+    ],
+)
+def test_no_such_module(run: Callable[..., tuple[int, str, str]], name: str, missing: str) -> None:
+    pattern = rf"There is no module {re.escape(missing)}, neither .* nor installed\."
+    fails(run(HELLO, app=name), pattern)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import absent", r"ModuleNotFoundError: No module named 'absent' \(.*hello.py, line 1\)"),
+        ("import hello.x", r"ModuleNotFoundError: .* \(.*hello.py, line 1\)"),
+        ("raise ImportError", r"ImportError \(.*hello.py, line 1\)"),
+        ("\n1 / 0", r"ZeroDivisionError: division by zero \(.*hello.py, line 2\)"),
+        ("raise AttributeError('two\\n lines')", r"AttributeError: two lines \(.*, line 1\)"),
+        ("import sys; sys.exit(3)", r"SystemExit: 3 \(.*hello.py, line 1\)"),
+        ("def", r"SyntaxError: .* \(hello.py, line 1\)"),
+    ],
+)
+def test_a_module_that_fails_to_import(
+    run: Callable[..., tuple[int, str, str]], source: str, error: str
+) -> None:
+    fails(run(source), rf"hello failed to import: {error}\.")
+
+
+def test_no_such_attribute(run: Callable[..., tuple[int, str, str]]) -> None:
+    fails(run(HELLO, app="hello:main"), r"The module hello has no attribute main\.")
+    fails(run(HELLO, app="hello:app.x"), r"The module hello has no attribute app.x\.")
+
+
+def test_an_attribute_that_is_not_callable(run: Callable[..., tuple[int, str, str]]) -> None:
+    fails(run("app = 3"), r"hello:app is no WSGI application: int cannot be called\.")
+
+
+@pytest.mark.parametrize(
+    ("respond", "error"),
+    [
+        ("raise ValueError('no')", r"ValueError: no \(.*hello.py, line 11\)"),
+        ("raise SystemExit", r"SystemExit \(.*hello.py, line 11\)"),
+        ("raise ConnectionRefusedError('db')", r"ConnectionRefusedError: db \(.*, line 11\)"),
+        ("start_response('200 OK', []); 1 / 0", r"ZeroDivisionError: .* \(.*, line 11\)"),
+        ("start_response('200 OK', []); return failing()", r"ZeroDivisionError: .*, line 4\)"),
+        ("start_response('200 OK', [('Content-Length', '2')]); return failing()", r"Zero.*"),
+        ("start_response('200 OK', []); return Failing()", r"ZeroDivisionError: .*, line 7\)"),
+        ("return [b'']", r"AssertionError: write\(\) before start_response .*"),
+        ("start_response('200 OK', []); return 3", r"TypeError: .*"),
+    ],
+)
+def test_an_app_that_raises(
+    run: Callable[..., tuple[int, str, str]], respond: str, error: str
+) -> None:
+    source = f"""\
+import sys
+def failing():
+    yield b"ab"
+    1 / 0
+class Failing(list):
+    def close(self):
+        1 / 0
+
+def app(environ, start_response):
+    environ["wsgi.after"].append(lambda: None)
+    {respond}
+"""
+    fails(run(source), rf"hello:app raised {error}\.")
+
+
+def test_a_callback_that_lets_an_interrupt_out(run: Callable[..., tuple[int, str, str]]) -> None:
+    source = "def interrupt():\n    raise KeyboardInterrupt\n" + HELLO.replace(
+        "lambda: None", "interrupt"
+    )
+    fails(run(source), r"hello:app raised KeyboardInterrupt \(.*hello.py, line 2\)\.")
+
+
+def test_a_response_that_is_shorter_than_its_content_length(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    pattern = r"The response of hello:app broke off: IncompleteRead\(.* 6 more expected\)\."
+    fails(run(HELLO.replace('"14"', '"20"')), pattern)
+
+
+def test_a_port_in_use(run: Callable[..., tuple[int, str, str]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        fails(run(HELLO, "--port", port), rf"Cannot serve on port {port}: .*already in use.*\.")
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """What an app waits for; it opens when the test is over."""
+    event = Event()
+    monkeypatch.setitem(sys.modules, "gate", event)
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize(
+    "respond",
+    [
+        "gate.wait()",
+        "start_response('200 OK', [])(b'some'); gate.wait()",
+        "start_response('200 OK', []); return iter(lambda: b'%d' % gate.wait(0.05), b'1')",
+    ],
+    ids=["nothing", "not all", "a stream without end"],
+)
+def test_a_server_that_does_not_answer(
+    run: Callable[..., tuple[int, str, str]], gate: Event, respond: str
+) -> None:
+    source = f"import gate\ndef app(environ, start_response):\n    {respond}\n    return []"
+    outcome = run(source, "--timeout", "0.3")
+    fails(outcome, r"hello:app did not complete its response within 0\.3 s\.")
+
+
+def test_a_callback_that_does_not_end(
+    run: Callable[..., tuple[int, str, str]], gate: Event
+) -> None:
+    source = "import gate\n" + HELLO.replace("lambda: None", "gate.wait")
+    fails(
+        run(source, "--timeout", "0.3"),
+        r"The client had the response, but the callbacks of hello:app did not end within 0\.3 s.*",
+    )
+
+
+def test_the_time_is_up_just_when_all_has_been_read() -> None:
+    expired = Event()
+    with socket.socket() as not_connected:
+        command.expire(not_connected, expired)
+    assert expired.is_set()
+
+
+def test_interrupted(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    assert run("raise KeyboardInterrupt") == (130, "", "wsgi-after: Interrupted.\n")
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--port", "http"],
+        ["--port", "-1"],
+        ["--port", "65536"],
+        ["--timeout", "soon"],
+        ["--timeout", "0"],
+        ["--timeout", "nan"],
+        ["--timeout", "inf"],
+        ["--timeout", "3601"],
+        ["--nonsense"],
+        ["hello:app", "/", "one too many"],
+    ],
+)
+def test_arguments_that_are_not_understood(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(arguments)
+    assert exit_.value.code == 2
+    assert "wsgi-after: error: " in capsys.readouterr().err
+
+
+def test_the_help_explains_every_argument_its_default_and_the_exit_status(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    actions: list[Any] = command.parser()._actions
+    assert [action for action in actions if not action.help] == []
+    for action in actions:
+        assert (action.option_strings or [action.metavar])[-1] in out
+    for word in ["default: /", "default: a free one", "default: 30", "3600", "exit status:"]:
+        assert word in out
+    assert max(map(len, out.splitlines())) <= 80

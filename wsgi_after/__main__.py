@@ -1,0 +1,397 @@
+"""Serve an app, send it one request, and print what happened when.
+
+::
+
+    python -m wsgi_after                      # a demo, whose callback takes half a second
+    python -m wsgi_after MODULE:APP [PATH]    # an app of one's own
+
+Installed, it is the command ``wsgi-after``, too. Use it to see whether callbacks are registered,
+how long they take, and that the client is not kept waiting by them.
+
+Caution: it shows the server that is embedded here, werkzeug's, which ends every response before it
+calls ``close()``. Other servers do not in every case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import string
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial, reduce
+from http.client import HTTPConnection, HTTPException, IncompleteRead
+from importlib import import_module
+from threading import Event, Thread, Timer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from .callbacks import CallbackList, EndedCallbackList
+from .middleware import AfterResponseMiddleware
+
+try:
+    from werkzeug.serving import WSGIRequestHandler, make_server
+except ImportError:
+    sys.exit("wsgi-after: The command needs werkzeug: pip install werkzeug.")
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+HOST = "127.0.0.1"
+TIMEOUT = 30.0  # seconds, for all that the command waits for
+LONGEST_TIMEOUT = 3600.0  # seconds
+HOLD = 1.0  # seconds that a client has to read the response in, before it counts as waiting
+
+DESCRIPTION = """\
+Serve a WSGI application, send it one request, and print when the client had the
+response, and when the callbacks in environ["wsgi.after"] ran.
+"""
+
+EPILOG = """\
+Without MODULE:APP a demo is served, whose callback takes half a second.
+
+The server is werkzeug's, on 127.0.0.1. It ends a response before it calls
+close(), which is when callbacks run, so the client does not wait for them. Not
+every server does so with every response.
+
+exit status:
+  0  the timeline was printed, whether the client waited or not
+  1  there is none: a sentence on stderr says why
+  2  the arguments were not understood
+"""
+
+
+class CommandError(Exception):
+    """One sentence for the user, who can do something about it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments``, by default those of the process; return its exit status.
+
+    :raises SystemExit: from argparse, after ``--help`` or arguments it does not understand.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        app = demo if options.app is None else load(options.app)
+        exchange = Exchange(app, options.app or "The demo", options.timeout)
+        with serving(exchange, options.port) as port:
+            # Whatever was typed, a blank or a letter beyond ASCII, goes out escaped.
+            path = quote(options.path, string.punctuation, errors="surrogateescape")
+            exchange.request(port, f"/{path.removeprefix('/')}")
+    except CommandError as error:
+        print(f"wsgi-after: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("wsgi-after: Interrupted.", file=sys.stderr)
+        return 130  # what shells report for SIGINT
+    print("\n".join(exchange.report()))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="wsgi-after",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "app",
+        metavar="MODULE:APP",
+        nargs="?",
+        help="the application APP in the module MODULE, such as hello:application; modules are "
+        "looked for in the current directory, too",
+    )
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        nargs="?",
+        default="/",
+        help="what to ask it for, such as '/orders?page=2' (default: /)",
+    )
+    parser.add_argument("--port", type=port, default=0, help="to serve on (default: a free one)")
+    parser.add_argument(
+        "--timeout",
+        type=timeout,
+        metavar="SECONDS",
+        default=TIMEOUT,
+        help="to wait for the response and the callbacks together, at most "
+        f"{LONGEST_TIMEOUT:g} (default: {TIMEOUT:g})",
+    )
+    return parser
+
+
+def port(argument: str) -> int:
+    """A TCP port; 0 stands for a free one."""
+    number = int(argument)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is not between 0 and 65535")
+    return number
+
+
+def timeout(argument: str) -> float:
+    """A number of seconds, neither none nor endless."""
+    seconds = float(argument)
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise argparse.ArgumentTypeError(
+            f"{argument} is not more than 0 and at most {LONGEST_TIMEOUT:g}"
+        )
+    return seconds
+
+
+def demo(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """The app that is served if none is named."""
+    environ["wsgi.after"].append(partial(time.sleep, 0.5))
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "14")])
+    return [b"Hello, world!\n"]
+
+
+def load(name: str) -> WSGIApplication:
+    """Import the app that is called ``name``, such as ``"module:app"``.
+
+    :raises CommandError: if there is no such app.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in f"{module_name}.{attribute}".split(".")):
+        raise CommandError(
+            f"{name!r} is not of the form MODULE:APP, such as hello:application for the object "
+            "application in hello.py."
+        )
+    sys.path.insert(0, os.getcwd())  # python -m does this, an installed script does not
+    try:
+        app: Any = import_module(module_name)
+    # SystemExit too: some modules are scripts.
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{error.name}."
+        ):
+            raise CommandError(
+                f"There is no module {error.name}, neither in the current directory nor installed."
+            ) from None
+        raise CommandError(f"{module_name} failed to import: {describe(error)}.") from None
+    try:
+        app = reduce(getattr, attribute.split("."), app)
+    except AttributeError:
+        raise CommandError(f"The module {module_name} has no attribute {attribute}.") from None
+    if not callable(app):
+        raise CommandError(f"{name} is no WSGI application: {type(app).__name__} cannot be called.")
+    return app  # type: ignore[no-any-return]
+
+
+def describe(error: BaseException) -> str:
+    """An exception on one line, with the place that raised it."""
+    text = str(traceback.TracebackException(type(error), error, None))
+    line = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": ")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<")  # the import system
+    ]
+    if isinstance(error, SyntaxError):  # says itself where, and no frame does
+        return line
+    return f"{line} ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
+class Exchange:
+    """One request, its response and its callbacks: what happened when.
+
+    :meth:`request` is the client's side. The rest runs in a thread of the server, which serves
+    ``application`` and calls :meth:`handled`. Times are those of ``time.perf_counter()``, in
+    seconds.
+    """
+
+    def __init__(self, app: WSGIApplication, name: str, timeout: float) -> None:
+        self.application = AfterResponseMiddleware(self._call)
+        self.application.after_response(self._begin)
+        self.error: BaseException | None = None  # of the app
+        self._app = app
+        self._name = name
+        self._timeout = timeout
+        self._callbacks: CallbackList | None = None
+        self._registered = 0
+        self._status = self._size = 0
+        self._sent = self._headers = self._last_byte = self._began = self._ended = 0.0
+        self._held: float | None = None  # how long the server was held up for a waiting client
+        self._received = Event()  # the client has the last byte
+        self._finished = Event()  # the last callback has ended
+        self._handled = Event()  # the server is through with the request
+
+    def _call(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._callbacks is None:  # else somebody else has found the port
+            self._callbacks = environ["wsgi.after"]
+        return self._app(environ, start_response)
+
+    def _begin(self, environ: WSGIEnvironment) -> None:
+        callbacks: CallbackList | None = environ.get("wsgi.after")
+        if callbacks is not None and callbacks is self._callbacks:
+            self._began = time.perf_counter()
+            self.error = callbacks.error
+            self._registered = len(callbacks)
+            callbacks.append(partial(self._end, callbacks))
+
+    def _end(self, callbacks: CallbackList) -> None:
+        if callbacks:  # registered by a callback: let them run first
+            self._registered += len(callbacks)
+            callbacks.append(partial(self._end, callbacks))
+        else:
+            self._note_end()
+
+    def _note_end(self) -> None:
+        """Note the time, then hold the server up until the client has the whole response.
+
+        A client that gets it meanwhile does not depend on the server's going on. To compare times
+        would prove nothing: a short callback has ended before the client's thread is awake.
+        """
+        self._ended = time.perf_counter()
+        if self.error is None and not self._received.wait(HOLD):
+            self._held = time.perf_counter() - self._ended
+        self._finished.set()
+
+    def handled(self, error: BaseException | None = None) -> None:
+        """Note that the server is through with a request, which may have ended with ``error``."""
+        self.error = self.error or error
+        if not self._finished.is_set() and isinstance(self._callbacks, EndedCallbackList):
+            self._note_end()  # somebody cleared the list, so that ours did not run
+        self._handled.set()
+
+    def request(self, port: int, path: str) -> None:
+        """Ask for ``path``, read the response, and wait until the callbacks have ended.
+
+        :raises CommandError: if the app failed, or the time is up.
+        """
+        deadline = time.perf_counter() + self._timeout
+        self._read_response(port, path)
+        for event in (self._handled, self._finished):
+            if not event.wait(deadline - time.perf_counter()):
+                raise CommandError(
+                    f"The client had the response, but the callbacks of {self._name} did not end "
+                    f"within {self._timeout:g} s: --timeout gives them longer."
+                )
+        self._raise_error()
+
+    def _read_response(self, port: int, path: str) -> None:
+        with closing(HTTPConnection(HOST, port)) as connection:
+            connection.connect()
+            expired = Event()
+            # The timeout of a socket would start anew with every chunk.
+            timer = Timer(self._timeout, expire, [connection.sock, expired])
+            timer.daemon = True
+            timer.start()
+            try:
+                self._exchange(connection, path)
+            except (OSError, HTTPException) as error:
+                self._raise_error()
+                raise CommandError(
+                    f"{self._name} did not complete its response within {self._timeout:g} s."
+                    if expired.is_set()
+                    else f"The response of {self._name} broke off: {error!r}."
+                ) from None
+            finally:
+                timer.cancel()
+
+    def _exchange(self, connection: HTTPConnection, path: str) -> None:
+        self._sent = time.perf_counter()
+        connection.request("GET", path)
+        response = connection.getresponse()
+        self._headers = time.perf_counter()
+        self._status = response.status
+        while chunk := response.read(65536):
+            self._size += len(chunk)
+        if response.length:  # what is missing of Content-Length: read() does not complain
+            raise IncompleteRead(b"", response.length)
+        self._last_byte = time.perf_counter()
+        self._received.set()
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            raise CommandError(f"{self._name} raised {describe(self.error)}.") from None
+
+    def report(self) -> Iterator[str]:
+        """The lines to print."""
+        yield f"Status {self._status}, {self._size} bytes. Milliseconds since the request was sent:"
+        yield ""
+        yield self._row(self._sent, "request sent")
+        yield self._row(self._headers, "headers received")
+        yield self._row(self._last_byte, "last byte received")
+        if not self._registered:
+            yield ""
+            yield "The app registered no callback, or cancelled what there was."
+            return
+        what = "callback" if self._registered == 1 else f"{self._registered} callbacks"
+        yield self._row(self._began, f"{what} began")
+        yield self._row(self._ended, f"{what} ended")
+        yield ""
+        yield f"The client {'did not wait' if self._held is None else 'waited'} for the {what}."
+
+    def _row(self, seconds: float, event: str) -> str:
+        if self._held is not None and seconds > self._ended:
+            seconds -= self._held  # our doing
+        return f"{(seconds - self._sent) * 1000:10.1f}  {event}"
+
+
+def expire(sock: socket.socket, expired: Event) -> None:
+    """Break off whatever the client reads."""
+    expired.set()
+    with suppress(OSError):  # it has just read it all
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def serving(exchange: Exchange, port: int) -> Iterator[int]:
+    """Serve ``exchange.application`` meanwhile, on ``port``, or on a free one: yields which.
+
+    :raises CommandError: if the port cannot be had.
+    """
+    # Not left to werkzeug: it would print, and exit.
+    try:
+        listener = socket.create_server((HOST, port))
+    except OSError as error:
+        raise CommandError(f"Cannot serve on port {port}: {error.strerror}.") from None
+    with listener:
+        server = make_server(
+            HOST,
+            port,
+            exchange.application,
+            threaded=True,
+            request_handler=request_handler(exchange),
+            passthrough_errors=True,
+            fd=listener.fileno(),
+        )
+    thread = Thread(target=server.serve_forever, args=[0.05], daemon=True)
+    thread.start()
+    try:
+        yield server.port
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+def request_handler(exchange: Exchange) -> type[WSGIRequestHandler]:
+    """What handles a request: without log or traceback, and the exchange gets to know its end."""
+
+    class Handler(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"  # else the end of a stream is the end of the connection
+
+        def run_wsgi(self) -> None:
+            try:
+                super().run_wsgi()
+            # As wide as this because the exchange decides what to tell the user.
+            except BaseException as error:
+                exchange.handled(error)
+            else:
+                exchange.handled()
+            self.close_connection = True  # or the client would go on waiting after an error
+
+        def log(self, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+if __name__ == "__main__":
+    sys.exit(main())
