@@ -1,0 +1,104 @@
+"""What is expected of each cell of the matrix, server × kind of response: data, with its sources.
+
+A file and a line in a reason are those of the version that ``docs/servers.rst`` names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Whether the client had its headers, and its last byte, before a slow callback ended.
+IN_TIME = "in time"  # both
+END_LATE = "end late"  # the headers
+LATE = "late"  # neither
+GONE = "gone"  # it has hung up
+
+#: What each callback of a request reports, once each.
+CALLBACKS = ["first", "slow", "last"]
+
+STREAMS = ["tuple", "generator", "class_iterator"]  # without Content-Length, in several chunks
+EMPTY = ["redirect", "no_content", "not_modified", "head"]
+FILES = ["small_file", "large_file"]
+
+#: Where the server adds nothing of its own: sends what it is given at once, then calls close().
+ORDINARY = {
+    "list_with_length": IN_TIME,
+    "list_without_length": IN_TIME,
+    "tuple": IN_TIME,
+    "generator": IN_TIME,
+    "class_iterator": IN_TIME,
+    "empty_list": IN_TIME,
+    "redirect": IN_TIME,
+    "no_content": IN_TIME,
+    "not_modified": IN_TIME,
+    "head": IN_TIME,
+    "small_file": IN_TIME,
+    "large_file": IN_TIME,
+    "write": IN_TIME,
+    # Nothing was returned that the server could close: the callbacks run, then it hears of the
+    # exception.
+    "error_before_return": LATE,
+    # PEP 3333 has the server close the iterable in a "finally": before it answers the exception.
+    "error_in_first_chunk": LATE,
+    "error_in_mid_body": END_LATE,
+    "hang_up": GONE,
+    "two_requests": IN_TIME,
+}
+KINDS = list(ORDINARY)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One cell.
+
+    :param timing: see above.
+    :param reason: why it is not the ordinary one, with the source.
+    """
+
+    timing: str
+    reason: str = ""
+
+
+#: Server → (kinds, timing, reason), where the server has a reason of its own.
+DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
+    "uWSGI": [
+        (
+            ["list_without_length", *STREAMS],
+            END_LATE,
+            "the connection's end is the body's end, and uWSGI closes it after close() "
+            "(plugins/python/wsgi_subhandler.c:363, core/utils.c:1105)",
+        ),
+        (
+            ["empty_list", *EMPTY],
+            LATE,
+            "uWSGI sends headers with the first byte of the body, or after close() "
+            "(core/utils.c:1066)",
+        ),
+    ],
+    "waitress": [
+        (STREAMS, END_LATE, "the chunk terminator comes after close() (task.py:164-168)"),
+        (
+            ["empty_list", *EMPTY],
+            LATE,
+            "waitress sends headers with the first byte of the body, or after close() "
+            "(task.py:164-168, 489)",
+        ),
+    ],
+    "wsgiref": [
+        (
+            STREAMS,
+            END_LATE,
+            "the connection's end is the body's end, and comes after close() "
+            "(wsgiref/handlers.py:181-196)",
+        ),
+    ],
+}
+DEVIATIONS["uWSGI --http-socket"] = DEVIATIONS["uWSGI --http"] = DEVIATIONS.pop("uWSGI")
+
+
+def expected(server: str, kind: str) -> Expected:
+    """What is expected of one cell."""
+    for kinds, timing, reason in DEVIATIONS.get(server, []):
+        if kind in kinds:
+            return Expected(timing, reason)
+    return Expected(ORDINARY[kind])

@@ -1,0 +1,192 @@
+"""Start a server, know when it is ready, end it.
+
+A description (:mod:`tests.servers.descriptions`) says what to start. Everything a server needs lies
+in a directory that every user may read, because Apache's workers run as another one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wsgi_after
+
+from .client import Connection
+from .control import Control
+
+APPS = Path(__file__).with_name("apps")
+SIZES = {"small_file": 10_000, "large_file": 20_000_000}  # bytes
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to start one server.
+
+    :param name: as the documentation calls it.
+    :param commands: the processes to start, given where and on which port; the last one is the
+        one that clients talk to, the first one the one that runs Python.
+    :param needs: modules and programs without which it cannot start.
+    :param version: one line that names what was measured.
+    """
+
+    name: str
+    commands: Callable[[Place], list[Sequence[str | Path]]]
+    needs: tuple[str, ...]
+    version: Callable[[], str]
+
+    def missing(self) -> list[str]:
+        """What of its needs is not installed."""
+        return [need for need in self.needs if not find(need)]
+
+
+@dataclass
+class Place:
+    """Where one server runs."""
+
+    directory: Path
+    port: int = field(default_factory=lambda: free_port())
+    pid: int = 0  # of the process that runs Python, or of its parent
+    log: Path = Path()
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def write(self, name: str, text: str) -> Path:
+        """A file, such as a configuration, for the server to read."""
+        path = self.directory / name
+        path.write_text(text)
+        return path
+
+    def file(self, kind: str) -> Path:
+        """The file to send for a kind of response that sends one."""
+        return self.directory / f"{kind}.bin"
+
+    def about(self) -> dict[str, Any]:
+        """What the app knows of the server it runs on."""
+        with Connection(self.port) as connection:
+            connection.request("/bare/about", connection="close")
+            connection.read_response("GET", lambda: None)
+        found: dict[str, Any] = json.loads(connection.received.partition(b"\r\n\r\n")[2])
+        return found
+
+
+def find(need: str) -> str | None:
+    """The path of a program, or the name of a module, that is installed."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
+    program = shutil.which(need, path=path)
+    if program is None and importlib.util.find_spec(need) is not None:
+        return need
+    return program
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require(missing: Sequence[str]) -> None:
+    """Skip the test if something is not installed; where CI is set, fail."""
+    if missing:
+        message = f"not installed: {', '.join(missing)}; see .ci/install-servers"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+@contextmanager
+def place() -> Iterator[Place]:
+    """A directory with the app, the package and the files to send, for every user to read."""
+    with tempfile.TemporaryDirectory(prefix="wsgi_after-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        # Not the whole of site-packages: mod_wsgi runs on another Python.
+        copied = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(Path(wsgi_after.__file__).parent, directory / "wsgi_after", ignore=copied)
+        shutil.copytree(APPS, directory, ignore=copied, dirs_exist_ok=True)
+        for kind, size in SIZES.items():
+            # No two blocks of it are alike, so one that is lost or sent twice shows.
+            line = b"%015d\n"
+            content = b"".join(line % number for number in range(size // 16 + 1))
+            (directory / f"{kind}.bin").write_bytes(content[:size])
+        yield Place(directory)
+
+
+@contextmanager
+def running(
+    server: Server, before: Sequence[str] = (), place: Callable[..., Any] = place
+) -> Iterator[Place]:
+    """Run ``server``, from when it answers to the end of the block.
+
+    :param before: what to put before the first command, such as ``strace``.
+    """
+    with place() as where:
+        where.log = where.directory / "log"
+        with open(where.log, "wb") as log:
+            try:
+                for number, command in enumerate(server.commands(where)):
+                    prefix = () if number else before
+                    where.processes.append(start([*prefix, *map(str, command)], where, log))
+                wait_until_ready(where)
+                where.pid = where.processes[0].pid
+                yield where
+            finally:
+                for process in where.processes:
+                    end(process)
+
+
+def start(command: Sequence[str], where: Place, log: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(where.directory), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=where.directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,  # a group of its own, to end its workers with
+    )
+
+
+def wait_until_ready(where: Place, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            where.about()
+            return
+        except (OSError, ValueError):
+            if time.monotonic() > deadline or any(p.poll() is not None for p in where.processes):
+                raise RuntimeError(f"not ready:\n{where.log.read_text()[-4000:]}") from None
+            time.sleep(0.05)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL to what is left of the group after 5 seconds."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(5)
+
+
+@cache
+def control() -> Control:
+    """The one control of this process."""
+    return Control()
