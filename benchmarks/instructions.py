@@ -1,9 +1,7 @@
 """Instructions of one request over the bare app, counted by ``valgrind --tool=callgrind``.
 
-A count does not depend on what else the machine does: with one build of Python and one version of
-the code it repeats to a few instructions, and to within 3 % where addresses move, as from one order
-of the workloads to another.
-It is no time, either: a jump that is predicted wrong counts as one that is not.
+A count does not depend on what else the machine does. It is no time, either: a jump that is
+predicted wrong counts as one that is not.
 
 One interpreter imports everything, and forks for each count: one child serves N requests, the next
 2N, and the difference is that of N. Starting, importing and warming up drop out.
@@ -22,14 +20,18 @@ from .workloads import WORKLOADS
 REQUESTS = 1000
 STREAMS = 10  # requests, of many chunks each
 
-#: Reads lines of workload, contender, number of requests; forks a child for each.
+#: Takes lines of workload, contender, number of requests; forks a child for each. The garbage
+#: collector begins at nought in each: one collection that falls into the 2N requests but not into
+#: the N would add some hundred instructions to each.
 SERVE = """
-import os, sys
+import gc, os, sys
 from benchmarks.contenders import CONTENDERS
 from benchmarks.workloads import WORKLOADS, serve
 for line in sys.argv[1:]:
     workload, contender, times = line.split()
     app = CONTENDERS[contender](WORKLOADS[workload])
+    gc.collect()
+    gc.freeze()
     child = os.fork()
     if not child:
         serve(app, int(times))
