@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Prepare = Callable[[sansio.Response], sansio.Response | None]
 
 # What ends a header early, or is not Latin-1 (PEP 3333, RFC 9110 section 5.5).
-_UNSENDABLE = re.compile(r"[^\x01-\x09\x0b\x0c\x0e-\xff]")
+unsendable = re.compile(r"[^\x01-\x09\x0b\x0c\x0e-\xff]").findall
 
 
 class Headers(datastructures.Headers):
@@ -149,27 +149,28 @@ def call(fn: Prepare, response: Response) -> None:
             "the response it was given is expected. It is to change that response: the status and "
             "the headers of another one would be lost."
         )
-    check(response.status, "The status", fn)
+    if unsendable(response.status):
+        raise refusal("The status", response.status, fn)
     for name, value in response.headers:
         check_header(name, value, fn)
 
 
 def check_header(name: str, value: str, fn: Prepare | None = None) -> None:
-    """Raise a ``ValueError`` if one of the two cannot be sent."""
-    check(name, f"The name of header {name!r}", fn)
-    check(value, f"The value of header {name!r}", fn)
+    """Raise a ``ValueError`` if one of the two, which ``fn`` left there, cannot be sent."""
+    if unsendable(name):
+        raise refusal(f"The name of header {name!r}", name, fn)
+    if unsendable(value):
+        raise refusal(f"The value of header {name!r}", value, fn)
 
 
-def check(text: str, place: str, fn: Prepare | None = None) -> None:
+def refusal(place: str, text: str, fn: Prepare | None) -> ValueError:
     # The value itself is left out of the message: it may be somebody's session.
-    found = _UNSENDABLE.search(text)
-    if found:
-        left = f", which response callback {describe(fn)} left there," if fn else ""
-        raise ValueError(
-            f"{place} contains {found[0]!r}{left} and cannot be sent: status and headers are "
-            "Latin-1 text without line breaks. The usual cause is input that was not quoted: see "
-            "urllib.parse.quote()."
-        )
+    left = f", which response callback {describe(fn)} left there," if fn else ""
+    return ValueError(
+        f"{place} contains {unsendable(text)[0]!r}{left} and cannot be sent: status and headers "
+        "are Latin-1 text without line breaks. The usual cause is input that was not quoted: see "
+        "urllib.parse.quote()."
+    )
 
 
 def too_late() -> RuntimeError:
