@@ -50,6 +50,7 @@ class CallbackList(list[Callable[[], object]]):
         "_prepared",
         "_server_start_response",
         "_started",
+        "_write",
     )
 
     _completed: bool | None
@@ -58,6 +59,7 @@ class CallbackList(list[Callable[[], object]]):
     _prepared: tuple[Any, Any]
     _server_start_response: StartResponse | None
     _started: tuple[Any, Any]
+    _write: Callable[[bytes], object] | None
 
     def __call__(self, fn: F, /, *args: Any, **kwargs: Any) -> F:
         """Register ``fn(*args, **kwargs)`` to run after the response, and return ``fn``.
@@ -138,7 +140,7 @@ class CallbackList(list[Callable[[], object]]):
         This is what the app gets. Whatever it passes reaches the server, which is the one to judge
         it; a call that the server refused is not recorded.
         """
-        write = self._server_start_response(*args, **kwargs)  # type: ignore[misc]
+        write = self._write = self._server_start_response(*args, **kwargs)  # type: ignore[misc]
         # The exc_info is not kept: its frames refer to the environ.
         self._started = args if len(args) == 2 else status_and_headers(args, kwargs)
         return write

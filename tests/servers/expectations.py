@@ -18,7 +18,6 @@ CALLBACKS = ["first", "slow", "last"]
 
 STREAMS = ["tuple", "generator", "class_iterator"]  # without Content-Length, in several chunks
 EMPTY = ["redirect", "no_content", "not_modified", "head"]
-FILES = ["small_file", "large_file"]
 
 #: Where the server adds nothing of its own: sends what it is given at once, then calls close().
 ORDINARY = {
@@ -63,25 +62,17 @@ class Expected:
 DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
     "uWSGI": [
         (
-            ["list_without_length", *STREAMS],
+            ["list_without_length", "empty_list", *STREAMS],
             END_LATE,
             "the connection's end is the body's end, and uWSGI closes it after close() "
             "(plugins/python/wsgi_subhandler.c:363, core/utils.c:1105)",
         ),
-        (
-            ["empty_list", *EMPTY],
-            LATE,
-            "uWSGI sends headers with the first byte of the body, or after close() "
-            "(core/utils.c:1066)",
-        ),
     ],
     "waitress": [
-        (STREAMS, END_LATE, "the chunk terminator comes after close() (task.py:164-168)"),
         (
-            ["empty_list", *EMPTY],
-            LATE,
-            "waitress sends headers with the first byte of the body, or after close() "
-            "(task.py:164-168, 489)",
+            ["empty_list", *STREAMS],
+            END_LATE,
+            "the chunk terminator comes after close() (task.py:164-168, 298-303)",
         ),
     ],
     "wsgiref": [

@@ -12,9 +12,8 @@ def wsgiref(port):
 
 
 def werkzeug(port):
-    from werkzeug.serving import WSGIRequestHandler, make_server
-
     from kinds import application
+    from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Handler(WSGIRequestHandler):
         protocol_version = "HTTP/1.1"
