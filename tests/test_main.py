@@ -320,12 +320,11 @@ def test_the_port_can_be_chosen_and_is_free_again_afterwards(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    source = f"ports = []\n{HELLO}    ".replace(
-        "    start", "    ports.append(environ['SERVER_PORT'])\n    start"
-    )
+    note = "    asked.append((environ['SERVER_NAME'], environ['SERVER_PORT']))\n    start"
+    source = "asked = []" + HELLO.replace("    start", note)
     for _ in range(2):
         assert run(source, "--port", str(port))[0] == 0
-    assert sys.modules["hello"].ports == [str(port)] * 2
+    assert sys.modules["hello"].asked == [("127.0.0.1", str(port))] * 2
 
 
 # What can go wrong: one sentence, status 1.

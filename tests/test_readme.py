@@ -17,12 +17,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import django.test
 import flask
 import pytest
 from conftest import make_environ
 from django.conf import settings
 from django.core.signals import request_finished
 from django.http import HttpResponse
+from django.test import override_settings
+from django.urls import path
 from docutils import nodes
 from docutils.core import publish_doctree
 from werkzeug.test import Client
@@ -104,19 +107,22 @@ def test_the_contract_has_eleven_rules() -> None:
     assert len(rules) == 11
 
 
-def test_every_example_is_run_by_a_test_of_this_file() -> None:
+def test_every_example_is_run_by_a_test() -> None:
+    """Those on changing the response by ``test_prepare_examples.py``, the others here."""
+    elsewhere = [
+        block
+        for section in parse(README).findall(nodes.section)
+        if "changing the response" in section["names"]
+        for block in section.findall(nodes.literal_block)
+    ]
+    assert {tuple(block["classes"]) for block in elsewhere} <= {("code", "python")}
+    assert len(blocks("python")) == 5 + len(elsewhere)
     names = [
         name for block in parse(README).findall(nodes.literal_block) for name in block["names"]
     ]
     assert names == [
-        "hello.py",
-        "ways.py",
-        "ways.out",
-        "flask_app.py",
-        "django_wsgi.py",
-        "pyramid_app.py",
+        *("hello.py", "ways.py", "ways.out", "flask_app.py", "django_wsgi.py", "pyramid_app.py")
     ]
-    assert len(blocks("python")) == 5
     assert [command.split()[0] for command in commands()] == [
         *("python3", ".venv/bin/python", "gunicorn", "uwsgi", "python3")
     ]
@@ -279,12 +285,25 @@ response.close()
 def test_a_framework(
     tmp_path: Path, name: str, app: str, files: dict[str, str], more: list[str]
 ) -> None:
-    for path, text in {name: snippet(name), **files}.items():
-        (tmp_path / path).write_text(text, encoding="utf-8")
+    for file, text in {name: snippet(name), **files}.items():
+        (tmp_path / file).write_text(text, encoding="utf-8")
     argv = [sys.executable, "-c", REQUEST, name.removesuffix(".py"), app]
     env = environment(DJANGO_SETTINGS_MODULE="settings")
     out = subprocess.check_output(argv, cwd=tmp_path, env=env, text=True)
     assert out.splitlines() == ["Hello", "after the response", *more]
+
+
+def test_the_test_client_of_django_bypasses_the_middleware() -> None:
+    present: list[bool] = []
+
+    def view(request: Any) -> HttpResponse:
+        present.append("wsgi.after" in request.environ)
+        return HttpResponse("hello")
+
+    settings.configured or settings.configure()
+    with override_settings(ROOT_URLCONF=(path("", view),), ALLOWED_HOSTS=["*"]):
+        django.test.Client().get("/")
+    assert present == [False]
 
 
 # The tables.
@@ -304,6 +323,9 @@ def test_the_table_of_servers_is_what_the_servers_are_tested_for() -> None:
         "uWSGI": ["uWSGI --http", "uWSGI --http-socket"],
         "waitress": ["waitress"],
     }
+    assert expected("uWSGI --http", "list_without_length").timing == END_LATE
+    assert expected("uWSGI --http", "empty_list").timing == END_LATE
+    assert expected("waitress", "empty_list").timing == END_LATE
     for row in table("The client of"):
         for cell, kinds in zip(row[1:], columns, strict=True):
             for server in tested.pop(row[0]) if kinds is columns[-1] else tested[row[0]]:
