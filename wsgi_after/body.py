@@ -134,7 +134,7 @@ def wrap(result: Any, callbacks: CallbackList, environ: WSGIEnvironment) -> Any:
     back as it is, after the callbacks.
     """
     kind = type(result)
-    if "wsgi.file_wrapper" in environ and arm(result, callbacks, environ["wsgi.file_wrapper"]):
+    if "wsgi.file_wrapper" in environ and arm(result, callbacks, environ):
         return result
     if hasattr(kind, "__len__"):
         body: Body = SizedBody()

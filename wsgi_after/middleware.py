@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .body import ListBody, wrap
 from .callbacks import CallbackList, EndedCallbackList, reset_current, set_current
+from .file_wrapper import python_class, watch
 from .finish import finish
 from .nested import NOT_NESTED, nested
 
@@ -74,6 +75,8 @@ class AfterResponseMiddleware:
             environ[KEY] = callbacks  # this environ has been through a request already
         callbacks._environ = environ
         callbacks._server_start_response = start_response
+        if "wsgi.file_wrapper" in environ and environ["wsgi.file_wrapper"] not in python_class:
+            watch(environ)
         if self._app_wide:
             self._register_app_wide(callbacks, environ)
         token = set_current(callbacks)
