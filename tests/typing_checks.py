@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING
 from wsgiref.simple_server import make_server
 from wsgiref.validate import validator
 
-from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response, run_callbacks
+from wsgi_after import (
+    AfterResponseMiddleware,
+    CallbackList,
+    after_this_request,
+    after_this_response,
+    run_callbacks,
+)
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from werkzeug.sansio.response import Response
 
 
 def function_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -22,9 +30,7 @@ def function_app(environ: WSGIEnvironment, start_response: StartResponse) -> Ite
 
 
 class ClassApp:
-    def __call__(
-        self, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return function_app(environ, start_response)
 
 
@@ -70,6 +76,23 @@ def app_wide(application: AfterResponseMiddleware) -> None:
     log({})
 
 
+def change(response: Response) -> None:
+    response.set_cookie("lang", "de")
+
+
+async def change_later(response: Response) -> None:
+    response.set_cookie("lang", "de")
+
+
+def response_callbacks(
+    after: CallbackList,
+) -> None:
+    registered: None = after.on_prepare(change)(Response())
+    registered = after_this_request(change)(Response())
+    after.on_prepare(lambda response: response)
+    after_this_request(lambda response: response.headers.add("X", "1"))
+
+
 def refused(application: AfterResponseMiddleware, after: CallbackList) -> None:
     AfterResponseMiddleware(1)  # error
     AfterResponseMiddleware("module:app")  # error
@@ -79,3 +102,7 @@ def refused(application: AfterResponseMiddleware, after: CallbackList) -> None:
     after_this_response("text")  # error
     application.after_response(lambda: None)  # error
     run_callbacks(1)  # error
+    after_this_request(lambda: None)  # error
+    after_this_request(lambda response: "body")  # error
+    after.on_prepare(change_later)  # error
+    after.on_prepare(3)  # error
