@@ -140,7 +140,7 @@ def report(suite, workloads):
 def main(argv=None):
     """Measure, print, write."""
     options = arguments(__doc__.splitlines()[0], argv)
-    suite = collect(WORKLOADS, *((2, 15) if options.fast else (15, 45)))
+    suite = collect(WORKLOADS, *((2, 10) if options.fast else (15, 45)))
     write(suite, options.json, "request")
     print(report(suite, WORKLOADS))
 
