@@ -6,15 +6,13 @@ and ``docs/servers.rst`` says what they measured.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-@dataclass(frozen=True)
-class Server:
+class Server(NamedTuple):
     """The facts about one server.
 
     :param key: recognised by this key in its environ; or
