@@ -1,0 +1,212 @@
+"""The bounded pool: what it takes, what it refuses, where it lives, how it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
+from contextvars import ContextVar
+
+import pytest
+
+from wsgi_after.executor import BoundedThreadPoolExecutor
+
+WAIT = 10  # seconds, for what takes none
+
+
+@pytest.fixture
+def pool():
+    """One thread, and one job may wait."""
+    with BoundedThreadPoolExecutor(max_workers=1, max_pending=1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def busy(pool):
+    """The pool's thread runs a job; set the event to let it end."""
+    began, go_on = threading.Event(), threading.Event()
+    pool.submit(lambda: (began.set(), go_on.wait(WAIT)))
+    assert began.wait(WAIT)
+    yield go_on
+    go_on.set()
+
+
+def python(code):
+    """Run it in an interpreter of its own, which has no thread but those that it makes."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_a_job_runs_in_a_thread_of_the_pool_and_its_future_has_what_it_returned(pool):
+    def job(*args, **kwargs):
+        return threading.current_thread().name, args, kwargs
+
+    name, args, kwargs = pool.submit(job, 1, fn=2, self=3).result(WAIT)
+    assert name.startswith("wsgi_after")
+    assert (args, kwargs) == ((1,), {"fn": 2, "self": 3})
+    assert isinstance(pool, Executor)
+
+
+def test_a_job_sees_the_context_variables_of_who_submitted_it(pool):
+    variable = ContextVar("variable")
+    variable.set("at submit")
+    job = pool.submit(lambda: (variable.get(), variable.set("by the job")))
+    assert job.result(WAIT)[0] == variable.get() == "at submit"
+
+
+def test_it_refuses_when_as_many_jobs_wait_as_may(pool, busy):
+    waits = pool.submit(str)
+    with pytest.raises(RuntimeError, match="full"):
+        pool.submit(str)
+    busy.set()
+    assert waits.result(WAIT) == ""
+    assert pool.drain(WAIT)
+    assert pool.submit(str).result(WAIT) == ""
+
+
+def test_a_cancelled_job_makes_room(pool, busy):
+    assert pool.submit(str).cancel()
+    waits = pool.submit(str)
+    busy.set()
+    assert waits.result(WAIT) == ""
+
+
+@pytest.mark.parametrize("size", ["max_workers", "max_pending"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_size_below_one_is_refused_at_construction(size, value):
+    with pytest.raises(ValueError, match=f"{size} must be at least 1, not {value}"):
+        BoundedThreadPoolExecutor(**{size: value})
+
+
+def test_no_thread_starts_before_a_job_comes():
+    before = threading.active_count()
+    BoundedThreadPoolExecutor()
+    assert threading.active_count() == before
+
+
+def test_two_threads_that_submit_the_first_jobs_share_the_pool(monkeypatch):
+    """Both find none: the one that comes second uses what the first has made."""
+    made = []
+
+    def make(*args, **kwargs):
+        made.append(ThreadPoolExecutor(*args, **kwargs))
+        if len(made) == 1:
+            pool.submit(str).result(WAIT)  # here the other thread comes first
+        return made[-1]
+
+    monkeypatch.setattr("wsgi_after.executor.ThreadPoolExecutor", make)
+    with BoundedThreadPoolExecutor() as pool:
+        pool.submit(str).result(WAIT)
+        names = [thread.name for thread in threading.enumerate() if "wsgi_after" in thread.name]
+        assert (len(made), len(names)) == (2, 1)
+
+
+# The end
+
+
+def test_drain_waits_for_what_runs_and_waits(pool, busy):
+    waits = pool.submit(str)
+    assert not pool.drain(0)
+    assert not pool.drain(timeout=0.01)
+    busy.set()
+    assert pool.drain()
+    assert waits.done()
+
+
+def test_drain_waits_for_jobs_that_come_from_jobs(pool, events):
+    def job(left):
+        events.append(left)
+        if left:
+            pool.submit(job, left - 1)
+
+    pool.submit(job, 3)
+    assert pool.drain(WAIT)
+    assert events == [3, 2, 1, 0]
+
+
+def test_drain_with_nothing_to_wait_for_is_done_at_once(pool):
+    assert pool.drain(0)
+
+
+def test_drain_within_a_job_is_an_error_and_no_deadlock(pool):
+    with pytest.raises(RuntimeError, match="from within a job"):
+        pool.submit(pool.drain, WAIT).result(WAIT)
+
+
+def test_a_job_may_drain_another_pool(pool):
+    other = BoundedThreadPoolExecutor()
+    assert pool.submit(other.drain, WAIT).result(WAIT)
+
+
+def test_after_shutdown_it_refuses(pool):
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="shut down"):
+        pool.submit(str)
+
+
+def test_shutdown_can_cancel_what_waits(pool, busy):
+    waits = pool.submit(str)
+    pool.shutdown(wait=False, cancel_futures=True)
+    with pytest.raises(CancelledError):
+        waits.result(WAIT)
+    busy.set()
+    assert pool.drain(WAIT)
+
+
+def test_a_pool_that_could_start_no_thread_has_room_still(pool, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                pool.submit(str)
+    assert pool.submit(str).result(WAIT) == ""
+
+
+EXIT = """
+import threading
+from wsgi_after.executor import BoundedThreadPoolExecutor
+ended, pool = threading.Event(), BoundedThreadPoolExecutor(max_workers=1)
+for number in range(3):
+    pool.submit(lambda number=number: print(number if ended.wait(10) else "too early"))
+print("end of the program", flush=True)
+ended.set()
+"""
+
+
+def test_pending_jobs_finish_at_the_exit_of_the_interpreter():
+    assert python(EXIT) == ["end of the program", "0", "1", "2"]
+
+
+FORK = """
+import os, threading
+from wsgi_after.executor import shared
+parent = threading.Event()
+blocked = [shared.submit(parent.wait) for _ in range(4)]
+shared.submit(print, "of the parent", flush=True)
+child = os.fork()
+if not child:
+    print("in the child", shared.submit(os.getpid).result(10) == os.getpid(), flush=True)
+    print("drained", shared.drain(10), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print("in the parent", shared.drain(0), flush=True)
+parent.set()
+print("drained", shared.drain(10), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing forks there")
+def test_a_forked_child_has_threads_of_its_own_and_none_of_its_parents_jobs():
+    assert python(f"import warnings; warnings.simplefilter('ignore')\n{FORK}") == [
+        "in the child True",
+        "drained True",
+        "in the parent False",
+        "of the parent",
+        "drained True",
+    ]
