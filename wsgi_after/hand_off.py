@@ -1,0 +1,105 @@
+"""Hand the callbacks of a request over to an executor, and lose none on the way.
+
+An executor is anything with ``submit(fn, *args)``. It gets one job for a request,
+``run_callbacks(callbacks, label)``, in which they run in order, contained, and logged with the
+request that they belong to.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from .callbacks import CallbackList, EndedCallbackList, logger, run_callbacks
+from .throttle import Throttle
+
+
+class SupportsSubmit(Protocol):
+    """What callbacks can be handed over to, such as a :class:`concurrent.futures.Executor`.
+
+    Nothing is expected of what ``submit`` returns. If it is a future, a failure of the job is
+    logged.
+    """
+
+    submit: Callable[..., Any]
+
+
+_refusals = Throttle()
+_announced_in: set[int] = set()  # ids of processes
+
+
+def announce(server: str, reason: str) -> None:
+    """Log the first hand-off of this process that nobody asked for."""
+    if os.getpid() not in _announced_in:
+        _announced_in.add(os.getpid())
+        logger.info(
+            "On %s callbacks run in a thread pool where the client would wait for them otherwise. "
+            "This response was the first: %s. AfterResponseMiddleware(app, executor=None) keeps "
+            "them in close().",
+            server,
+            reason,
+        )
+
+
+def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseException | None:
+    """Submit the job of a request; return what ``submit`` raised, if it did not take it.
+
+    The list ends when the job has run. It lets go of the environ now, because a job that runs in
+    another process never comes back to do so.
+    """
+    label = callbacks._request_line()
+    try:
+        future = executor.submit(run_callbacks, callbacks, label)
+    except BaseException as error:
+        _log_refusal(error, label)
+        return error
+    callbacks._environ = None
+    try:
+        future.add_done_callback(partial(_look_at, callbacks, label))
+    except AttributeError:  # no future: a queue's job, or nothing
+        pass
+    except Exception:  # it is accepted, so it must not run again, whatever this was
+        traceback.print_exc()
+    return None
+
+
+def _log_refusal(error: BaseException, label: str) -> None:
+    times = _refusals.passes()
+    if times:
+        log(
+            logger.warning,
+            "The executor did not take the callbacks of %s, so they run in close(), where the "
+            "client may wait for them: %s: %s. This happened %d times since it was last reported.",
+            *(label, type(error).__name__, error, times),
+        )
+
+
+def _look_at(callbacks: CallbackList, label: str, future: Any) -> None:
+    """Log what became of a job, if that is not what was to be; end the list."""
+    error = _error_of(future)
+    ran = type(callbacks) is EndedCallbackList
+    if not ran:  # it ran in another process, or did not
+        callbacks.__class__ = EndedCallbackList
+        callbacks.clear()
+        callbacks._error = callbacks._write = None
+    if error is not None:
+        log(logger.error, _LET_OUT if ran else _LOST, label, exc_info=error)
+
+
+def _error_of(future: Any) -> BaseException | None:
+    try:
+        error: BaseException | None = future.exception()
+    except BaseException as raised:  # a cancelled job's future raises; gevent's always does
+        return raised
+    return error
+
+
+_LOST = (
+    "The callbacks of %s are lost: the executor accepted them, but the job failed or was cancelled "
+    "before it reported that they ran. They are not run again: some of them may have."
+)
+_LET_OUT = "A callback of %s let this out of the executor's job."

@@ -1,0 +1,31 @@
+"""Let one of many like events through, once in a while, and count the others."""
+
+from __future__ import annotations
+
+from itertools import count
+from time import monotonic
+
+
+class Throttle:
+    """Says whether an event may be logged; the count is of those since the last that was.
+
+    It takes no lock, because a finalizer may come by at any allocation: threads that come at the
+    same moment may all pass, and share what is to be counted.
+
+    :param seconds: how long nothing passes after something has.
+    """
+
+    def __init__(self, seconds: float = 60) -> None:
+        self._seconds = seconds
+        self._closed_until = 0.0
+        self._counter = count(1)
+        self._told = 0
+
+    def passes(self) -> int:
+        """Count one event: how many there were since the last that passed, or 0: not yet."""
+        total, now = next(self._counter), monotonic()
+        if now < self._closed_until:
+            return 0
+        self._closed_until = now + self._seconds
+        since, self._told = total - self._told, total
+        return since
