@@ -46,7 +46,9 @@ def test_the_headers_of_an_empty_response_go_out_before_the_callbacks(events):
     assert events == [b"", "callback"]
 
 
-@pytest.mark.parametrize("server", [server for server in SERVERS if server.key])
+@pytest.mark.parametrize(
+    "server", [server for server in SERVERS if server.key and server.holds_headers]
+)
 def test_each_server_that_holds_headers_is_recognised_and_flushed(server, events):
     serve(redirect, events, **{server.key: "anything"})
     assert events == [b"", "callback"]

@@ -15,6 +15,7 @@ import pytest
 from conftest import Exchange, make_environ
 
 from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import shared
 
 
 class File(io.BytesIO):
@@ -63,7 +64,7 @@ def send(server, file, events, give_back=lambda made: made, **extra):
     def app(environ, start_response):
         after = environ["wsgi.after"]
         after.append(lambda: events.append(f"callback {after.completed} {after.error!r}"))
-        start_response("200 OK", [])
+        start_response("200 OK", [("Content-Length", "8")])
         return give_back(environ["wsgi.file_wrapper"](file))
 
     environ = make_environ(**{"wsgi.file_wrapper": server.file_wrapper}, **extra)
@@ -188,6 +189,7 @@ def io_thread():
 
 
 def wait_for_callbacks():
+    assert shared.drain(10)
     for thread in threading.enumerate():
         if thread.name == "wsgi_after":
             thread.join(10)

@@ -206,7 +206,7 @@ class Exchange:
     """
 
     def __init__(self, app: WSGIApplication, name: str, timeout: float) -> None:
-        self.application = AfterResponseMiddleware(self._call)
+        self.application = AfterResponseMiddleware(self._call, executor=None)  # as the server is
         self.application.after_response(self._begin)
         self.error: BaseException | None = None  # of the app
         self._app = app

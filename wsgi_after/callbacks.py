@@ -14,13 +14,20 @@ import traceback
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from .throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from werkzeug.sansio.response import Response
 
+    from .hand_off import SupportsSubmit
+
 logger = logging.getLogger("wsgi_after")
+slow_ones = Throttle()
 
 #: The list of the request whose app, or whose callback, is being called in this context. ``None``
 #: where the body of a request within a request is being iterated.
@@ -47,6 +54,7 @@ class CallbackList(list[Callable[[], object]]):
         "_completed",
         "_environ",
         "_error",
+        "_executor",
         "_prepared",
         "_server_start_response",
         "_started",
@@ -56,6 +64,7 @@ class CallbackList(list[Callable[[], object]]):
     _completed: bool | None
     _environ: WSGIEnvironment | None
     _error: BaseException | None
+    _executor: SupportsSubmit | None  # None: run in close(); not set: by the server
     _prepared: tuple[Any, Any]
     _server_start_response: StartResponse | None
     _started: tuple[Any, Any]
@@ -133,6 +142,10 @@ class CallbackList(list[Callable[[], object]]):
         method = environ.get("REQUEST_METHOD", "?")
         path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
         return f"{method} {path}".encode("unicode_escape").decode("ascii")
+
+    def __reduce_ex__(self, protocol: object) -> tuple[type, tuple[list[Callable[[], object]]]]:
+        """Pickle, and copy, as a plain list of the callbacks: the rest belongs to this process."""
+        return list, (list(self),)
 
     def _start_response(self, /, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
         """Call the server's ``start_response`` with just these arguments, and record them.
@@ -262,28 +275,39 @@ def run(
     callbacks: list[Callable[[], object]],
     request: str | None,
     raised: BaseException | None = None,
+    patience: float = inf,
 ) -> BaseException | None:
     """As :func:`run_callbacks`, but return what is to be let out: ``raised``, if there is one.
 
     This is the one place that decides what becomes of an exception of a callback.
+
+    :param patience: how many seconds a callback may take before it is reported as slow.
     """
     token = set_current(callbacks)
     try:
-        raised = _run_pending(callbacks, request, raised)
+        raised = _run_pending(callbacks, request, raised, patience)
         if isinstance(callbacks, CallbackList):
             callbacks.__class__ = EndedCallbackList
             if callbacks:  # another thread registered between the last look and the mark
-                raised = _run_pending(callbacks, request, raised)
+                raised = _run_pending(callbacks, request, raised, patience)
+            callbacks._environ = callbacks._error = callbacks._write = None
     finally:
         reset_current(token)
     return raised
 
 
 def _run_pending(
-    callbacks: list[Callable[[], object]], request: str | None, raised: BaseException | None
+    callbacks: list[Callable[[], object]],
+    request: str | None,
+    raised: BaseException | None,
+    patience: float,
 ) -> BaseException | None:
     while callbacks:
-        callback = callbacks.pop(0)
+        try:
+            callback = callbacks.pop(0)
+        except IndexError:  # an executor took the job, said that it did not, and runs it now
+            break
+        began = monotonic()
         try:
             outcome = callback()
             if outcome is not None and isinstance(outcome, Coroutine):
@@ -298,6 +322,8 @@ def _run_pending(
                 raised = error
             else:
                 _log(_FAILED, callback, request, callbacks, error)
+        if monotonic() - began > patience:
+            _log_slow(callback, request, callbacks, monotonic() - began)
     return raised
 
 
@@ -314,6 +340,12 @@ _SYSTEM_EXIT = (
     "Callback %s of %s raised SystemExit, which is contained: it would end the server's worker. In "
     "a main thread it may come from a signal handler, such as that of gunicorn's worker timeout."
 )
+_SLOW = (
+    "Callback %s of %s took %.1f seconds in close(). Meanwhile this worker, or this thread of it, "
+    "served nobody, and the next request on the connection waited. Pass executor= to "
+    "AfterResponseMiddleware, or let the callback put its work into a queue. There were %d slow "
+    "callbacks since this was last told."
+)
 
 
 def _message(callback: object, error: BaseException) -> str:
@@ -329,13 +361,36 @@ def _log(
     callbacks: list[Callable[[], object]],
     error: BaseException | None = None,
 ) -> None:
-    if request is None:
-        request = "a request"
-        if isinstance(callbacks, CallbackList):
-            request = callbacks._request_line()
+    label = _label(request, callbacks)
+    log(logger.error, message, describe(callback), label, exc_info=error)
+
+
+def _log_slow(
+    callback: object, request: str | None, callbacks: list[Callable[[], object]], seconds: float
+) -> None:
+    times = slow_ones.passes()
+    if times:
+        label = _label(request, callbacks)
+        log(logger.warning, _SLOW, describe(callback), label, seconds, times)
+
+
+def _label(request: str | None, callbacks: list[Callable[[], object]]) -> str:
+    if request is not None:
+        return request
+    return callbacks._request_line() if isinstance(callbacks, CallbackList) else "a request"
+
+
+def log(
+    method: Callable[..., None],
+    message: str,
+    /,
+    *args: object,
+    exc_info: BaseException | None = None,
+) -> None:
+    """Call a method of the logger; a filter or handler of the user's must not cost callbacks."""
     try:
-        logger.error(message, describe(callback), request, exc_info=error)
-    except Exception:  # a logging filter or handler of the user's: it must not cost callbacks
+        method(message, *args, exc_info=exc_info)
+    except Exception:
         traceback.print_exc()
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from .callbacks import CallbackList
@@ -23,6 +24,8 @@ from .servers import recognise
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+
+    from .hand_off import SupportsSubmit
 
 #: The Python class that was seen last, to know it at a glance: a process has one server.
 python_class: list[object] = []
@@ -92,11 +95,9 @@ class FileClose:
         """Close the file, then run the callbacks. A second call does nothing."""
         callbacks, close = self._callbacks, self._close
         self._callbacks = self._close = None
-        if callbacks is None:
-            return
-        if callbacks and self._thread not in {None, threading.get_ident()}:
-            _finish_in_a_thread(callbacks, close)
-        else:
+        if callbacks is not None:
+            if callbacks and self._thread not in {None, threading.get_ident()}:
+                callbacks._executor = NotHere(getattr(callbacks, "_executor", ...))
             finish(callbacks, close)
 
     def __del__(self) -> None:
@@ -105,25 +106,31 @@ class FileClose:
             finish_unclosed(self, self._callbacks)
 
 
-def _finish_in_a_thread(callbacks: CallbackList, close: Callable[[], object] | None) -> None:
-    """Close the file here, and run the callbacks in a thread that lives no longer than they do.
+def no_executor(*args: object) -> None:
+    raise RuntimeError("The middleware has no executor.")
+
+
+class NotHere:
+    """Takes callbacks that must not run in this thread, whatever the middleware was told.
 
     Waitress closes a file which it could not send at once in the thread that does the I/O of all
     connections: a callback of 2 seconds stalled another connection by 1.8.
+
+    :param executor: the middleware's; without one, and if it refuses, a thread lives as long as the
+        callbacks run.
     """
-    error = None
-    try:
-        if close is not None:
-            close()
-    except BaseException as raised_by_close:
-        error = raised_by_close
-        raise
-    finally:
-        thread = threading.Thread(target=finish, args=(callbacks, None, error), name="wsgi_after")
+
+    def __init__(self, executor: SupportsSubmit | EllipsisType | None) -> None:
+        if executor is ...:
+            from .executor import shared as executor
+        self._submit: Callable[..., Any] = getattr(executor, "submit", no_executor)
+
+    def submit(self, fn: Callable[..., object], /, *args: object) -> Any:
+        """Have ``fn(*args)`` called in another thread."""
         try:
-            thread.start()
-        except RuntimeError:  # no more threads, or the interpreter is at its end
-            finish(callbacks, error=error)
+            return self._submit(fn, *args)
+        except Exception:  # there is none, it is full, or was shut down
+            threading.Thread(target=fn, args=args, name="wsgi_after").start()
 
 
 def arm(result: Any, callbacks: CallbackList, environ: WSGIEnvironment) -> bool:

@@ -8,13 +8,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextvars import copy_context
+from types import EllipsisType
 from typing import TYPE_CHECKING
 
 from .callbacks import CallbackList, EndedCallbackList, logger, run
-from .servers import recognise
+from .hand_off import announce, hand_over
+from .servers import CHUNKED, CONNECTION, EMPTY, ERROR, SIZED, Server, recognise
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+
+    from .hand_off import SupportsSubmit
+
+PATIENCE = 1.0  # seconds that a callback may keep a worker in close() before that is reported
 
 
 def finish(
@@ -38,18 +44,77 @@ def finish(
     if error is not None and callbacks.error is None:
         callbacks._error = error
     raised = error
-    callbacks._server_start_response = None  # from here on, registering on_prepare is too late
     if not callbacks:
         callbacks.__class__ = EndedCallbackList
+        callbacks._server_start_response = callbacks._write = None
     # Looked at once more: another thread may have registered before the mark of the end.
     if callbacks:
-        raised = run(callbacks, None, flush(callbacks) or error)
-    callbacks._environ = callbacks._error = callbacks._write = None
+        raised = run_or_hand_over(callbacks, error)
+    else:
+        callbacks._environ = callbacks._error = None
     if raised is not error:
         try:
             raise raised  # type: ignore[misc]
         finally:
             del raised  # or this frame and the traceback would hold each other
+
+
+def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> BaseException | None:
+    """Run the callbacks here, or see to it that somebody does; return what is to be let out."""
+    environ: WSGIEnvironment = callbacks._environ  # type: ignore[assignment]  # not ended yet
+    server = recognise(environ, callbacks._server_start_response)
+    callbacks._server_start_response = None  # from here on, registering on_prepare is too late
+    executor = executor_for(callbacks, environ, server)
+    if executor is not None:
+        refusal = hand_over(callbacks, executor)
+        if refusal is None:
+            return error
+        if error is None and not isinstance(refusal, (Exception, SystemExit)):
+            error = refusal
+    if server.holds_headers:
+        error = flush(callbacks) or error
+    return run(callbacks, None, error, PATIENCE)
+
+
+def executor_for(
+    callbacks: CallbackList, environ: WSGIEnvironment, server: Server
+) -> SupportsSubmit | None:
+    """Who runs the callbacks: the executor of the middleware, if it was given one, or ``None``.
+
+    By default it is ``None``, ``close()``, unless this server would have the client wait for the
+    end of this response, whatever we do there, and really runs threads.
+    """
+    chosen: SupportsSubmit | EllipsisType | None = getattr(callbacks, "_executor", ...)
+    if chosen is not ...:
+        return chosen
+    end = end_of(callbacks, environ)
+    if end not in server.late or not server.runs_threads:
+        return None
+    from .executor import shared  # loads concurrent.futures, which most never need
+
+    announce(server.name, end)
+    return shared
+
+
+def end_of(callbacks: CallbackList, environ: WSGIEnvironment) -> str:
+    """What tells a client where this response ends, as far as servers differ in when that is."""
+    status, headers = callbacks.status, callbacks.headers
+    if callbacks.error is not None or status is None or headers is None:
+        return ERROR
+    length = content_length(headers)
+    if environ.get("REQUEST_METHOD") == "HEAD" or status[:3] in {"204", "304"} or length == "0":
+        return EMPTY
+    if length is not None:
+        return SIZED
+    return CHUNKED if environ.get("SERVER_PROTOCOL") == "HTTP/1.1" else CONNECTION
+
+
+def content_length(headers: list[tuple[str, str]]) -> str | None:
+    """The value of the header, if the app gave it."""
+    for name, value in headers:
+        if name.lower() == "content-length":
+            return value.strip()
+    return None
 
 
 def flush(callbacks: CallbackList) -> BaseException | None:
@@ -62,8 +127,7 @@ def flush(callbacks: CallbackList) -> BaseException | None:
     :return: what is to be let out after the callbacks, such as a ``KeyboardInterrupt``.
     """
     try:
-        environ: WSGIEnvironment = callbacks._environ  # type: ignore[assignment]  # not ended yet
-        if callbacks._completed is not True or not recognise(environ).holds_headers:
+        if callbacks._completed is not True:
             return None
         write = callbacks._write
     except AttributeError:  # the app did not start a response, or nobody asked for its body
@@ -96,6 +160,7 @@ def finish_unclosed(close: Callable[[], object], callbacks: CallbackList) -> Non
             )
     finally:
         callbacks._write = None  # no flush from here: whose thread this is, is not known
+        callbacks._executor = None  # nor a hand-over: submit() may wait for a lock held further up
         # In a copy, because on CPython 3.10 and 3.11 ContextVar.set() can crash the interpreter
         # when a finalizer calls it in the context of whatever code it interrupted.
         copy_context().run(close)

@@ -8,13 +8,12 @@ request that they belong to.
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from .callbacks import CallbackList, EndedCallbackList, logger, run_callbacks
+from .callbacks import CallbackList, EndedCallbackList, log, logger, run_callbacks
 from .throttle import Throttle
 
 
@@ -25,23 +24,28 @@ class SupportsSubmit(Protocol):
     logged.
     """
 
-    submit: Callable[..., Any]
+    @property
+    def submit(self) -> Callable[..., Any]:
+        """``submit(fn, *args)`` sees to it that ``fn(*args)`` is called, or raises."""
 
 
 _refusals = Throttle()
 _announced_in: set[int] = set()  # ids of processes
 
 
-def announce(server: str, reason: str) -> None:
-    """Log the first hand-off of this process that nobody asked for."""
+def announce(server: str, end: str) -> None:
+    """Log the first hand-off of this process that nobody asked for.
+
+    :param end: what tells the client where the response ends.
+    """
     if os.getpid() not in _announced_in:
         _announced_in.add(os.getpid())
-        logger.info(
-            "On %s callbacks run in a thread pool where the client would wait for them otherwise. "
-            "This response was the first: %s. AfterResponseMiddleware(app, executor=None) keeps "
-            "them in close().",
-            server,
-            reason,
+        log(
+            logger.info,
+            "Callbacks run in a thread pool where the client would wait for them, as now: %s sends "
+            "%s, after close() only. AfterResponseMiddleware(app, executor=None) keeps all in "
+            "close(). This is told once.",
+            *(server, end),
         )
 
 
@@ -81,10 +85,10 @@ def _log_refusal(error: BaseException, label: str) -> None:
 def _look_at(callbacks: CallbackList, label: str, future: Any) -> None:
     """Log what became of a job, if that is not what was to be; end the list."""
     error = _error_of(future)
-    ran = type(callbacks) is EndedCallbackList
-    if not ran:  # it ran in another process, or did not
-        callbacks.__class__ = EndedCallbackList
+    ran = not callbacks
+    if not ran:  # not in this process, at least
         callbacks.clear()
+        callbacks.__class__ = EndedCallbackList
         callbacks._error = callbacks._write = None
     if error is not None:
         log(logger.error, _LET_OUT if ran else _LOST, label, exc_info=error)

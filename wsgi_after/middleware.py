@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .body import ListBody, wrap
@@ -18,9 +19,12 @@ from .callbacks import CallbackList, EndedCallbackList, reset_current, set_curre
 from .file_wrapper import python_class, watch
 from .finish import finish
 from .nested import NOT_NESTED, nested
+from .servers import recognise
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from .hand_off import SupportsSubmit
 
     G = TypeVar("G", bound=Callable[[WSGIEnvironment], object])
 
@@ -32,18 +36,32 @@ class AfterResponseMiddleware:
     """A WSGI app that gives each request of ``app`` a list of callbacks to run after the response.
 
     :param app: any WSGI application.
-    :raises TypeError: if ``app`` is not callable.
+    :param executor: who runs the callbacks: anything with ``submit(fn, *args)``, which gets one job
+        for each request that has any. What it refuses runs in ``close()``. ``None``: they always
+        run there. Left out: they run there, but in a small pool of threads where the server is
+        known to have the client wait for ``close()``. Where instances share a list, the outer
+        one's counts.
+    :raises TypeError: if ``app`` is not callable, or ``executor`` has no ``submit``.
     """
 
-    def __init__(self, app: WSGIApplication) -> None:
+    def __init__(
+        self, app: WSGIApplication, *, executor: SupportsSubmit | EllipsisType | None = ...
+    ) -> None:
         if not callable(app):
             raise TypeError(
                 f"AfterResponseMiddleware expects a WSGI application, which is a callable, not "
                 f"{type(app).__name__}: {app!r}. The usual cause is a module, or the name of an "
                 "application, passed in its place."
             )
+        if executor is not None and executor is not ... and not hasattr(executor, "submit"):
+            raise TypeError(
+                f"executor= expects an object with submit(fn, *args), such as those of "
+                f"concurrent.futures, or None, not {type(executor).__name__}: {executor!r}."
+            )
         self.app = app
+        self._executor = executor
         self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
+        self._configured = executor is not ...  # whether a request has more to do than the least
 
     def after_response(self, fn: G) -> G:
         """Register ``fn(environ)`` to run after every response from now on, and return ``fn``.
@@ -60,6 +78,7 @@ class AfterResponseMiddleware:
                 f"{type(fn).__name__}: {fn!r}."
             )
         self._app_wide = (*self._app_wide, fn)
+        self._configured = True
         return fn
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -73,12 +92,12 @@ class AfterResponseMiddleware:
             if type(present) is not EndedCallbackList:
                 return self._share(present, environ, start_response)
             environ[KEY] = callbacks  # this environ has been through a request already
-        callbacks._environ = environ
         callbacks._server_start_response = start_response
         if "wsgi.file_wrapper" in environ and environ["wsgi.file_wrapper"] not in python_class:
             watch(environ)
-        if self._app_wide:
-            self._register_app_wide(callbacks, environ)
+        if self._configured:
+            environ = self._configure(callbacks, environ)
+        callbacks._environ = environ
         token = set_current(callbacks)
         try:
             result = self.app(environ, callbacks._start_response)
@@ -96,6 +115,15 @@ class AfterResponseMiddleware:
         body._iterator = None
         body._callbacks = callbacks
         return body
+
+    def _configure(self, callbacks: CallbackList, environ: WSGIEnvironment) -> WSGIEnvironment:
+        """Give the list its executor and the app-wide callbacks; return the app's environ."""
+        if self._executor is not ...:
+            callbacks._executor = self._executor
+            if self._executor is not None and recognise(environ).reuses_environ:
+                environ = environ.copy()  # or the job would read another client's request
+        self._register_app_wide(callbacks, environ)
+        return environ
 
     def _register_app_wide(self, callbacks: list[Any], environ: WSGIEnvironment) -> None:
         callbacks.extend([partial(fn, environ) for fn in self._app_wide])
