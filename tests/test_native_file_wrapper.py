@@ -60,7 +60,7 @@ def server(request):
     return Server(request.param)
 
 
-def send(server, file, events, give_back=lambda made: made, **extra):
+def send(server, file, events, give_back=lambda made: made, executor=..., **extra):
     def app(environ, start_response):
         after = environ["wsgi.after"]
         after.append(lambda: events.append(f"callback {after.completed} {after.error!r}"))
@@ -68,7 +68,7 @@ def send(server, file, events, give_back=lambda made: made, **extra):
         return give_back(environ["wsgi.file_wrapper"](file))
 
     environ = make_environ(**{"wsgi.file_wrapper": server.file_wrapper}, **extra)
-    return Exchange(AfterResponseMiddleware(app), environ)
+    return Exchange(AfterResponseMiddleware(app, executor=executor), environ)
 
 
 def test_the_servers_own_object_comes_back(server, events):
@@ -204,6 +204,26 @@ def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(e
     release.set()
     wait_for_callbacks()
     assert events == ["file closed", "callback None None"]
+
+
+def test_it_does_not_wait_there_even_if_all_callbacks_are_to_run_in_close(events, io_thread):
+    release = threading.Event()
+    exchange = send(Server("function"), File(events), events, executor=None, **WAITRESS)
+    exchange.environ["wsgi.after"].insert(0, lambda: release.wait(10))
+    io_thread.submit(exchange.result.close).result(10)
+    assert events == ["file closed"]
+    release.set()
+    wait_for_callbacks()
+    assert events == ["file closed", "callback None None"]
+
+
+def test_there_too_an_executor_that_was_given_gets_the_job(events, io_thread):
+    with ThreadPoolExecutor(1) as executor:
+        exchange = send(Server("function"), File(events), events, executor=executor, **WAITRESS)
+        name = executor.submit(lambda: threading.current_thread().name).result(10)
+        exchange.environ["wsgi.after"](lambda: events.append(threading.current_thread().name))
+        io_thread.submit(exchange.result.close).result(10)
+    assert events == ["file closed", "callback None None", name]
 
 
 def test_there_too_an_error_of_the_files_close_reaches_server_and_callbacks(events, io_thread):
