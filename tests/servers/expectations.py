@@ -87,6 +87,31 @@ DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
 DEVIATIONS["uWSGI --http-socket"] = DEVIATIONS["uWSGI --http"] = DEVIATIONS.pop("uWSGI")
 
 
+#: Server → (kinds, reason): where a client waits even by default.
+IMPOSSIBLE: dict[str, list[tuple[list[str], str]]] = {
+    "uWSGI": [
+        (
+            ["list_without_length", "empty_list", *STREAMS, "error_in_mid_body"],
+            "the connection's end is the body's end; nothing is handed over by default, because uWSGI "
+            "clears and reuses the environ, and some versions run no threads unless told to",
+        ),
+        (
+            ["error_before_return", "error_in_first_chunk"],
+            "uWSGI answers an exception after close(), and nothing is handed over by default",
+        ),
+    ],
+}
+IMPOSSIBLE["uWSGI --http-socket"] = IMPOSSIBLE["uWSGI --http"] = IMPOSSIBLE.pop("uWSGI")
+
+
+def expected_by_default(server: str, kind: str) -> Expected:
+    """What is expected of one cell where the middleware was told nothing: no client waits."""
+    for kinds, reason in IMPOSSIBLE.get(server, []):
+        if kind in kinds:
+            return Expected(expected(server, kind).timing, reason)
+    return Expected(GONE if ORDINARY[kind] == GONE else IN_TIME)
+
+
 def expected(server: str, kind: str) -> Expected:
     """What is expected of one cell."""
     for kinds, timing, reason in DEVIATIONS.get(server, []):

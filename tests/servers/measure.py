@@ -12,13 +12,25 @@ from urllib.parse import urlencode
 from .client import Connection
 from .control import PATIENCE, Watch
 from .descriptions import BY_NAME
-from .expectations import END_LATE, GONE, IN_TIME, KINDS, LATE, Expected, expected
+from .expectations import (
+    END_LATE,
+    GONE,
+    IN_TIME,
+    KINDS,
+    LATE,
+    Expected,
+    expected,
+    expected_by_default,
+)
 from .harness import SIZES, Place, control, require, running
+
+#: By mode: always in close(), and what is left out.
+EXPECTED = {"inline": expected, "default": expected_by_default}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One cell of the matrix.
+    """One cell of the matrix: a kind of response, with callbacks inline or by default.
 
     :param timing: whether the client had its headers and its last byte before a slow callback
         ended.
@@ -37,7 +49,7 @@ class Measured:
 class Measurements:
     """Everything that was measured on one server, which was started once for it."""
 
-    cells: dict[str, Measured]
+    cells: dict[tuple[str, str], Measured]  # by mode and kind
     sigterm: str  # what became of a callback that still had 2 seconds to go
 
 
@@ -47,26 +59,32 @@ def measured(name: str) -> Measurements:
     server = BY_NAME[name]
     require(server.missing())
     with running(server) as where:
-        measured = {kind: measure(where, kind, expected(name, kind)) for kind in KINDS}
+        measured = {
+            (mode, kind): measure(where, mode, kind, EXPECTED[mode](name, kind))
+            for kind in KINDS
+            for mode in EXPECTED
+        }
         sigterm = terminate(where)
     # Only now: what a server runs at its end, such as finalizers, has run.
     cells = {
-        kind: Measured(timing(watches[0]), events_of(watches), bare, wire)
-        for kind, (watches, bare, wire) in measured.items()
+        cell: Measured(timing(watches[0]), events_of(watches), bare, wire)
+        for cell, (watches, bare, wire) in measured.items()
     }
     return Measurements(cells, sigterm)
 
 
-def measure(where: Place, kind: str, expected: Expected) -> tuple[list[Watch], bytes, bytes]:
+def measure(
+    where: Place, mode: str, kind: str, expected: Expected
+) -> tuple[list[Watch], bytes, bytes]:
     """Measure one kind of response; a client that seems to wait is given a second, longer try.
 
     That it had the response before the callback ended is proven by seeing it once. That it did not
     have it might be a busy machine's fault.
     """
     _, bare = exchange(where, "bare", kind)
-    watches, wire = exchange(where, "inline", kind)
+    watches, wire = exchange(where, mode, kind)
     if expected.timing == IN_TIME != timing(watches[0]):
-        watches, wire = exchange(where, "inline", kind, patience=5)
+        watches, wire = exchange(where, mode, kind, patience=5)
     return watches, bare, wire
 
 

@@ -1,4 +1,7 @@
-"""The app that every server serves: ``/bare/KIND`` as it is, ``/inline/KIND`` in the middleware.
+"""The app that every server serves: ``/bare/KIND`` as it is, the rest in the middleware.
+
+Callbacks of ``/inline/KIND`` run in ``close()`` always, those of ``/default/KIND`` where they do by
+default, those of ``/pool/KIND`` in a pool that was asked for.
 
 Each kind of response is a function below. Callbacks, and bodies that wait for the client, tell
 the harness what happens through :func:`say`. The query string names the harness's port, the
@@ -13,6 +16,7 @@ import socket
 from urllib.parse import parse_qs
 
 from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
 
 
 def plain(length=None):
@@ -184,7 +188,12 @@ def bare(environ, start_response):
     return KINDS[kind](environ, start_response)
 
 
-MODES = {"bare": bare, "inline": AfterResponseMiddleware(bare)}
+MODES = {
+    "bare": bare,
+    "inline": AfterResponseMiddleware(bare, executor=None),
+    "default": AfterResponseMiddleware(bare),
+    "pool": AfterResponseMiddleware(bare, executor=BoundedThreadPoolExecutor()),
+}
 
 
 def application(environ, start_response):
