@@ -15,7 +15,7 @@ import pytest
 from conftest import Exchange, make_environ
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after.executor import shared
+from wsgi_after.executor import BoundedThreadPoolExecutor, shared
 
 
 class File(io.BytesIO):
@@ -239,6 +239,7 @@ def test_without_another_thread_to_be_had_they_run_in_place(events, io_thread, m
         raise RuntimeError("can't start new thread")
 
     exchange = send(Server("function"), File(events), events, **WAITRESS)
+    monkeypatch.setattr("wsgi_after.executor.shared", BoundedThreadPoolExecutor())  # no threads yet
     monkeypatch.setattr("threading.Thread.start", start)
     io_thread.submit(exchange.result.close).result(10)
     assert events == ["file closed", "callback None None"]

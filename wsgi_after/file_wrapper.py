@@ -97,7 +97,7 @@ class FileClose:
         self._callbacks = self._close = None
         if callbacks is not None:
             if callbacks and self._thread not in {None, threading.get_ident()}:
-                callbacks._executor = NotHere(getattr(callbacks, "_executor", ...))
+                callbacks._direct(NotHere(getattr(callbacks, "_executor", ...)))
             finish(callbacks, close)
 
     def __del__(self) -> None:

@@ -60,11 +60,20 @@ def finish(
 
 
 def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> BaseException | None:
-    """Run the callbacks here, or see to it that somebody does; return what is to be let out."""
+    """Run the callbacks here, or see to it that somebody does; return what is to be let out.
+
+    The executor that the middleware was given runs them; ``None`` is here. By default it is here,
+    unless the client would wait for the end of this response, whatever is done here, and the server
+    really runs threads.
+    """
     environ: WSGIEnvironment = callbacks._environ  # type: ignore[assignment]  # not ended yet
     server = recognise(environ, callbacks._server_start_response)
     callbacks._server_start_response = None  # from here on, registering on_prepare is too late
-    executor = executor_for(callbacks, environ, server)
+    executor: SupportsSubmit | None = None
+    if type(callbacks) is not CallbackList:  # somebody has said which
+        executor = getattr(callbacks, "_executor", None)
+    elif server.late and server.runs_threads and end_of(callbacks, environ, error) in server.late:
+        executor = shared_executor(server, end_of(callbacks, environ, error))
     if executor is not None:
         refusal = hand_over(callbacks, executor)
         if refusal is None:
@@ -76,30 +85,19 @@ def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> Ba
     return run(callbacks, None, error, PATIENCE)
 
 
-def executor_for(
-    callbacks: CallbackList, environ: WSGIEnvironment, server: Server
-) -> SupportsSubmit | None:
-    """Who runs the callbacks: the executor of the middleware, if it was given one, or ``None``.
-
-    By default it is ``None``, ``close()``, unless this server would have the client wait for the
-    end of this response, whatever we do there, and really runs threads.
-    """
-    chosen: SupportsSubmit | EllipsisType | None = getattr(callbacks, "_executor", ...)
-    if chosen is not ...:
-        return chosen
-    end = end_of(callbacks, environ)
-    if end not in server.late or not server.runs_threads:
-        return None
+def shared_executor(server: Server, end: str) -> SupportsSubmit:
+    """The small pool that runs what a client would wait for otherwise."""
     from .executor import shared  # loads concurrent.futures, which most never need
 
     announce(server.name, end)
     return shared
 
 
-def end_of(callbacks: CallbackList, environ: WSGIEnvironment) -> str:
+def end_of(callbacks: CallbackList, environ: WSGIEnvironment, error: BaseException | None) -> str:
     """What tells a client where this response ends, as far as servers differ in when that is."""
-    status, headers = callbacks.status, callbacks.headers
-    if callbacks.error is not None or status is None or headers is None:
+    status, headers = callbacks._given_to_server()
+    # An exhausted body has no error, and to ask the list for one costs 250 ns.
+    if error or not status or (callbacks.completed is not True and callbacks.error):
         return ERROR
     length = content_length(headers)
     if environ.get("REQUEST_METHOD") == "HEAD" or status[:3] in {"204", "304"} or length == "0":
@@ -160,7 +158,7 @@ def finish_unclosed(close: Callable[[], object], callbacks: CallbackList) -> Non
             )
     finally:
         callbacks._write = None  # no flush from here: whose thread this is, is not known
-        callbacks._executor = None  # nor a hand-over: submit() may wait for a lock held further up
+        callbacks._direct(None)  # nor a hand-over: submit() may wait for a lock held further up
         # In a copy, because on CPython 3.10 and 3.11 ContextVar.set() can crash the interpreter
         # when a finalizer calls it in the context of whatever code it interrupted.
         copy_context().run(close)

@@ -119,7 +119,7 @@ class AfterResponseMiddleware:
     def _configure(self, callbacks: CallbackList, environ: WSGIEnvironment) -> WSGIEnvironment:
         """Give the list its executor and the app-wide callbacks; return the app's environ."""
         if self._executor is not ...:
-            callbacks._executor = self._executor
+            callbacks._direct(self._executor)
             if self._executor is not None and recognise(environ).reuses_environ:
                 environ = environ.copy()  # or the job would read another client's request
         self._register_app_wide(callbacks, environ)

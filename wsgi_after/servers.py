@@ -97,7 +97,9 @@ UNKNOWN = Server("unknown")
 # Looked through for each request that has callbacks.
 _BY_KEY = {server.key: server for server in SERVERS if server.key}
 _BY_ERRORS = {server.errors: server for server in SERVERS if server.errors}
-_BY_MODULE = {server.module: server for server in SERVERS if server.module}
+_BY_MODULE: dict[str | None, Server] = {
+    server.module: server for server in SERVERS if server.module
+}
 
 
 def recognise(environ: WSGIEnvironment, start_response: StartResponse | None = None) -> Server:
@@ -106,9 +108,11 @@ def recognise(environ: WSGIEnvironment, start_response: StartResponse | None = N
     :param start_response: the server's, without which only those are recognised that show in the
         environ.
     """
+    # Not by its type: under fastwsgi, to look at that crashes the interpreter.
+    found = _BY_MODULE.get(getattr(start_response, "__module__", None))
+    if found is not None:
+        return found
     for key in _BY_KEY:
         if key in environ:
             return _BY_KEY[key]
-    # Not by its type: under fastwsgi, to look at that crashes the interpreter.
-    found = _BY_MODULE.get(getattr(start_response, "__module__", None) or "")
-    return found or _BY_ERRORS.get(type(environ.get("wsgi.errors")).__module__, UNKNOWN)
+    return _BY_ERRORS.get(type(environ.get("wsgi.errors")).__module__, UNKNOWN)
