@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextvars import copy_context
-from types import EllipsisType
 from typing import TYPE_CHECKING
 
 from .callbacks import CallbackList, EndedCallbackList, logger, run
@@ -72,8 +71,8 @@ def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> Ba
     executor: SupportsSubmit | None = None
     if type(callbacks) is not CallbackList:  # somebody has said which
         executor = getattr(callbacks, "_executor", None)
-    elif server.late and server.runs_threads and end_of(callbacks, environ, error) in server.late:
-        executor = shared_executor(server, end_of(callbacks, environ, error))
+    elif server.late and server.runs_threads:
+        executor = by_default(server, end_of(callbacks, environ, error))
     if executor is not None:
         refusal = hand_over(callbacks, executor)
         if refusal is None:
@@ -85,8 +84,10 @@ def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> Ba
     return run(callbacks, None, error, PATIENCE)
 
 
-def shared_executor(server: Server, end: str) -> SupportsSubmit:
-    """The small pool that runs what a client would wait for otherwise."""
+def by_default(server: Server, end: str) -> SupportsSubmit | None:
+    """The small pool, if a client would wait for this end of its response; else ``None``."""
+    if end not in server.late:
+        return None
     from .executor import shared  # loads concurrent.futures, which most never need
 
     announce(server.name, end)

@@ -92,8 +92,8 @@ IMPOSSIBLE: dict[str, list[tuple[list[str], str]]] = {
     "uWSGI": [
         (
             ["list_without_length", "empty_list", *STREAMS, "error_in_mid_body"],
-            "the connection's end is the body's end; nothing is handed over by default, because uWSGI "
-            "clears and reuses the environ, and some versions run no threads unless told to",
+            "the connection's end is the body's end; nothing is handed over by default, because "
+            "uWSGI reuses the environ, and some versions run no threads unless told to",
         ),
         (
             ["error_before_return", "error_in_first_chunk"],

@@ -50,7 +50,8 @@ class Measurements:
     """Everything that was measured on one server, which was started once for it."""
 
     cells: dict[tuple[str, str], Measured]  # by mode and kind
-    sigterm: str  # what became of a callback that still had 2 seconds to go
+    sigterm: str  # what became of a callback in close() that still had 2 seconds to go
+    sigterm_pool: str  # and of one in a pool
 
 
 @cache
@@ -64,13 +65,15 @@ def measured(name: str) -> Measurements:
             for kind in KINDS
             for mode in EXPECTED
         }
-        sigterm = terminate(where)
+        sigterm = terminate(where, "inline")
+    with running(server) as where:
+        sigterm_pool = terminate(where, "pool")
     # Only now: what a server runs at its end, such as finalizers, has run.
     cells = {
         cell: Measured(timing(watches[0]), events_of(watches), bare, wire)
         for cell, (watches, bare, wire) in measured.items()
     }
-    return Measurements(cells, sigterm)
+    return Measurements(cells, sigterm, sigterm_pool)
 
 
 def measure(
@@ -148,12 +151,15 @@ def events_of(watches: list[Watch]) -> tuple[list[str], ...]:
     return tuple([event for event in watch.events if event != "in mid-body"] for watch in watches)
 
 
-def terminate(where: Place) -> str:
-    """Send SIGTERM while a callback runs that needs 2 seconds more; what becomes of it."""
+def terminate(where: Place, mode: str) -> str:
+    """Send SIGTERM while a callback runs that needs 2 seconds more; what becomes of it.
+
+    :param mode: ``"inline"`` for one in ``close()``, ``"pool"`` for one in a pool of threads.
+    """
     key, watch = control().watch(patience=2)
     with Connection(where.port) as connection:
         query = urlencode({"control": control().port, "id": key})
-        connection.request(f"/inline/list_with_length?{query}")
+        connection.request(f"/{mode}/list_with_length?{query}")
         assert watch.slow.wait(10), "the callback did not run"
         os.kill(where.pid, signal.SIGTERM)
         return "finishes" if watch.done.wait(3) else "lost"

@@ -1,0 +1,127 @@
+"""A pool on servers that fork, that reuse the environ, that are told to end, that run greenlets."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from urllib.parse import urlencode
+
+import pytest
+
+from .client import Connection
+from .control import Watch
+from .descriptions import BY_NAME, PYTHON, versions
+from .harness import Place, Server, control, find, require, running
+from .measure import terminate
+
+pytestmark = pytest.mark.servers
+
+WAIT = 10  # seconds, for what takes none
+
+
+def gunicorn(*options: str, app: str = "pooled") -> Server:
+    def commands(where: Place) -> list[list[str]]:
+        bind = f"--bind=127.0.0.1:{where.port}"
+        return [[PYTHON, "-m", "gunicorn", bind, *options, f"{app}:application"]]
+
+    needs = ("gunicorn", "gevent") if "--worker-class=gevent" in options else ("gunicorn",)
+    return Server(" ".join(["gunicorn", *options]), commands, needs, versions(*needs))
+
+
+def uwsgi(*options: str) -> Server:
+    def commands(where: Place) -> list[list[str]]:
+        listen = f"--http-socket=127.0.0.1:{where.port}"
+        start = [find("uwsgi") or "uwsgi", "--master", "--die-on-term", "--need-app"]
+        return [[*start, listen, "--wsgi-file=pooled.py", *options]]
+
+    return Server(" ".join(["uWSGI", *options]), commands, ("uwsgi",), versions("uWSGI"))
+
+
+@contextlib.contextmanager
+def started(server: Server) -> Iterator[Place]:
+    require(server.missing())
+    with running(server) as where:
+        yield where
+
+
+def send(where: Place, path: str) -> tuple[str, Watch]:
+    """Send a request, and read its response; its slow callback waits for ``watch.end``."""
+    key, watch = control().watch(patience=WAIT)
+    with Connection(where.port) as connection:
+        query = urlencode({"control": control().port, "id": key})
+        connection.request(f"/{path}?{query}", connection="close")
+        connection.read_response("GET", watch.headers.set)
+    return key, watch
+
+
+FORKING = {
+    gunicorn("--workers=2", "--threads=2", "--preload"): "imported before the fork",
+    gunicorn("--workers=2", "--threads=2"): "imported here",
+    uwsgi("--processes=2", "--enable-threads"): "imported before the fork",
+    uwsgi("--processes=2", "--enable-threads", "--py-call-osafterfork"): "imported before the fork",
+    uwsgi("--processes=2", "--enable-threads", "--lazy-apps"): "imported here",
+}
+
+
+@pytest.mark.parametrize("server", FORKING, ids=lambda server: server.name)
+def test_each_worker_has_threads_of_its_own(server: Server) -> None:
+    """One job has run where the app was imported; more run where they are submitted."""
+    with started(server) as where:
+        watches = [send(where, "processes")[1] for _ in range(4)]
+        assert all(watch.done.wait(WAIT) for watch in watches), where.log.read_text()[-4000:]
+    for watch in watches:
+        assert watch.events == [f"{FORKING[server]}, runs here", "last"]
+
+
+@pytest.mark.parametrize("options", [["--threads=2"], ["--enable-threads", "--processes=2"]])
+def test_on_uwsgi_no_callback_reads_another_requests_environ(options: list[str]) -> None:
+    """It waits until others have been served from the very dictionary."""
+    with started(uwsgi(*options)) as where:
+        first = send(where, "reading")
+        assert first[1].slow.wait(WAIT)
+        requests = [first, *(send(where, "reading") for _ in range(3))]
+        for _, watch in requests:
+            watch.end.set()
+        assert all(watch.done.wait(WAIT) for _, watch in requests)
+    for key, watch in requests:
+        assert watch.events == ["slow", f"reads {key} of /reading", "last"]
+
+
+GUNICORNS = ["gunicorn sync", "gunicorn gthread"]
+
+
+@pytest.mark.parametrize("mode", ["inline", "pool"])
+@pytest.mark.parametrize("name", GUNICORNS)
+def test_at_sigterm_gunicorn_lets_what_runs_finish(name: str, mode: str) -> None:
+    server = BY_NAME[name]
+    with started(server) as where:
+        assert terminate(where, mode) == "finishes", where.log.read_text()[-4000:]
+
+
+# gevent
+
+
+def test_gevents_own_threads_do_not_block_the_greenlets() -> None:
+    """There is one worker, and its callback blocks the thread that it runs in."""
+    with started(gunicorn("--worker-class=gevent")) as where:
+        _, blocked = send(where, "blocking")
+        assert blocked.slow.wait(WAIT)
+        _, other = send(where, "processes")
+        assert other.done.wait(WAIT)
+        assert not blocked.done.is_set()
+        blocked.end.set()
+        assert blocked.done.wait(WAIT)
+    assert blocked.events == ["slow", "last"]
+
+
+def test_under_gevent_a_callback_that_waits_in_close_lets_other_greenlets_run() -> None:
+    with started(gunicorn("--worker-class=gevent", app="kinds")) as where:
+        _, waits = send(where, "default/list_with_length")
+        assert waits.slow.wait(WAIT)
+        _, other = send(where, "default/list_with_length")
+        other.end.set()
+        assert other.done.wait(WAIT)
+        assert not waits.done.is_set()
+        waits.end.set()
+        assert waits.done.wait(WAIT)
+    assert waits.events == other.events == ["first", "slow", "last"]
