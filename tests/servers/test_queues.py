@@ -1,0 +1,311 @@
+"""Beyond one machine: callbacks that fill a queue, and queues that run callbacks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Exchange, hello, make_environ
+
+from wsgi_after import AfterResponseMiddleware, hand_off
+from wsgi_after.throttle import Throttle
+
+from .harness import APPS, end, find, free_port, require
+
+pytestmark = pytest.mark.servers
+
+
+class Redis:
+    """A redis-server, until it is killed."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process = process
+        self.url = f"redis://127.0.0.1:{port}/0"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
+@pytest.fixture
+def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
+    require([need for need in ("redis-server", "rq", "celery") if not find(need)])
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [str(find("redis-server")), *options],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(port)
+        found = Redis(process, port)
+        monkeypatch.setenv("TEST_REDIS", found.url)
+        yield found
+    finally:
+        end(process)
+
+
+def wait_for(port: int, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def tasks(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module that this process and the workers share."""
+    monkeypatch.syspath_prepend(APPS)
+    yield importlib.import_module("tasks")
+    del sys.modules["tasks"]
+
+
+@pytest.fixture(autouse=True)
+def refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hand_off, "_refusals", Throttle())
+
+
+def serve(
+    register: Callable[[Any], object], application: Any = None, **options: Any
+) -> list[bytes]:
+    """One request whose app calls ``register`` with its list; what the client gets."""
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        register(environ["wsgi.after"])
+        return hello(environ, start_response)
+
+    application = AfterResponseMiddleware(app, **options)
+    return Exchange(application, make_environ()).finish()
+
+
+def python(*args: str) -> list[str]:
+    return [sys.executable, *args]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(APPS), str(Path(hand_off.__file__).parent.parent)])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def levels(caplog: pytest.LogCaptureFixture) -> list[int]:
+    return [record.levelno for record in caplog.records if record.name == "wsgi_after"]
+
+
+# RQ
+
+
+class RQExecutor:
+    """The two lines of the documentation."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
+        return self.queue.enqueue(fn, *args)
+
+
+@pytest.fixture
+def queue(redis: Redis) -> Iterator[Any]:
+    from redis import Redis as Client
+    from rq import Queue
+
+    with Client.from_url(redis.url) as client:
+        yield Queue(connection=client)
+
+
+def work(redis: Redis) -> None:
+    """A real worker runs what is in the queue, and ends."""
+    command = python("-m", "rq.cli", "worker", "--burst", "--url", redis.url)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_callback_enqueues_a_job_of_rq(
+    queue: Any, redis: Redis, tasks: Any, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "written")
+    assert serve(lambda after: after(queue.enqueue, tasks.write, path, "by RQ")) == [b"hello"]
+    assert not os.path.exists(path)
+    work(redis)
+    assert Path(path).read_text() == "by RQ\n"
+
+
+def test_a_worker_of_rq_runs_the_callbacks(
+    queue: Any, redis: Redis, tasks: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "written")
+
+    def register(after: Any) -> None:
+        after(tasks.write, path, "first")
+        after(tasks.write)  # fails, and costs the others nothing
+        after(tasks.write, path, "last")
+
+    assert serve(register, executor=RQExecutor(queue)) == [b"hello"]
+    assert (levels(caplog), os.path.exists(path)) == ([], False)
+    work(redis)
+    assert Path(path).read_text() == "first\nlast\n"
+
+
+def test_what_cannot_be_pickled_runs_in_close(
+    queue: Any, caplog: pytest.LogCaptureFixture, events: list[Any]
+) -> None:
+    assert serve(lambda after: after(lambda: events.append(1)), executor=RQExecutor(queue))
+    assert (events, levels(caplog)) == ([1], [logging.WARNING])
+
+
+def test_app_wide_callbacks_cannot_be_pickled_and_run_in_close(
+    queue: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They hold the environ, which holds the server's own objects, and the list."""
+    application = AfterResponseMiddleware(hello, executor=RQExecutor(queue))
+    application.after_response(remember)
+    environ = make_environ(**{"wsgi.errors": sys.__stderr__})  # as servers have it
+    assert Exchange(application, environ).finish() == [b"hello"]
+    assert (remembered, levels(caplog)) == (["/path"], [logging.WARNING])
+    assert queue.count == 0
+
+
+remembered: list[str] = []
+
+
+def remember(environ: dict[str, Any]) -> None:
+    remembered.append(environ["PATH_INFO"])
+
+
+def test_without_its_broker_rq_costs_no_response(
+    queue: Any, redis: Redis, tasks: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "written")
+
+    def enqueue(after: Any) -> None:
+        after(queue.enqueue, tasks.write, path, "never")
+
+    assert serve(enqueue) == [b"hello"]
+    redis.kill()
+    assert serve(enqueue) == [b"hello"]
+    assert levels(caplog) == [logging.ERROR]
+    caplog.clear()
+    register = RQExecutor(queue)
+    assert serve(lambda after: after(tasks.write, path, "here"), executor=register) == [b"hello"]
+    assert levels(caplog) == [logging.WARNING]
+    assert Path(path).read_text() == "here\n"
+
+
+# Celery
+
+
+@contextmanager
+def celery_worker(log: Path) -> Iterator[None]:
+    command = python("-m", "celery", "-A", "tasks:celery", "worker", "--pool=solo")
+    options = ["--loglevel=INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [*command, *options],
+            env=environment(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            end(process)
+
+
+def wait_for_text(path: Path, text: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists() or path.read_text() != text:
+        assert time.monotonic() < deadline, path.exists() and path.read_text()
+        time.sleep(0.05)
+
+
+def test_a_callback_delays_a_task_of_celery(tasks: Any, tmp_path: Path) -> None:
+    path = tmp_path / "written"
+    delay = tasks.celery.tasks["tasks.write"].delay
+    assert serve(lambda after: after(delay, str(path), "by Celery")) == [b"hello"]
+    assert not path.exists()
+    with celery_worker(tmp_path / "log"):
+        wait_for_text(path, "by Celery\n")
+
+
+def test_without_its_broker_celery_costs_no_response(
+    redis: Redis, tasks: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    delay = tasks.celery.tasks["tasks.write"].delay
+    assert serve(lambda after: after(delay, "path", "text")) == [b"hello"]
+    redis.kill()
+    assert serve(lambda after: after(delay, "path", "text")) == [b"hello"]
+    assert levels(caplog) == [logging.ERROR]
+
+
+# Dask
+
+
+DASK = """
+import json, logging, os, sys, time
+from dask.distributed import Client, LocalCluster
+from tests.servers.test_queues import serve
+import tasks
+
+def main(path):
+    logged = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.levelname)
+    logging.getLogger("wsgi_after").addHandler(handler)
+    processes = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
+    cluster = LocalCluster(**processes, dashboard_address=None)
+    with cluster, Client(cluster) as client:
+        executor = client.get_executor(pure=False)
+        for _ in range(2):  # with pure=True, the default, requests that look the same are one job
+            serve(lambda after: after(tasks.write_pid, path, "by Dask"), executor=executor)
+        executor.shutdown()
+        lines = open(path).read().splitlines()
+        cannot = []
+        executor = client.get_executor(pure=False)
+        serve(lambda after: after(cannot.append, sys.stdin), executor=executor)
+        serve(lambda after: after(time.sleep, 60), executor=executor)
+    executor = client.get_executor(pure=False)
+    serve(lambda after: after(tasks.write, path, "in close()"), executor=executor)
+    here = {f"by Dask {os.getpid()}"}
+    print(json.dumps([len(lines), here.isdisjoint(lines), len(cannot), logged,
+                      open(path).read().splitlines()[-1]]))
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+"""
+
+
+def test_the_processes_of_dask_run_the_callbacks(tmp_path: Path) -> None:
+    """Two requests; one that cannot be pickled; one that runs as the cluster ends; one after."""
+    require([need for need in ("distributed",) if not find(need)])
+    script = tmp_path / "script.py"
+    script.write_text(DASK)
+    env = environment()
+    env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent.parent)
+    env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent.parent.parent)
+    done = subprocess.run(
+        python(str(script), str(tmp_path / "written")),
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout) == [2, True, 1, ["WARNING", "ERROR"], "in close()"]
