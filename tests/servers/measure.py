@@ -51,7 +51,6 @@ class Measurements:
 
     cells: dict[tuple[str, str], Measured]  # by mode and kind
     sigterm: str  # what became of a callback in close() that still had 2 seconds to go
-    sigterm_pool: str  # and of one in a pool
 
 
 @cache
@@ -66,14 +65,12 @@ def measured(name: str) -> Measurements:
             for mode in EXPECTED
         }
         sigterm = terminate(where, "inline")
-    with running(server) as where:
-        sigterm_pool = terminate(where, "pool")
     # Only now: what a server runs at its end, such as finalizers, has run.
     cells = {
         cell: Measured(timing(watches[0]), events_of(watches), bare, wire)
         for cell, (watches, bare, wire) in measured.items()
     }
-    return Measurements(cells, sigterm, sigterm_pool)
+    return Measurements(cells, sigterm)
 
 
 def measure(

@@ -87,15 +87,28 @@ def test_on_uwsgi_no_callback_reads_another_requests_environ(options: list[str])
         assert watch.events == ["slow", f"reads {key} of /reading", "last"]
 
 
-GUNICORNS = ["gunicorn sync", "gunicorn gthread"]
+#: What becomes of a job in a pool, if the process is told to end.
+SIGTERM = {
+    "gunicorn sync": "finishes",
+    "gunicorn gthread": "finishes",
+    "uWSGI --http-socket": "finishes",
+    "uWSGI --http": "finishes",
+    "waitress": "lost",
+    "wsgiref": "lost",
+    "werkzeug": "lost",
+}
 
 
-@pytest.mark.parametrize("mode", ["inline", "pool"])
-@pytest.mark.parametrize("name", GUNICORNS)
-def test_at_sigterm_gunicorn_lets_what_runs_finish(name: str, mode: str) -> None:
-    server = BY_NAME[name]
-    with started(server) as where:
-        assert terminate(where, mode) == "finishes", where.log.read_text()[-4000:]
+@pytest.mark.parametrize("name", SIGTERM)
+def test_at_sigterm_jobs_finish_where_the_server_lets_them(name: str) -> None:
+    with started(BY_NAME[name]) as where:
+        assert terminate(where, "pool") == SIGTERM[name], where.log.read_text()[-4000:]
+
+
+@pytest.mark.parametrize("name", ["gunicorn sync", "gunicorn gthread"])
+def test_at_sigterm_gunicorn_lets_what_runs_in_close_finish(name: str) -> None:
+    with started(BY_NAME[name]) as where:
+        assert terminate(where, "inline") == "finishes", where.log.read_text()[-4000:]
 
 
 # gevent

@@ -22,6 +22,7 @@ from wsgi_after import AfterResponseMiddleware, hand_off
 from wsgi_after.throttle import Throttle
 
 from .harness import APPS, end, find, free_port, require
+from .test_hand_off_page import snippets
 
 pytestmark = pytest.mark.servers
 
@@ -111,14 +112,12 @@ def levels(caplog: pytest.LogCaptureFixture) -> list[int]:
 # RQ
 
 
-class RQExecutor:
-    """The two lines of the documentation."""
-
-    def __init__(self, queue: Any) -> None:
-        self.queue = queue
-
-    def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
-        return self.queue.enqueue(fn, *args)
+@pytest.fixture
+def executor(queue: Any) -> Any:
+    """The lines of the page."""
+    namespace: dict[str, Any] = {}
+    exec(snippets()["rq_executor.py"], namespace)
+    return namespace["RQExecutor"](queue)
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ def test_a_callback_enqueues_a_job_of_rq(
 
 
 def test_a_worker_of_rq_runs_the_callbacks(
-    queue: Any, redis: Redis, tasks: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    executor: Any, redis: Redis, tasks: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = str(tmp_path / "written")
 
@@ -157,24 +156,24 @@ def test_a_worker_of_rq_runs_the_callbacks(
         after(tasks.write)  # fails, and costs the others nothing
         after(tasks.write, path, "last")
 
-    assert serve(register, executor=RQExecutor(queue)) == [b"hello"]
+    assert serve(register, executor=executor) == [b"hello"]
     assert (levels(caplog), os.path.exists(path)) == ([], False)
     work(redis)
     assert Path(path).read_text() == "first\nlast\n"
 
 
 def test_what_cannot_be_pickled_runs_in_close(
-    queue: Any, caplog: pytest.LogCaptureFixture, events: list[Any]
+    executor: Any, caplog: pytest.LogCaptureFixture, events: list[Any]
 ) -> None:
-    assert serve(lambda after: after(lambda: events.append(1)), executor=RQExecutor(queue))
+    assert serve(lambda after: after(lambda: events.append(1)), executor=executor)
     assert (events, levels(caplog)) == ([1], [logging.WARNING])
 
 
 def test_app_wide_callbacks_cannot_be_pickled_and_run_in_close(
-    queue: Any, caplog: pytest.LogCaptureFixture
+    queue: Any, executor: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They hold the environ, which holds the server's own objects, and the list."""
-    application = AfterResponseMiddleware(hello, executor=RQExecutor(queue))
+    application = AfterResponseMiddleware(hello, executor=executor)
     application.after_response(remember)
     environ = make_environ(**{"wsgi.errors": sys.__stderr__})  # as servers have it
     assert Exchange(application, environ).finish() == [b"hello"]
@@ -190,7 +189,12 @@ def remember(environ: dict[str, Any]) -> None:
 
 
 def test_without_its_broker_rq_costs_no_response(
-    queue: Any, redis: Redis, tasks: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    queue: Any,
+    executor: Any,
+    redis: Redis,
+    tasks: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = str(tmp_path / "written")
 
@@ -202,8 +206,7 @@ def test_without_its_broker_rq_costs_no_response(
     assert serve(enqueue) == [b"hello"]
     assert levels(caplog) == [logging.ERROR]
     caplog.clear()
-    register = RQExecutor(queue)
-    assert serve(lambda after: after(tasks.write, path, "here"), executor=register) == [b"hello"]
+    assert serve(lambda after: after(tasks.write, path, "here"), executor=executor) == [b"hello"]
     assert levels(caplog) == [logging.WARNING]
     assert Path(path).read_text() == "here\n"
 
@@ -260,7 +263,8 @@ def test_without_its_broker_celery_costs_no_response(
 
 DASK = """
 import json, logging, os, sys, time
-from dask.distributed import Client, LocalCluster
+from dask.distributed import LocalCluster
+from dask_executor import make_executor
 from tests.servers.test_queues import serve
 import tasks
 
@@ -271,17 +275,16 @@ def main(path):
     logging.getLogger("wsgi_after").addHandler(handler)
     processes = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
     cluster = LocalCluster(**processes, dashboard_address=None)
-    with cluster, Client(cluster) as client:
-        executor = client.get_executor(pure=False)
-        for _ in range(2):  # with pure=True, the default, requests that look the same are one job
+    with cluster:
+        executor = make_executor(cluster)
+        for _ in range(2):  # requests that look the same
             serve(lambda after: after(tasks.write_pid, path, "by Dask"), executor=executor)
         executor.shutdown()
         lines = open(path).read().splitlines()
         cannot = []
-        executor = client.get_executor(pure=False)
+        executor = make_executor(cluster)
         serve(lambda after: after(cannot.append, sys.stdin), executor=executor)
         serve(lambda after: after(time.sleep, 60), executor=executor)
-    executor = client.get_executor(pure=False)
     serve(lambda after: after(tasks.write, path, "in close()"), executor=executor)
     here = {f"by Dask {os.getpid()}"}
     print(json.dumps([len(lines), here.isdisjoint(lines), len(cannot), logged,
@@ -297,6 +300,7 @@ def test_the_processes_of_dask_run_the_callbacks(tmp_path: Path) -> None:
     require([need for need in ("distributed",) if not find(need)])
     script = tmp_path / "script.py"
     script.write_text(DASK)
+    (tmp_path / "dask_executor.py").write_text(snippets()["dask_executor.py"])
     env = environment()
     env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent.parent)
     env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent.parent.parent)
