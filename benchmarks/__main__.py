@@ -2,7 +2,7 @@
 
 import shutil
 
-from . import imports, instructions, request
+from . import imports, instructions, latency, request
 
 
 def main():
@@ -10,6 +10,8 @@ def main():
     request.main()
     print()
     imports.main()
+    print()
+    latency.main()
     print()
     if shutil.which("valgrind") is None:
         print("Instructions were not counted: valgrind is not installed.")

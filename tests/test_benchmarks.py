@@ -48,6 +48,23 @@ def test_the_import_is_timed_and_loads_nothing_but_the_standard_library(tmp_path
     assert "All others than its own are standard library." in printed
 
 
+def test_the_ways_to_do_some_work_are_measured_side_by_side(tmp_path):
+    pytest.importorskip("flask")
+    printed, suite = run_fast("latency", tmp_path)
+
+    ways = ["none", "view", "after_request", "close", "default", "executor"]
+    assert suite.get_benchmark_names() == [
+        f"{server}: {response}: {way}: {measure}"
+        for server in ("gunicorn gthread", "waitress")
+        for response in ("sized", "stream")
+        for way in ways
+        for measure in ("last byte", "next response")
+    ]
+    p50 = {b.get_name(): b.get_metadata()["p50"] for b in suite}
+    assert p50["waitress: stream: view: last byte"] >= 0.05  # the work itself
+    assert "waitress, no Content-Length" in printed
+
+
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind counts the instructions")
 def test_the_instructions_of_a_request_are_counted(tmp_path):
     printed, suite = run_fast("instructions", tmp_path)

@@ -310,7 +310,8 @@ def test_the_test_client_of_django_bypasses_the_middleware() -> None:
 
 
 def test_the_table_of_servers_is_what_the_servers_are_tested_for() -> None:
-    from servers.expectations import END_LATE, IN_TIME, LATE, STREAMS, expected
+    from servers.expectations import END_LATE, IN_TIME, LATE, STREAMS
+    from servers.expectations import expected_by_default as expected
 
     says = {IN_TIME: "does not wait", END_LATE: "waits for the end", LATE: "waits for all of it"}
     columns = [
@@ -325,7 +326,6 @@ def test_the_table_of_servers_is_what_the_servers_are_tested_for() -> None:
     }
     assert expected("uWSGI --http", "list_without_length").timing == END_LATE
     assert expected("uWSGI --http", "empty_list").timing == END_LATE
-    assert expected("waitress", "empty_list").timing == END_LATE
     for row in table("The client of"):
         for cell, kinds in zip(row[1:], columns, strict=True):
             for server in tested.pop(row[0]) if kinds is columns[-1] else tested[row[0]]:
