@@ -5,7 +5,8 @@ A line that ends in ``# error`` must be refused; every other line must not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import make_server
 from wsgiref.validate import validator
@@ -17,6 +18,7 @@ from wsgi_after import (
     after_this_response,
     run_callbacks,
 )
+from wsgi_after.executor import BoundedThreadPoolExecutor
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -67,6 +69,21 @@ def attributes_have_types(after: CallbackList) -> bool:
     if after.error is None and after.status is not None and after.headers is not None:
         return after.status < "400" and after.headers[0][0].islower() and bool(after.completed)
     return False
+
+
+class TwoLines:
+    def submit(self, fn: Callable[..., object], *args: object) -> None: ...
+
+
+def takes_anything_with_submit(pool: BoundedThreadPoolExecutor) -> None:
+    AfterResponseMiddleware(function_app, executor=None)
+    AfterResponseMiddleware(function_app, executor=pool)
+    AfterResponseMiddleware(function_app, executor=ThreadPoolExecutor())
+    AfterResponseMiddleware(function_app, executor=TwoLines())
+    AfterResponseMiddleware(function_app, executor=4)  # error
+    AfterResponseMiddleware(function_app, executor=object())  # error
+    length: int = pool.submit(len, "text").result()
+    pool.submit(len, 4)  # error
 
 
 def app_wide(application: AfterResponseMiddleware) -> None:
