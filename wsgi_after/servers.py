@@ -16,7 +16,8 @@ class Server(NamedTuple):
     """The facts about one server.
 
     :param key: recognised by this key in its environ; or
-    :param errors: by the module that the class of its ``wsgi.errors`` is defined in.
+    :param errors: by the module that the class of its ``wsgi.errors`` is defined in, where there is
+        no ``SERVER_SOFTWARE``.
     :param holds_headers: it keeps the headers of a response with an empty body until ``close()``
         has returned, and lets go of them for ``write(b"")``.
     :param closes_files_elsewhere: a file that it cannot send at once is closed by the thread that
@@ -60,4 +61,6 @@ def recognise(environ: WSGIEnvironment) -> Server:
     for key in _BY_KEY:
         if key in environ:
             return _BY_KEY[key]
+    if "SERVER_SOFTWARE" in environ:  # a look of 20 ns that spares one of 130
+        return UNKNOWN
     return _BY_ERRORS.get(type(environ.get("wsgi.errors")).__module__, UNKNOWN)

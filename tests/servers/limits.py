@@ -30,6 +30,12 @@ LIMITS = [
         "call start_response before the app returns",
     ),
     (
+        "cheroot",
+        "an app that raises before it has called start_response, in the first step of its body, is "
+        "never closed: its callbacks run at garbage collection (cheroot/wsgi.py:155)",
+        "call start_response before the app returns",
+    ),
+    (
         "tornado",
         "close() comes before the first byte, on the event loop: every callback delays its own "
         "response, and all others (tornado/wsgi.py, WSGIContainer.handle_request)",

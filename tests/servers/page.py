@@ -34,7 +34,9 @@ Each server below is started by the tests, as its documentation says, and asked 
 response, with the middleware and without. On all of them, for every kind of response:
 
 * the callbacks ran exactly once, in order;
-* the client received the same bytes, but for the time of day, and on granian the framing of a list;
+* the client received the same bytes, but for the time of day, for how a process in between (nginx,
+  Apache before a daemon process, uWSGI's http router) cuts a chunked body, which varies without the
+  middleware, too, and for the framing of a list on granian;
 * a file went out by ``sendfile`` where it does so without the middleware (gunicorn, uWSGI,
   mod_wsgi, bjoern).
 
@@ -65,7 +67,9 @@ SIGTERM = """\
 SIGTERM
 -------
 
-A callback was running that needed two more seconds when the server got a SIGTERM.
+A callback was running that needed two more seconds when the server got a SIGTERM. Where it was
+lost, the server ended at once, or did not wait for so long. A server that is killed loses every
+callback that has not run: work that must survive belongs in a queue.
 """
 
 
