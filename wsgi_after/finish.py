@@ -98,7 +98,8 @@ def end_of(callbacks: CallbackList, environ: WSGIEnvironment, error: BaseExcepti
     """What tells a client where this response ends, as far as servers differ in when that is."""
     status, headers = callbacks._given_to_server()
     # An exhausted body has no error, and to ask the list for one costs 250 ns.
-    if error or not status or (callbacks.completed is not True and callbacks.error):
+    failed = error is not None or (callbacks.completed is not True and callbacks.error is not None)
+    if failed or not status:
         return ERROR
     length = content_length(headers)
     if environ.get("REQUEST_METHOD") == "HEAD" or status[:3] in {"204", "304"} or length == "0":
