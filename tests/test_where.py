@@ -139,6 +139,15 @@ def test_an_app_that_starts_no_response_is_one_that_failed(serve):
     assert serve.places == ["pool", "ran"]
 
 
+@pytest.mark.parametrize(
+    "started", [(OK, None), (OK, [("a", "b", "c")]), (OK, [(1, 2)]), (200, []), (OK, 5)]
+)
+def test_headers_that_are_none_cost_no_callback(started, serve):
+    """Some servers let them pass."""
+    serve(BY_NAME["cheroot"], responding(*started))
+    assert serve.places == ["ran"]
+
+
 def test_the_first_hand_off_of_a_process_is_announced(serve, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "wsgi_after")
     for _ in range(2):

@@ -72,7 +72,7 @@ def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> Ba
     if type(callbacks) is not CallbackList:  # somebody has said which
         executor = getattr(callbacks, "_executor", None)
     elif server.late and server.runs_threads:
-        executor = by_default(server, end_of(callbacks, environ, error))
+        executor = by_default(server, callbacks, environ, error)
     if executor is not None:
         refusal = hand_over(callbacks, executor)
         if refusal is None:
@@ -84,12 +84,17 @@ def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> Ba
     return run(callbacks, None, error, PATIENCE)
 
 
-def by_default(server: Server, end: str) -> SupportsSubmit | None:
-    """The small pool, if a client would wait for this end of its response; else ``None``."""
-    if end not in server.late:
+def by_default(
+    server: Server, callbacks: CallbackList, environ: WSGIEnvironment, error: BaseException | None
+) -> SupportsSubmit | None:
+    """The small pool, if a client would wait for the end of this response; else ``None``."""
+    try:
+        end = end_of(callbacks, environ, error)
+        if end not in server.late:
+            return None
+        from .executor import shared  # loads concurrent.futures, which most never need
+    except Exception:  # headers that are none, which this server let pass; or Python is at its end
         return None
-    from .executor import shared  # loads concurrent.futures, which most never need
-
     announce(server.name, end)
     return shared
 
