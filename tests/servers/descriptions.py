@@ -122,6 +122,8 @@ def apache(daemon: bool) -> Callable[[Place], Commands]:
             *(f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so" for name in modules),
             *("StartServers 1", "ServerLimit 1", "ThreadsPerChild 8", "MaxRequestWorkers 8"),
             *("EnableSendfile On", "WSGIEnableSendfile On"),
+            # Seconds until it ends a response that broke off, the bare app's too: not 5.
+            "KeepAliveTimeout 1",
             f"WSGIScriptAlias / {directory}/kinds.py",
             "WSGIApplicationGroup %{GLOBAL}",
             f"<Directory {directory}>\nRequire all granted\n</Directory>",
