@@ -55,15 +55,31 @@ class Measurements:
     python: str  # 3.x, of the tests
 
 
-@cache
 def measured(name: str) -> Measurements:
+    """What was measured on a server, which is started at the first call; later ones repeat it.
+
+    :raises RuntimeError: if it could not be measured, which is not tried again.
+    """
+    require(BY_NAME[name].missing())
+    found = _measured_once(name)
+    if isinstance(found, RuntimeError):
+        raise found
+    return found
+
+
+@cache
+def _measured_once(name: str) -> Measurements | RuntimeError:
     """Start the server, measure every kind, see what SIGTERM does, and stop it."""
     server = BY_NAME[name]
-    require(server.missing())
-    with running(server) as where:
-        cells = {kind: measure(where, kind, expected(name, kind)) for kind in KINDS}
-        mod_wsgi = where.about()["mod_wsgi"]
-        sigterm = terminate(where)
+    cells: dict[str, Cell] = {}
+    try:
+        with running(server) as where:
+            for kind in KINDS:
+                cells[kind] = measure(where, kind, expected(name, kind))
+            mod_wsgi = where.about()["mod_wsgi"]
+            sigterm = terminate(where)
+    except Exception as error:
+        return RuntimeError(f"{name}, after {list(cells)}: {error!r}")
     version = server.version() + (f", mod_wsgi {mod_wsgi}" if mod_wsgi else "")
     python = "{}.{}".format(*sys.version_info)
     # Only now: what a server runs at its end, such as finalizers, has run.
