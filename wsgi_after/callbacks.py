@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from werkzeug.sansio.response import Response
 
 logger = logging.getLogger("wsgi_after")
+
+#: Called with the text and the exception of each failure that is logged, by wsgi_after.testing.
+failure_hooks: list[Callable[[str, BaseException | None], object]] = []
 
 #: The list of the request whose app, or whose callback, is being called in this context. ``None``
 #: where the body of a request within a request is being iterated.
@@ -284,59 +288,72 @@ def _run_pending(
 ) -> BaseException | None:
     while callbacks:
         callback = callbacks.pop(0)
+        began = perf_counter()
         try:
             outcome = callback()
             if outcome is not None and isinstance(outcome, Coroutine):
                 outcome.close()
-                _log(_COROUTINE, callback, request, callbacks)
+                _log(_COROUTINE, callback, began, request, callbacks)
         # As wide as this because one callback's bug must not cost the others their run. SystemExit
         # too: passed on, it ends whole workers of several servers.
         except (Exception, SystemExit) as error:
-            _log(_message(callback, error), callback, request, callbacks, error)
+            _log(_kind(callback, error), callback, began, request, callbacks, error)
         except BaseException as error:
             if raised is None:
                 raised = error
             else:
-                _log(_FAILED, callback, request, callbacks, error)
+                _log(_FAILED, callback, began, request, callbacks, error)
     return raised
 
 
-_FAILED = "Callback %s of %s failed."
+# What can become of a callback that fails: the outcome, for machines to read, and the sentence.
+_FAILED = ("failed", "Callback %s of %s failed.")
 _COROUTINE = (
+    "coroutine",
     "Callback %s of %s returned a coroutine, so it has not run: callbacks are plain functions. "
-    "Register asgiref.sync.async_to_sync(fn) in place of fn."
+    "Register asgiref.sync.async_to_sync(fn) in place of fn.",
 )
 _NOT_CALLABLE = (
+    "not callable",
     "Entry %s of %s is not callable. The usual cause is a function that was called where it should "
-    "be passed: append(fn), not append(fn())."
+    "be passed: append(fn), not append(fn()).",
 )
 _SYSTEM_EXIT = (
+    "system exit",
     "Callback %s of %s raised SystemExit, which is contained: it would end the server's worker. In "
-    "a main thread it may come from a signal handler, such as that of gunicorn's worker timeout."
+    "a main thread it may come from a signal handler, such as that of gunicorn's worker timeout.",
 )
 
 
-def _message(callback: object, error: BaseException) -> str:
+def _kind(callback: object, error: BaseException) -> tuple[str, str]:
     if not callable(callback):
         return _NOT_CALLABLE
     return _SYSTEM_EXIT if isinstance(error, SystemExit) else _FAILED
 
 
 def _log(
-    message: str,
+    kind: tuple[str, str],
     callback: object,
+    began: float,
     request: str | None,
     callbacks: list[Callable[[], object]],
     error: BaseException | None = None,
 ) -> None:
+    seconds = perf_counter() - began
+    outcome, message = kind
+    name = describe(callback)
     if request is None:
         request = "a request"
         if isinstance(callbacks, CallbackList):
             request = callbacks._request_line()
+    # Attributes of the record. Not "request", where Django's handlers expect an object of theirs.
+    extra = {"callback": name, "request_line": request, "seconds": seconds, "outcome": outcome}
     try:
-        logger.error(message, describe(callback), request, exc_info=error)
+        logger.error(message, name, request, exc_info=error, extra=extra)
     except Exception:  # a logging filter or handler of the user's: it must not cost callbacks
         traceback.print_exc()
+    for hook in failure_hooks:
+        hook(message % (name, request), error)
 
 
 def describe(callback: Any) -> str:
