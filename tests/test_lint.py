@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 from wsgiref.handlers import SimpleHandler
 from wsgiref.util import FileWrapper
@@ -17,6 +19,8 @@ from wsgiref.util import FileWrapper
 import pytest
 from asgiref.wsgi import WsgiToAsgi
 from conftest import Exchange, hello, make_environ
+from documents import blocks, parse
+from docutils import nodes
 from elasticapm.middleware import ElasticAPM
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 from repoze.tm import TM
@@ -600,3 +604,36 @@ def test_the_warning_points_at_the_culprit_s_line() -> None:
     with pytest.warns(WSGIAfterWarning, match="cannot be called") as caught:
         Exchange(inside(app_that(view))).finish()
     assert (caught[0].filename, caught[0].lineno) == (__file__, view.__code__.co_firstlineno + 1)
+
+
+# The page.
+
+
+def test_the_page_lists_the_checks() -> None:
+    [rows] = list(parse("lint.rst").findall(nodes.tbody))
+    cells = [
+        tuple(" ".join(entry.astext().split()) for entry in row.findall(nodes.entry))
+        for row in rows.findall(nodes.row)
+    ]
+    checks = [value for value in vars(lint).values() if isinstance(value, lint.Check)]
+    assert [(rule, sentence) for rule, _, sentence in cells] == [
+        (str(check.rule), check.sentence.replace("``", "")) for check in checks
+    ]
+    app = {lint.ENTRY, lint.KEPT, lint.REGISTERED_IN_TIME, lint.PREPARED_IN_TIME}
+    assert [whose for _, whose, _ in cells] == [
+        "app" if check in app else "who calls" for check in checks
+    ]
+
+
+def test_the_example_of_the_page_warns_as_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "linted.py").write_text(blocks("lint.rst")["linted.py"], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    with pytest.warns(WSGIAfterWarning) as caught:
+        application = import_module("linted").application
+        Exchange(application, make_environ(PATH_INFO="/")).finish()
+    shown = f"{Path(caught[0].filename).name}:{caught[0].lineno}: WSGIAfterWarning: "
+    shown += str(caught[0].message).replace(f"{tmp_path}/", "")
+    assert shown == " ".join(blocks("lint.rst")["linted.out"].split())
