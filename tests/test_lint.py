@@ -450,6 +450,25 @@ def test_a_file_arrives_untouched_and_its_close_is_watched(place: Any, events: l
     assert exchange.result.filelike.closed
 
 
+@pytest.mark.parametrize("place", [inside, outside, both])
+def test_a_file_arrives_untouched_where_its_wrapper_is_a_function(
+    place: Any, events: list[Any]
+) -> None:
+    """As uWSGI's, which knows the file by its identity, and closes that."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        environ["wsgi.after"].append(partial(events.append, "ran"))
+        return send_file(environ, start_response)
+
+    made: list[Any] = []
+    environ = make_environ(**{"wsgi.file_wrapper": lambda file: made.append(file) or file})
+    with violations():
+        exchange = Exchange(place(app), environ)
+        assert [exchange.result] == made
+        exchange.result.close()
+    assert events == ["ran"]
+
+
 def test_a_file_that_is_not_closed_is_reported() -> None:
     environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
     with violations((lint.CLOSED, "server")):

@@ -24,6 +24,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
 
 from .callbacks import CallbackList, EndedCallbackList, describe
+from .file_wrapper import FileWrapper
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -476,14 +477,13 @@ class LintFileClose:
 def watched(result: Any, environ: WSGIEnvironment, watch: Watch) -> Any:
     """What the caller gets for ``result``, the app's."""
     kind = type(result)
-    file_wrapper = environ.get("wsgi.file_wrapper")
-    # On some servers it is a function, and what that returns is not known by its type.
-    if isinstance(file_wrapper, type) and isinstance(result, file_wrapper):
+    file = file_of(result, environ)
+    if file is not None:
         if watch.outer is not None:
             watch.outer.file = (result, watch.caller)
         with suppress(TypeError):  # a type in C has no vars()
-            attributes = vars(result)
-            attributes["close"] = LintFileClose(getattr(result, "close", None), watch)
+            attributes = vars(file)
+            attributes["close"] = LintFileClose(getattr(file, "close", None), watch)
         return result
     if hasattr(kind, "__len__"):
         # Bytes are a bug that two servers let pass.
@@ -491,6 +491,14 @@ def watched(result: Any, environ: WSGIEnvironment, watch: Watch) -> Any:
     if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
         return LintBody(result, watch)
     return result  # such as gunicorn's sign that the response is out already
+
+
+def file_of(result: Any, environ: WSGIEnvironment) -> Any:
+    """What the server closes, if ``result`` was made by ``wsgi.file_wrapper``; else ``None``."""
+    file_wrapper = environ.get("wsgi.file_wrapper")
+    if isinstance(file_wrapper, FileWrapper):  # ours, for what is a function, or a type in C
+        return file_wrapper.file_of(result)
+    return result if isinstance(file_wrapper, type) and isinstance(result, file_wrapper) else None
 
 
 class LintList(CallbackList):

@@ -48,6 +48,7 @@ class CapturedRequest:
         self.callbacks: list[Callable[[], object]] = []
         self._after = after
         self._kind = type(after)
+        after._write = None  # nobody is left to be sent anything
         self._move()
         after.__class__ = EndedCallbackList
         self._move()  # another thread may have registered before the mark of the end
