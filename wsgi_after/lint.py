@@ -144,7 +144,7 @@ CONTRACT = (
             "Body sent, cut short, or none; the app raised before or after ``start_response``, in "
             "mid-body, or in its ``close()``.",
             "An app that raises before it returns leaves nothing to close: callbacks run, or are "
-            "exception goes on.",
+            "handed over, then the exception goes on.",
             "None is swallowed or altered.",
         ),
     ),

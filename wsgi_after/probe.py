@@ -377,14 +377,18 @@ ADVICE = {
         'proxy_set_header Connection ""; with HTTP/1.0 it waits for the end of the connection.'
     ),
     "length": "Set Content-Length where the length is known: the body's end is then known, too.",
-    "old": "Without Content-Length, HTTP/1.0 ends a body by ending the connection: nothing helps.",
+    "old": (
+        "Without Content-Length, HTTP/1.0 ends a body by ending the connection, after close(): "
+        "pass executor= to AfterResponseMiddleware."
+    ),
     "empty": (
-        "This server holds back responses without a body until close() has returned: keep the "
-        "callbacks after a redirect, a 204 or HEAD short, or hand their work to a queue."
+        "This server holds back responses without a body until close() has returned: pass "
+        "executor= to AfterResponseMiddleware, or hand the work to a queue."
     ),
     "other": (
-        "This server holds back the end of such responses until close() has returned: keep "
-        "callbacks short, or hand their work to a queue, after(task.delay, user_id)."
+        "This server holds back the end of such responses until close() has returned: pass "
+        "executor= to AfterResponseMiddleware, or hand the work to a queue: "
+        "after(task.delay, user_id)."
     ),
 }
 
