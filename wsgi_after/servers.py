@@ -24,7 +24,8 @@ class Server(NamedTuple):
     """The facts about one server.
 
     :param key: recognised by this key in its environ; or
-    :param errors: by the module that the class of its ``wsgi.errors`` is defined in; or
+    :param errors: by the module that the class of its ``wsgi.errors`` is defined in, where there is
+        no ``SERVER_SOFTWARE``; or
     :param module: by the module that its ``start_response`` is defined in.
     :param holds_headers: it keeps the headers of a response with an empty body until ``close()``
         has returned, and lets go of them for ``write(b"")``.
@@ -87,7 +88,8 @@ SERVERS = (
     Server("gevent", module="gevent.pywsgi", late=_USUAL),
     Server("eventlet", module="eventlet.wsgi", late=_USUAL),
     Server("a2wsgi", module="a2wsgi.wsgi", late=_USUAL),
-    Server("hypercorn", module="hypercorn.app_wrappers", late=_STREAMS),
+    # It answers 500 to an empty list, after close() (app_wrappers.py:119-121).
+    Server("hypercorn", module="hypercorn.app_wrappers", late=_STREAMS | {EMPTY}),
     Server("granian", module="granian.wsgi", late=_STREAMS),  # src/wsgi/io.rs:63-89 (2.8.7)
     # It calls close() before it sends the first byte, on the thread of the event loop.
     Server("tornado", module="tornado.wsgi", late=_STREAMS | {SIZED, EMPTY}),
@@ -115,4 +117,6 @@ def recognise(environ: WSGIEnvironment, start_response: StartResponse | None = N
     for key in _BY_KEY:
         if key in environ:
             return _BY_KEY[key]
+    if "SERVER_SOFTWARE" in environ:  # a look of 20 ns that spares one of 130
+        return UNKNOWN
     return _BY_ERRORS.get(type(environ.get("wsgi.errors")).__module__, UNKNOWN)

@@ -26,10 +26,14 @@ class Connection:
     def __exit__(self, *exc_info: object) -> None:
         self.socket.close()
 
-    def request(self, target: str, method: str = "GET", connection: str = "keep-alive") -> None:
+    def request(
+        self, target: str, method: str = "GET", connection: str = "keep-alive", cookie: str = ""
+    ) -> None:
         """Send a request; a server that has hung up meanwhile shows when it is read from."""
         self.reusable = False
         lines = [f"{method} {target} HTTP/1.1", "Host: localhost", f"Connection: {connection}"]
+        if cookie:
+            lines.append(f"Cookie: user={cookie}")
         try:
             self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
         except (BrokenPipeError, ConnectionResetError):
@@ -101,5 +105,6 @@ class Connection:
 
     def hang_up(self) -> None:
         """Reset the connection, as a client does that goes away in the middle."""
+        self.open = self.reusable = False
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()

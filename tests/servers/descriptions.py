@@ -1,16 +1,20 @@
-"""How each server is started: as its documentation says, and nothing more."""
+"""How each server is started: as its documentation says, and little more."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 
-from .harness import Place, Server, find
+from .harness import Place, Server, find, free_port
 
 Commands = list[Sequence[str | Path]]
 PYTHON = sys.executable
+APACHE_MODULES = Path("/usr/lib/apache2/modules")
 
 
 def versions(*names: str) -> Callable[[], str]:
@@ -18,30 +22,23 @@ def versions(*names: str) -> Callable[[], str]:
     return lambda: ", ".join(f"{name} {installed(name)}" for name in names)
 
 
+def nginx_version() -> str:
+    """Upstream's, which Debian keeps for a release."""
+    found = subprocess.run([find("nginx") or "nginx", "-v"], capture_output=True, text=True)
+    return "nginx " + re.findall(r"nginx/([\d.]+)", found.stderr)[0]
+
+
+def with_nginx(*names: str) -> Callable[[], str]:
+    return lambda: f"{nginx_version()}, {versions(*names)()}"
+
+
+def module(*command: str) -> Callable[[Place], Commands]:
+    """``python -m ...``, with ``{port}`` filled in."""
+    return lambda where: [[PYTHON, "-m", *(part.format(port=where.port) for part in command)]]
+
+
 def gunicorn(*options: str) -> Callable[[Place], Commands]:
-    def commands(where: Place) -> Commands:
-        bind = f"--bind=127.0.0.1:{where.port}"
-        return [[PYTHON, "-m", "gunicorn", bind, *options, "kinds:application"]]
-
-    return commands
-
-
-def uwsgi_command(*listen: str) -> list[str]:
-    return [
-        find("uwsgi") or "uwsgi",
-        *("--master", "--die-on-term", "--need-app", "--enable-threads", "--threads=4"),
-        *("--wsgi-file=kinds.py", "--callable=application"),
-        *listen,
-    ]
-
-
-def uwsgi(option: str) -> Callable[[Place], Commands]:
-    return lambda where: [uwsgi_command(f"{option}=127.0.0.1:{where.port}")]
-
-
-def waitress(where: Place) -> Commands:
-    listen = f"--listen=127.0.0.1:{where.port}"
-    return [[PYTHON, "-m", "waitress", listen, "kinds:application"]]
+    return module("gunicorn", "--bind=127.0.0.1:{port}", *options, "kinds:application")
 
 
 def script(name: str) -> Callable[[Place], Commands]:
@@ -49,13 +46,172 @@ def script(name: str) -> Callable[[Place], Commands]:
     return lambda where: [[PYTHON, where.directory / "serve.py", name, str(where.port)]]
 
 
+def uwsgi_command(listen: str) -> list[str]:
+    return [
+        find("uwsgi") or "uwsgi",
+        *("--master", "--die-on-term", "--need-app", "--enable-threads", "--threads=4"),
+        *("--wsgi-file=kinds.py", "--callable=application"),
+        listen,
+    ]
+
+
+def uwsgi(option: str) -> Callable[[Place], Commands]:
+    return lambda where: [uwsgi_command(f"{option}=127.0.0.1:{where.port}")]
+
+
+def nginx(where: Place, location: str) -> list[str]:
+    """Nginx in one process, which passes everything on as ``location`` says."""
+    temporary = "".join(
+        f"{name}_temp_path {where.directory}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    path = where.write(
+        "nginx.conf",
+        f"""
+        daemon off; master_process off; pid {where.directory}/nginx.pid; error_log stderr;
+        events {{}}
+        http {{
+            access_log off; {temporary}
+            server {{ listen 127.0.0.1:{where.port}; location / {{ {location} }} }}
+        }}
+        """,
+    )
+    return [find("nginx") or "nginx", "-e", "stderr", "-c", str(path)]
+
+
+def nginx_uwsgi(where: Place) -> Commands:
+    port = free_port()
+    parameters = "".join(
+        f"uwsgi_param {name} ${variable};"
+        for name, variable in {
+            "QUERY_STRING": "query_string",
+            "REQUEST_METHOD": "request_method",
+            "PATH_INFO": "document_uri",
+            "SERVER_PROTOCOL": "server_protocol",
+            "SERVER_NAME": "server_name",
+            "SERVER_PORT": "server_port",
+        }.items()
+    )
+    front = nginx(where, f"uwsgi_pass 127.0.0.1:{port}; {parameters}")
+    return [uwsgi_command(f"--socket=127.0.0.1:{port}"), front]
+
+
+def nginx_gunicorn(settings: str) -> Callable[[Place], Commands]:
+    def commands(where: Place) -> Commands:
+        port = free_port()
+        options = (f"--bind=127.0.0.1:{port}", "--threads=4", "kinds:application")
+        front = nginx(where, f"proxy_pass http://127.0.0.1:{port}; {settings}")
+        return [[PYTHON, "-m", "gunicorn", *options], front]
+
+    return commands
+
+
+def apache(daemon: bool) -> Callable[[Place], Commands]:
+    """Apache with one child process, or with one process of mod_wsgi's own."""
+
+    def commands(where: Place) -> Commands:
+        directory = where.directory
+        modules = ("mpm_event", "authz_core", "wsgi")
+        lines = [
+            f"ServerRoot {directory}",
+            f"DefaultRuntimeDir {directory}",
+            f"PidFile {directory}/apache.pid",
+            f"ErrorLog {where.log}",
+            "ServerName localhost",
+            f"Listen 127.0.0.1:{where.port}",
+            *(f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so" for name in modules),
+            *("StartServers 1", "ServerLimit 1", "ThreadsPerChild 8", "MaxRequestWorkers 8"),
+            *("EnableSendfile On", "WSGIEnableSendfile On"),
+            f"WSGIScriptAlias / {directory}/kinds.py",
+            "WSGIApplicationGroup %{GLOBAL}",
+            f"<Directory {directory}>\nRequire all granted\n</Directory>",
+        ]
+        if os.geteuid() == 0:
+            lines += ["User www-data", "Group www-data"]
+        if daemon:
+            lines += [
+                f"WSGISocketPrefix {directory}/wsgi",
+                f"WSGIDaemonProcess kinds processes=1 threads=4 python-path={directory}",
+                "WSGIProcessGroup kinds",
+            ]
+        else:
+            lines += [f"WSGIPythonPath {directory}"]
+        path = where.write("apache.conf", "\n".join([*lines, ""]))
+        return [[find("apache2") or "apache2", "-f", path, "-D", "FOREGROUND"]]
+
+    return commands
+
+
+def apache_version() -> str:
+    found = subprocess.run([find("apache2") or "apache2", "-v"], capture_output=True, text=True)
+    return "Apache " + re.findall(r"Apache/(\d+\.\d+)", found.stdout)[0]
+
+
+A2WSGI = module("uvicorn", "--host=127.0.0.1", "--port={port}", "a2wsgi_app:application")
+ASGIREF = module("uvicorn", "--host=127.0.0.1", "--port={port}", "asgiref_app:application")
+CHEROOT = module("cheroot", "--bind=127.0.0.1:{port}", "kinds:application")
+GRANIAN = module(
+    "granian", "--interface=wsgi", "--host=127.0.0.1", "--port={port}", "kinds:application"
+)
+HYPERCORN = module("hypercorn", "--bind=127.0.0.1:{port}", "wsgi:kinds:application")
+RUNSERVER = module(
+    "django", "runserver", "--noreload", "--settings=django_settings", "127.0.0.1:{port}"
+)
+TWISTED = module(
+    "twisted", "web", "--listen=tcp:{port}:interface=127.0.0.1", "--wsgi=kinds.application"
+)
+WAITRESS = module("waitress", "--listen=127.0.0.1:{port}", "kinds:application")
+KEEP_ALIVE = 'proxy_http_version 1.1; proxy_set_header Connection "";'
+APACHE = ("apache2", str(APACHE_MODULES / "mod_wsgi.so"))
+
+
+def package(name: str, commands: Callable[[Place], Commands], *distributions: str) -> Server:
+    """A server that is one or several Python packages, with a module of each one's name."""
+    modules = tuple(distribution.lower() for distribution in distributions)
+    return Server(name, commands, versions(*distributions), modules=modules)
+
+
+def uwsgi_server(name: str, commands: Callable[[Place], Commands]) -> Server:
+    return Server(name, commands, versions("uWSGI"), programs=("uwsgi",))
+
+
 SERVERS = [
-    Server("gunicorn sync", gunicorn(), ("gunicorn",), versions("gunicorn")),
-    Server("gunicorn gthread", gunicorn("--threads=4"), ("gunicorn",), versions("gunicorn")),
-    Server("uWSGI --http-socket", uwsgi("--http-socket"), ("uwsgi",), versions("uWSGI")),
-    Server("uWSGI --http", uwsgi("--http"), ("uwsgi",), versions("uWSGI")),
-    Server("waitress", waitress, ("waitress",), versions("waitress")),
-    Server("wsgiref", script("wsgiref"), (), lambda: "Python 3.11"),
-    Server("werkzeug", script("werkzeug"), ("werkzeug",), versions("Werkzeug")),
+    package("gunicorn sync", gunicorn(), "gunicorn"),
+    package("gunicorn gthread", gunicorn("--threads=4"), "gunicorn"),
+    package("gunicorn gevent", gunicorn("--worker-class=gevent"), "gunicorn", "gevent"),
+    Server(
+        "nginx, gunicorn",
+        nginx_gunicorn(""),
+        with_nginx("gunicorn"),
+        modules=("gunicorn",),
+        programs=("nginx",),
+    ),
+    Server(
+        "nginx keep-alive, gunicorn",
+        nginx_gunicorn(KEEP_ALIVE),
+        with_nginx("gunicorn"),
+        modules=("gunicorn",),
+        programs=("nginx",),
+    ),
+    uwsgi_server("uWSGI --http-socket", uwsgi("--http-socket")),
+    uwsgi_server("uWSGI --http", uwsgi("--http")),
+    Server("nginx, uWSGI", nginx_uwsgi, with_nginx("uWSGI"), programs=("nginx", "uwsgi")),
+    Server("mod_wsgi embedded", apache(daemon=False), apache_version, programs=APACHE),
+    Server("mod_wsgi daemon", apache(daemon=True), apache_version, programs=APACHE),
+    package("waitress", WAITRESS, "waitress"),
+    package("cheroot", CHEROOT, "cheroot"),
+    package("gevent.pywsgi", script("gevent"), "gevent"),
+    package("eventlet", script("eventlet"), "eventlet"),
+    package("granian", GRANIAN, "granian"),
+    package("bjoern", script("bjoern"), "bjoern"),
+    package("fastwsgi", script("fastwsgi"), "fastwsgi"),
+    package("tornado", script("tornado"), "tornado"),
+    package("twisted", TWISTED, "Twisted"),
+    package("hypercorn", HYPERCORN, "hypercorn"),
+    package("a2wsgi, uvicorn", A2WSGI, "a2wsgi", "uvicorn"),
+    package("asgiref, uvicorn", ASGIREF, "asgiref", "uvicorn"),
+    Server("wsgiref", script("wsgiref"), lambda: "Python's own"),
+    package("werkzeug", script("werkzeug"), "Werkzeug"),
+    package("Django runserver", RUNSERVER, "Django"),
 ]
 BY_NAME = {server.name: server for server in SERVERS}

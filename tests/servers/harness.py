@@ -41,18 +41,21 @@ class Server:
     :param name: as the documentation calls it.
     :param commands: the processes to start, given where and on which port; the last one is the
         one that clients talk to, the first one the one that runs Python.
-    :param needs: modules and programs without which it cannot start.
+    :param modules: without which it cannot start; and
+    :param programs: likewise, or whole paths.
     :param version: one line that names what was measured.
     """
 
     name: str
     commands: Callable[[Place], list[Sequence[str | Path]]]
-    needs: tuple[str, ...]
     version: Callable[[], str]
+    modules: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
 
     def missing(self) -> list[str]:
-        """What of its needs is not installed."""
-        return [need for need in self.needs if not find(need)]
+        """What of it is not installed."""
+        modules = [name for name in self.modules if importlib.util.find_spec(name) is None]
+        return modules + [name for name in self.programs if not find(name)]
 
 
 @dataclass
@@ -84,13 +87,12 @@ class Place:
         return found
 
 
-def find(need: str) -> str | None:
-    """The path of a program, or the name of a module, that is installed."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
-    program = shutil.which(need, path=path)
-    if program is None and importlib.util.find_spec(need) is not None:
-        return need
-    return program
+def find(program: str) -> str | None:
+    """The path of a program: from beside this Python, or installed for everybody."""
+    if "/" in program:
+        return program if Path(program).exists() else None
+    path = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
+    return shutil.which(program, path=os.pathsep.join(path))
 
 
 def free_port() -> int:
@@ -110,7 +112,7 @@ def require(missing: Sequence[str]) -> None:
 
 
 @contextmanager
-def place() -> Iterator[Place]:
+def prepared() -> Iterator[Place]:
     """A directory with the app, the package and the files to send, for every user to read."""
     with tempfile.TemporaryDirectory(prefix="wsgi_after-") as name:
         directory = Path(name)
@@ -128,14 +130,12 @@ def place() -> Iterator[Place]:
 
 
 @contextmanager
-def running(
-    server: Server, before: Sequence[str] = (), place: Callable[..., Any] = place
-) -> Iterator[Place]:
+def running(server: Server, before: Sequence[str] = ()) -> Iterator[Place]:
     """Run ``server``, from when it answers to the end of the block.
 
     :param before: what to put before the first command, such as ``strace``.
     """
-    with place() as where:
+    with prepared() as where:
         where.log = where.directory / "log"
         with open(where.log, "wb") as log:
             try:

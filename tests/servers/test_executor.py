@@ -25,7 +25,7 @@ def gunicorn(*options: str, app: str = "pooled") -> Server:
         return [[PYTHON, "-m", "gunicorn", bind, *options, f"{app}:application"]]
 
     needs = ("gunicorn", "gevent") if "--worker-class=gevent" in options else ("gunicorn",)
-    return Server(" ".join(["gunicorn", *options]), commands, needs, versions(*needs))
+    return Server(" ".join(["gunicorn", *options]), commands, versions(*needs), modules=needs)
 
 
 def uwsgi(*options: str) -> Server:
@@ -34,7 +34,8 @@ def uwsgi(*options: str) -> Server:
         start = [find("uwsgi") or "uwsgi", "--master", "--die-on-term", "--need-app"]
         return [[*start, listen, "--wsgi-file=pooled.py", *options]]
 
-    return Server(" ".join(["uWSGI", *options]), commands, ("uwsgi",), versions("uWSGI"))
+    name = " ".join(["uWSGI", *options])
+    return Server(name, commands, versions("uWSGI"), programs=("uwsgi",))
 
 
 @contextlib.contextmanager
@@ -85,24 +86,6 @@ def test_on_uwsgi_no_callback_reads_another_requests_environ(options: list[str])
         assert all(watch.done.wait(WAIT) for _, watch in requests)
     for key, watch in requests:
         assert watch.events == ["slow", f"reads {key} of /reading", "last"]
-
-
-#: What becomes of a job in a pool, if the process is told to end.
-SIGTERM = {
-    "gunicorn sync": "finishes",
-    "gunicorn gthread": "finishes",
-    "uWSGI --http-socket": "finishes",
-    "uWSGI --http": "finishes",
-    "waitress": "lost",
-    "wsgiref": "lost",
-    "werkzeug": "lost",
-}
-
-
-@pytest.mark.parametrize("name", SIGTERM)
-def test_at_sigterm_jobs_finish_where_the_server_lets_them(name: str) -> None:
-    with started(BY_NAME[name]) as where:
-        assert terminate(where, "pool") == SIGTERM[name], where.log.read_text()[-4000:]
 
 
 @pytest.mark.parametrize("name", ["gunicorn sync", "gunicorn gthread"])

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Redis:
 
 @pytest.fixture
 def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
-    require([need for need in ("redis-server", "rq", "celery") if not find(need)])
+    require([name for name in ("rq", "celery", "redis") if find_spec(name) is None])
+    require([] if find("redis-server") else ["redis-server"])
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
     process = subprocess.Popen(
@@ -297,7 +299,7 @@ if __name__ == "__main__":
 
 def test_the_processes_of_dask_run_the_callbacks(tmp_path: Path) -> None:
     """Two requests; one that cannot be pickled; one that runs as the cluster ends; one after."""
-    require([need for need in ("distributed",) if not find(need)])
+    require([] if find_spec("distributed") else ["distributed"])
     script = tmp_path / "script.py"
     script.write_text(DASK)
     (tmp_path / "dask_executor.py").write_text(snippets()["dask_executor.py"])

@@ -9,6 +9,8 @@ request, and the file to send. Imports nothing but the standard library and ``ws
 runs it on the system's Python.
 """
 
+import gc
+import io
 import json
 import os
 import platform
@@ -46,10 +48,12 @@ def register(environ):
 
 
 def about(environ, start_response):
+    """What is to be known of this process; garbage is collected on the way."""
+    gc.collect()
     found = {
         "python": platform.python_version(),
         "mod_wsgi": ".".join(map(str, environ.get("mod_wsgi.version", ()))),
-        "pid": os.getpid(),
+        "reads": CountedFile.reads,
     }
     body = json.dumps(found).encode()
     start_response("200 OK", plain(str(len(body))))
@@ -73,8 +77,7 @@ def tuple_(environ, start_response):
 
 def generator(environ, start_response):
     start_response("200 OK", plain())
-    yield b"hello "
-    yield b"generator"
+    return (chunk for chunk in (b"hello ", b"generator"))
 
 
 class ClassIterator:
@@ -91,6 +94,9 @@ class ClassIterator:
         if not self.chunks:
             raise StopIteration
         return self.chunks.pop(0)
+
+    def close(self):  # fastwsgi answers 500 to the next request after an iterator without one
+        self.chunks.clear()
 
 
 def empty_list(environ, start_response):
@@ -118,12 +124,48 @@ def head(environ, start_response):
     return []
 
 
+def in_blocks(opened):
+    with opened:
+        while block := opened.read(65536):
+            yield block
+
+
 def file(environ, start_response):
     path = query_of(environ)["file"]
     opened = open(path, "rb")  # noqa: SIM115 -- the server closes it
     start_response("200 OK", plain(str(os.path.getsize(path))))
     wrapper = environ.get("wsgi.file_wrapper")
-    return wrapper(opened, 65536) if wrapper else iter(lambda: opened.read(65536), b"")
+    return wrapper(opened, 65536) if wrapper else in_blocks(opened)
+
+
+class CountedFile(io.FileIO):
+    """Notes the size of each read, of the latest file."""
+
+    reads = ()
+
+    def __init__(self, path):
+        super().__init__(path)
+        CountedFile.reads = []
+
+    def read(self, size=-1):
+        CountedFile.reads.append(size)
+        return super().read(size)
+
+
+def counted_file(environ, start_response):
+    path = query_of(environ)["file"]
+    start_response("200 OK", plain(str(os.path.getsize(path))))
+    return environ["wsgi.file_wrapper"](CountedFile(path), 65536)
+
+
+def own_environ(environ, start_response):
+    query = query_of(environ)
+    after = environ.get("wsgi.after")
+    after.clear()
+    after(say, query, "slow")
+    after(lambda: say(query, f"{environ['PATH_INFO']} {environ['HTTP_COOKIE']}"))
+    after(say, query, "last")
+    return list_with_length(environ, start_response)
 
 
 def write(environ, start_response):
@@ -138,23 +180,32 @@ def error_before_return(environ, start_response):
 
 
 def error_in_first_chunk(environ, start_response):
+    def body():
+        raise RuntimeError("raised on purpose, in the first chunk")
+        yield b""
+
     start_response("200 OK", plain())
-    raise RuntimeError("raised on purpose, in the first chunk")
-    yield b""
+    return body()
 
 
 def error_in_mid_body(environ, start_response):
+    def body():
+        yield b"first chunk"
+        raise RuntimeError("raised on purpose, in mid-body")
+
     start_response("200 OK", plain())
-    yield b"first chunk"
-    raise RuntimeError("raised on purpose, in mid-body")
+    return body()
 
 
 def hang_up(environ, start_response):
+    def body(query):
+        yield b"first chunk"
+        say(query, "in mid-body")  # returns when the client has gone
+        for _ in range(64):
+            yield b"x" * 65536
+
     start_response("200 OK", plain())
-    yield b"first chunk"
-    say(query_of(environ), "in mid-body")  # returns when the client has gone
-    for _ in range(64):
-        yield b"x" * 65536
+    return body(query_of(environ))
 
 
 KINDS = {
@@ -176,12 +227,14 @@ KINDS = {
     "error_in_mid_body": error_in_mid_body,
     "hang_up": hang_up,
     "two_requests": list_with_length,
+    "counted_file": counted_file,
+    "own_environ": own_environ,
 }
 
 
 def bare(environ, start_response):
-    """The app without the middleware: ``/MODE/KIND``."""
-    kind = environ["PATH_INFO"].rpartition("/")[2]
+    """The app without the middleware: ``/MODE/KIND``, and whatever follows."""
+    kind = environ["PATH_INFO"].split("/")[2]
     if kind == "about":
         return about(environ, start_response)
     register(environ)

@@ -3,24 +3,66 @@
 import sys
 
 
-def wsgiref(port):
+def wsgiref(application, port):
     from wsgiref.simple_server import make_server
-
-    from kinds import application
 
     make_server("127.0.0.1", port, application).serve_forever()
 
 
-def werkzeug(port):
-    from kinds import application
+def werkzeug(application, port):
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Handler(WSGIRequestHandler):
-        protocol_version = "HTTP/1.1"
+        protocol_version = "HTTP/1.1"  # as "flask run" sets it
 
     server = make_server("127.0.0.1", port, application, threaded=True, request_handler=Handler)
     server.serve_forever()
 
 
+def gevent(application, port):
+    from gevent.pywsgi import WSGIServer
+
+    WSGIServer(("127.0.0.1", port), application).serve_forever()
+
+
+def eventlet(application, port):
+    from eventlet import listen, wsgi
+
+    # With debug, its default, error pages are tracebacks, which name every function on the way.
+    wsgi.server(listen(("127.0.0.1", port)), application, debug=False)
+
+
+def tornado(application, port):
+    from tornado.httpserver import HTTPServer
+    from tornado.ioloop import IOLoop
+    from tornado.wsgi import WSGIContainer
+
+    HTTPServer(WSGIContainer(application)).listen(port, "127.0.0.1")
+    IOLoop.current().start()
+
+
+def bjoern(application, port):
+    import bjoern
+
+    bjoern.run(application, "127.0.0.1", port)
+
+
+def fastwsgi(application, port):
+    import fastwsgi
+
+    fastwsgi.run(application, "127.0.0.1", port)
+
+
 if __name__ == "__main__":
-    globals()[sys.argv[1]](int(sys.argv[2]))
+    name = sys.argv[1]
+    if name == "gevent":
+        from gevent import monkey
+
+        monkey.patch_all()
+    elif name == "eventlet":
+        from eventlet import monkey_patch
+
+        monkey_patch()
+    import kinds
+
+    globals()[name](kinds.application, int(sys.argv[2]))
