@@ -575,6 +575,7 @@ def test_asgiref_which_closes_nothing_is_named(events: list[Any]) -> None:
     assert [message["type"] for message in sent][-1] == "http.response.body"
     assert events == ["ran"]
     assert seen[0].culprit.startswith("asgiref.wsgi.")
+    assert "a2wsgi is an adapter to ASGI that closes" in str(seen[0])
 
 
 # strict=True.
@@ -613,6 +614,13 @@ def test_strict_raises_what_the_server_does() -> None:
     exchange.finish()
     with pytest.raises(WSGIAfterWarning, match="a second time"):
         exchange.result.close()
+
+
+def test_a_path_cannot_forge_a_line() -> None:
+    with violations((lint.CLOSED, "server")) as seen:
+        drop(Exchange(LintMiddleware(hello), make_environ(PATH_INFO="/\nforged")))
+    assert seen[0].request == "GET /\\nforged"
+    assert "\n" not in str(seen[0])
 
 
 def test_the_warning_points_at_the_culprit_s_line() -> None:

@@ -259,6 +259,20 @@ BAD = [
 ]
 
 
+def test_what_a_server_says_of_itself_cannot_write_to_the_terminal() -> None:
+    with answering(ANSWER.replace(b": s", b": s\x1b[2J") + b"ok") as url:
+        asked = Probe(probe.split(url), 1)
+        asked.check()
+    assert asked.server == "s?[2J"
+
+
+@pytest.mark.parametrize(
+    "told", [b"", b"[]", b"{}", b'{"began": 1}', b'{"began": 1, "ended": "x"}']
+)
+def test_times_that_are_none_are_not_believed(told: bytes) -> None:
+    assert probe.callback_times(told) is None
+
+
 @pytest.mark.parametrize("url", BAD)
 def test_a_bad_url_ends_it_with_a_sentence(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["probe", url]) == 2

@@ -140,11 +140,7 @@ class CallbackList(list[Callable[[], object]]):
     def _request_line(self) -> str:
         """Method and path, such as ``"GET /path"``, escaped: they cannot forge a log line."""
         environ = getattr(self, "_environ", None)
-        if environ is None:
-            return "a request"
-        method = environ.get("REQUEST_METHOD", "?")
-        path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
-        return f"{method} {path}".encode("unicode_escape").decode("ascii")
+        return "a request" if environ is None else request_line(environ)
 
     def _direct(self, executor: SupportsSubmit | None) -> None:
         """Have the callbacks run by this executor, or in ``close()``."""
@@ -194,6 +190,13 @@ class EndedCallbackList(CallbackList):
 
     append = extend = insert = _refuse
     __call__ = __iadd__ = __setitem__ = on_prepare = _refuse
+
+
+def request_line(environ: WSGIEnvironment) -> str:
+    """Method and path, escaped."""
+    method = environ.get("REQUEST_METHOD", "?")
+    path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
+    return f"{method} {path}".encode("unicode_escape").decode("ascii")
 
 
 def status_and_headers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

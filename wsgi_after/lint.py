@@ -23,7 +23,13 @@ from itertools import pairwise
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
 
-from .callbacks import CallbackList, DirectedCallbackList, EndedCallbackList, describe
+from .callbacks import (
+    CallbackList,
+    DirectedCallbackList,
+    EndedCallbackList,
+    describe,
+    request_line,
+)
 from .file_wrapper import FileWrapper
 
 if TYPE_CHECKING:
@@ -40,10 +46,14 @@ class Check(NamedTuple):
     way_out: str
 
 
-_AROUND = (
-    "Put AfterResponseMiddleware around that middleware, so that the server holds its iterable; "
-    "to find the culprit among several, put a LintMiddleware between each two of them."
-)
+#: The way out, by whose fault it is: beside that of the check itself.
+AROUND = {
+    "app": "",
+    "middleware": "Put AfterResponseMiddleware around that middleware, so that the server holds "
+    "its iterable; to find the culprit among several, put a LintMiddleware between each two.",
+    "server": "Report it there, or use another: a2wsgi is an adapter to ASGI that closes, "
+    "asgiref's WsgiToAsgi does not.",
+}
 ENTRY = Check(
     1,
     "An entry is a callable without arguments, and no coroutine function.",
@@ -59,18 +69,17 @@ CLOSED = Check(
     3,
     "Who is given an iterable calls its ``close()``, whatever happened, and not that of its "
     "iterator.",
-    "PEP 3333 demands it. Callbacks run all the same, at garbage collection. " + _AROUND,
+    "PEP 3333 demands it. Callbacks run all the same, at garbage collection.",
 )
 AT_REST = Check(
     3,
     "Nobody closes it from within its iteration, or iterates it after ``close()``.",
-    "Iterate first, then close, from the same thread. " + _AROUND,
+    "Iterate first, then close, from the same thread.",
 )
 ONCE = Check(
     4,
     "``close()`` is called once.",
-    "The second call runs nothing here, but it may do harm in an app without this package. "
-    + _AROUND,
+    "The second call runs nothing here, but it may do harm in an app without this package.",
 )
 REGISTERED_IN_TIME = Check(
     4,
@@ -241,7 +250,7 @@ class WSGIAfterWarning(UserWarning):
         self.request = request
         super().__init__(
             f"{request}: the {fault} at fault, {self.culprit}, {seen}. Rule {self.rule} of "
-            f'wsgi.after: "{self.sentence}" {way_out}'
+            f'wsgi.after: "{self.sentence}" {way_out} {AROUND[fault]}'.rstrip()
         )
 
 
@@ -299,7 +308,7 @@ class Watch:
     """What is known of one request at one place."""
 
     def __init__(self, environ: WSGIEnvironment, lint: LintMiddleware, outer: Watch | None) -> None:
-        self.request = f"{environ.get('REQUEST_METHOD', '?')} {environ.get('PATH_INFO', '')}"
+        self.request = request_line(environ)
         self.strict = lint.strict
         self.app = lint.app
         self.outer = outer

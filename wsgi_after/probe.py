@@ -27,7 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +43,7 @@ HEADER = "Wsgi-After-Probe"  # of the command's requests, and of the answers
 LONGEST = 2.0  # seconds that a callback sleeps
 SECONDS = 0.5  # that it sleeps by default
 TIMEOUT = 20.0  # seconds without a byte
+LARGEST = 1_000_000  # bytes that are read of a response
 REMEMBERED = 64  # callbacks whose times the application tells afterwards
 
 QUESTION = re.compile(r"(?P<kind>[a-z-]+) (?P<seconds>\d+(\.\d+)?) (?P<token>[0-9a-f]{32})")
@@ -100,7 +101,7 @@ def about(environ: WSGIEnvironment) -> list[tuple[str, str]]:
     found = [f"{name} {text(environ[key])}" for name, key in names.items() if key in environ] or [
         str(environ.get("SERVER_SOFTWARE") or "an unknown server")
     ]
-    return [(HEADER, re.sub(r"[^ -~]", "?", found[0]))]
+    return [(HEADER, printable(found[0]))]
 
 
 def text(version: object) -> str:
@@ -271,12 +272,16 @@ class Probe:
                     "wsgi_after.probe:application, or something on the way drops the header "
                     f"{HEADER}"
                 )
-            body = response.read()
+            body = response.read(LARGEST)
+            if response.length:
+                raise IncompleteRead(body, response.length)
             last_byte = time.perf_counter() - sent
         except (OSError, HTTPException) as error:
             raise ProbeError(f"the response broke off: {reason(error)}") from None
         proxy = proxies(server, response.getheader("Server", ""), response.getheader("Via", ""))
-        return Exchange(response.status, server, proxy, headers, last_byte, body)
+        return Exchange(
+            response.status, printable(server), printable(proxy), headers, last_byte, body
+        )
 
     def once(self, kind: str, mode: Mode, seconds: float, token: str) -> Exchange:
         """The same, on a connection of its own."""
@@ -317,9 +322,9 @@ class Probe:
         """
         deadline = time.perf_counter() + self.seconds + 2
         while time.perf_counter() < deadline:
-            found = json.loads(self.once("times", MODES[1], 0, token).body)
-            if "ended" in found:
-                row.began, row.ended = found["began"] + way, found["ended"] + way
+            found = callback_times(self.once("times", MODES[1], 0, token).body)
+            if found:
+                row.began, row.ended = found[0] + way, found[1] + way
                 return
             time.sleep(0.02)
 
@@ -332,6 +337,15 @@ def encrypted(connection: socket.socket, host: str) -> socket.socket:
         raise ProbeError(f"no TLS with {host}: {reason(error)}") from None
 
 
+def callback_times(told: bytes) -> tuple[float, float] | None:
+    """When the callback began and ended, if that was told."""
+    try:
+        found = json.loads(told)
+        return float(found["began"]), float(found["ended"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def new_token() -> str:
     return uuid.uuid4().hex
 
@@ -339,7 +353,12 @@ def new_token() -> str:
 def reason(error: BaseException) -> str:
     """What went wrong, on one line."""
     told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(told).split())
+    return printable(" ".join(str(told).split()))
+
+
+def printable(text: str) -> str:
+    """ASCII without control characters, which would do what they like to a terminal."""
+    return re.sub(r"[^ -~]", "?", text)
 
 
 def proxies(server: str, header: str, via: str) -> str:
