@@ -62,15 +62,31 @@ EXPECTED = {"inline": expected, "default": expected_by_default}
 SIGTERM = {"inline": "inline", "default": "pool"}
 
 
-@cache
 def measured(name: str, mode: str = "inline") -> Measurements:
+    """What was measured on a server, which is started at the first call; later ones repeat it.
+
+    :raises RuntimeError: if it could not be measured, which is not tried again.
+    """
+    require(BY_NAME[name].missing())
+    found = _measured_once(name, mode)
+    if isinstance(found, RuntimeError):
+        raise found
+    return found
+
+
+@cache
+def _measured_once(name: str, mode: str) -> Measurements | RuntimeError:
     """Start the server, measure every kind, see what SIGTERM does, and stop it."""
     server = BY_NAME[name]
-    require(server.missing())
-    with running(server) as where:
-        cells = {kind: measure(where, mode, kind, EXPECTED[mode](name, kind)) for kind in KINDS}
-        mod_wsgi = where.about()["mod_wsgi"]
-        sigterm = terminate(where, SIGTERM[mode])
+    cells: dict[str, Cell] = {}
+    try:
+        with running(server) as where:
+            for kind in KINDS:
+                cells[kind] = measure(where, mode, kind, EXPECTED[mode](name, kind))
+            mod_wsgi = where.about()["mod_wsgi"]
+            sigterm = terminate(where, SIGTERM[mode])
+    except Exception as error:
+        return RuntimeError(f"{name}, {mode}, after {list(cells)}: {error!r}")
     version = server.version() + (f", mod_wsgi {mod_wsgi}" if mod_wsgi else "")
     python = "{}.{}".format(*sys.version_info)
     # Only now: what a server runs at its end, such as finalizers, has run.
