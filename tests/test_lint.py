@@ -7,6 +7,7 @@ import gc
 import io
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -355,6 +356,17 @@ OFFENCES = {
     iterate_after_close: [lint.AT_REST],
     go_on_after_close: [lint.AT_REST],
 }
+
+
+def test_a_server_that_keeps_the_iterator_alone_may_still_close_later() -> None:
+    with violations():
+        exchange = Exchange(outside(hello))
+        body = weakref.ref(exchange.result)
+        iterator = iter(exchange.result)
+        del exchange.result
+        gc.collect()
+        assert list(iterator) == [b"hello"]
+        body().close()
 
 
 @pytest.mark.parametrize("place", [inside, outside, both])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,9 +19,9 @@ from xml.etree import ElementTree
 import pytest
 from conftest import Exchange, make_environ
 from documents import blocks
-from servers.descriptions import SERVERS
+from servers.descriptions import BY_NAME
 from servers.expectations import IN_TIME, expected_by_default
-from servers.harness import Place, Server, find, free_port, place, require, running
+from servers.harness import Place, Server, free_port, require, running
 
 from wsgi_after import AfterResponseMiddleware, probe
 from wsgi_after import __main__ as command
@@ -480,76 +481,34 @@ def application(environ, start_response):
 
 
 @contextmanager
-def probe_place() -> Iterator[Place]:
-    """Where a server of the matrix finds the probe's application in place of its own."""
-    with place() as where:
-        where.write("kinds.py", APP)
-        yield where
-
-
-NGINX = """
-daemon off; master_process off; pid {0}/nginx.pid; error_log stderr;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/fastcgi;
-    uwsgi_temp_path {0}/uwsgi; scgi_temp_path {0}/scgi;
-    server {{ listen 127.0.0.1:{1}; location / {{ proxy_pass http://127.0.0.1:{2}; {3} }} }}
-}}
-"""
-
-
-def nginx(settings: str) -> Server:
-    """Nginx in front of gunicorn."""
+def asking(server: Server) -> Iterator[Probe]:
+    """Run a server of the matrix, with the probe's application in place of its own."""
 
     def commands(where: Place) -> Any:
-        port = free_port()
-        text = NGINX.format(where.directory, where.port, port, settings)
-        conf = where.write("nginx.conf", text)
-        bind = f"--bind=127.0.0.1:{port}"
-        gunicorn = [sys.executable, "-m", "gunicorn", bind, "--threads=4", "kinds:application"]
-        return [gunicorn, [find("nginx") or "nginx", "-e", "stderr", "-c", str(conf)]]
+        where.write("kinds.py", APP)
+        return server.commands(where)
 
-    return Server("nginx", commands, ("gunicorn", "nginx"), lambda: "")
-
-
-HTTP_1_0 = "proxy_http_version 1.0;"  # the default, in most versions
-HTTP_1_1 = 'proxy_http_version 1.1; proxy_set_header Connection "";'
-
-
-def verdicts(server: Server) -> tuple[Probe, dict[str, bool | None]]:
-    """Ask a real server, with HTTP/1.1 and keep-alive, as the matrix does."""
     require(server.missing())
-    with running(server, place=probe_place) as where:
-        asked = Probe(probe.split(f"http://127.0.0.1:{where.port}/"), 0.5)
+    with running(replace(server, commands=commands)) as where:
+        yield Probe(probe.split(f"http://127.0.0.1:{where.port}/"), 0.5)
+
+
+ASKED = ("gunicorn", "nginx", "uWSGI", "waitress")
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name.startswith(ASKED)])
+def test_the_verdicts_are_those_of_the_matrix_of_servers(name: str) -> None:
+    """With HTTP/1.1 and keep-alive, as there."""
+    with asking(BY_NAME[name]) as asked:
         asked.check()
-        return asked, {row.kind: row.waited for row in asked.rows([KEEP_ALIVE])}
-
-
-@pytest.mark.servers
-@pytest.mark.parametrize(
-    "server",
-    [s for s in SERVERS if s.name.startswith(("gunicorn sync", "gunicorn gth", "uWSGI", "waitr"))],
-    ids=lambda server: server.name,
-)
-def test_the_verdicts_are_those_of_the_matrix_of_servers(server: Server) -> None:
-    asked, found = verdicts(server)
+        found = {row.kind: row.waited for row in asked.rows([KEEP_ALIVE])}
     assert found == {
-        kind: expected_by_default(server.name, same).timing != IN_TIME
-        for kind, same in SAME.items()
+        kind: expected_by_default(name, same).timing != IN_TIME for kind, same in SAME.items()
     }
-    assert asked.server.lower().startswith(server.name.split()[0].lower())
-    assert asked.proxy == ""
-
-
-@pytest.mark.servers
-@pytest.mark.parametrize("settings", [HTTP_1_0, HTTP_1_1])
-def test_the_verdicts_behind_nginx(settings: str) -> None:
-    asked, found = verdicts(nginx(settings))
-    assert {kind for kind, waited in found.items() if waited} == set()
-    assert None not in found.values()
-    assert asked.server.startswith("gunicorn/")
-    assert asked.proxy.startswith("nginx")
+    *proxies, server = name.split(", ")
+    assert asked.server.startswith(server.split()[0])
+    assert asked.proxy.split("/")[0] == " ".join(proxies).split(" ")[0]
 
 
 # The page.
@@ -568,11 +527,9 @@ def test_the_page_shows_what_the_command_prints() -> None:
 
 @pytest.mark.servers
 def test_the_command_prints_the_page_s_output_for_gunicorn() -> None:
-    [server] = [server for server in SERVERS if server.name == "gunicorn gthread"]
-    require(server.missing())
-    with running(server, place=probe_place) as where:
+    with asking(BY_NAME["gunicorn gthread"]) as asked:
         finished = subprocess.run(
-            [sys.executable, "-m", "wsgi_after", "probe", f"http://127.0.0.1:{where.port}/"],
+            [sys.executable, "-m", "wsgi_after", "probe", asked.url.geturl()],
             capture_output=True,
             text=True,
             check=False,
