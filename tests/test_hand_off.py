@@ -233,6 +233,33 @@ def test_with_the_garbage_collector_off_the_environ_is_freed(ends_by, queue):
         gc.enable()
 
 
+def test_a_job_that_waits_does_not_hold_what_is_the_servers(queue):
+    class Handler:
+        def start_response(self, status, headers):
+            return self.write
+
+        def write(self, data):
+            """For who does not return an iterable."""
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(print)
+        start_response("200 OK", [])
+        return []
+
+    gc.disable()
+    try:
+        handler = Handler()
+        freed = weakref.ref(handler)
+        result = AfterResponseMiddleware(app, executor=queue)(
+            make_environ(), handler.start_response
+        )
+        result.close()
+        del handler
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
 def test_app_wide_callbacks_hold_the_environ_until_the_job_has_run(queue, events):
     application = AfterResponseMiddleware(hello, executor=queue)
     application.after_response(lambda environ: events.append(environ["PATH_INFO"]))

@@ -38,7 +38,7 @@ HANDED_OVER = {
     "waitress": {"stream"},
     "twisted": {"stream"},
     "cheroot": {"stream"},
-    "hypercorn": {"stream"},
+    "hypercorn": {"stream", *EMPTIES},
     "granian": {"stream"},
     "mod_wsgi": {"stream", *EMPTIES},
     "tornado": {"stream", *EMPTIES, "sized"},
@@ -139,6 +139,15 @@ def test_an_app_that_starts_no_response_is_one_that_failed(serve):
     assert serve.places == ["pool", "ran"]
 
 
+@pytest.mark.parametrize(
+    "started", [(OK, None), (OK, [("a", "b", "c")]), (OK, [(1, 2)]), (200, []), (OK, 5)]
+)
+def test_headers_that_are_none_cost_no_callback(started, serve):
+    """Some servers let them pass."""
+    serve(BY_NAME["cheroot"], responding(*started))
+    assert serve.places == ["ran"]
+
+
 def test_the_first_hand_off_of_a_process_is_announced(serve, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "wsgi_after")
     for _ in range(2):
@@ -156,6 +165,16 @@ def test_the_first_hand_off_of_a_process_is_announced(serve, caplog, monkeypatch
 def test_a_start_response_without_a_module_is_an_unknown_servers():
     assert recognise(make_environ(), object.__new__(object)) is UNKNOWN
     assert recognise(make_environ()) is UNKNOWN
+
+
+def test_a_server_that_names_itself_is_not_looked_at_further():
+    """None of those that are known by their ``wsgi.errors`` does."""
+    environ = make_environ(SERVER_SOFTWARE="another")
+    environ["wsgi.errors"] = Errors()
+    Errors.__module__ = BY_NAME["twisted"].errors
+    assert recognise(environ) is UNKNOWN
+    del environ["SERVER_SOFTWARE"]
+    assert recognise(environ) is BY_NAME["twisted"]
 
 
 def test_a_test_client_runs_them_in_close(events):

@@ -81,7 +81,7 @@ def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> Ba
     if executor is ...:
         executor = None
         if server.late and server.runs_threads:
-            executor = by_default(server, end_of(callbacks, environ, error))
+            executor = by_default(server, callbacks, environ, error)
     if executor is not None:
         refusal = hand_over(callbacks, executor)
         if refusal is None:
@@ -93,12 +93,17 @@ def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> Ba
     return run(callbacks, None, error, PATIENCE)
 
 
-def by_default(server: Server, end: str) -> SupportsSubmit | None:
-    """The small pool, if a client would wait for this end of its response; else ``None``."""
-    if end not in server.late:
+def by_default(
+    server: Server, callbacks: CallbackList, environ: WSGIEnvironment, error: BaseException | None
+) -> SupportsSubmit | None:
+    """The small pool, if a client would wait for the end of this response; else ``None``."""
+    try:
+        end = end_of(callbacks, environ, error)
+        if end not in server.late:
+            return None
+        from .executor import shared  # loads concurrent.futures, which most never need
+    except Exception:  # headers that are none, which this server let pass; or Python is at its end
         return None
-    from .executor import shared  # loads concurrent.futures, which most never need
-
     announce(server.name, end)
     return shared
 
@@ -107,7 +112,8 @@ def end_of(callbacks: CallbackList, environ: WSGIEnvironment, error: BaseExcepti
     """What tells a client where this response ends, as far as servers differ in when that is."""
     status, headers = callbacks._given_to_server()
     # An exhausted body has no error, and to ask the list for one costs 250 ns.
-    if error or not status or (callbacks.completed is not True and callbacks.error):
+    failed = error is not None or (callbacks.completed is not True and callbacks.error is not None)
+    if failed or not status:
         return ERROR
     length = content_length(headers)
     if environ.get("REQUEST_METHOD") == "HEAD" or status[:3] in {"204", "304"} or length == "0":

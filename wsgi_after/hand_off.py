@@ -52,8 +52,8 @@ def announce(server: str, end: str) -> None:
 def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseException | None:
     """Submit the job of a request; return what ``submit`` raised, if it did not take it.
 
-    The list ends when the job has run. It lets go of the environ now, because a job that runs in
-    another process never comes back to do so.
+    The list ends when the job has run. It lets go of what is the server's now: that need not wait,
+    and a job that runs in another process never comes back to do so.
     """
     label = callbacks._request_line()
     try:
@@ -61,7 +61,7 @@ def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseExceptio
     except BaseException as error:
         _log_refusal(error, label)
         return error
-    callbacks._environ = None
+    callbacks._environ = callbacks._write = None
     try:
         future.add_done_callback(partial(_look_at, callbacks, label))
     except AttributeError:  # no future: a queue's job, or nothing
@@ -89,7 +89,7 @@ def _look_at(callbacks: CallbackList, label: str, future: Any) -> None:
     if not ran:  # not in this process, at least
         callbacks.clear()
         callbacks.__class__ = EndedCallbackList
-        callbacks._error = callbacks._write = None
+        callbacks._error = None
     if error is not None:
         log(logger.error, _LET_OUT if ran else _LOST, label, exc_info=error)
 
