@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pyperf = pytest.importorskip("pyperf", reason="the benchmarks need the extra: bench")
+import pyperf
+from servers.harness import require
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKLOADS = ["list", "list-1", "list-3", "object", "stream"]
@@ -49,7 +48,6 @@ def test_the_import_is_timed_and_loads_nothing_but_the_standard_library(tmp_path
 
 
 def test_the_ways_to_do_some_work_are_measured_side_by_side(tmp_path):
-    pytest.importorskip("flask")
     printed, suite = run_fast("latency", tmp_path)
 
     ways = ["none", "view", "after_request", "close", "default", "executor"]
@@ -65,8 +63,8 @@ def test_the_ways_to_do_some_work_are_measured_side_by_side(tmp_path):
     assert "waitress, no Content-Length" in printed
 
 
-@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind counts the instructions")
 def test_the_instructions_of_a_request_are_counted(tmp_path):
+    require([] if shutil.which("valgrind") else ["valgrind"])
     printed, suite = run_fast("instructions", tmp_path)
 
     counts = [benchmark.median() for benchmark in suite]

@@ -4,9 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pyperf = pytest.importorskip("pyperf", reason="the benchmarks need the extra: bench")
+import pyperf
 
 
 def test_the_cost_of_a_response_callback_is_measured_beside_none(tmp_path):

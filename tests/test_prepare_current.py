@@ -157,7 +157,7 @@ def test_64_threads_each_change_their_own_response(events):
 
 def test_1000_greenlets_each_change_their_own_response(events):
     """Each gives way to the others in the app, in a generator, and in the response callback."""
-    gevent = pytest.importorskip("gevent")
+    import gevent
 
     @AfterResponseMiddleware
     def application(environ, start_response):
@@ -191,7 +191,7 @@ def test_1000_greenlets_each_change_their_own_response(events):
 
 def test_a_greenlet_spawned_in_a_request_reaches_it_only_with_its_context():
     """A greenlet starts with an empty context, as a thread does."""
-    gevent = pytest.importorskip("gevent")
+    import gevent
 
     def refused():
         with pytest.raises(RuntimeError, match="outside a request"):
@@ -213,7 +213,8 @@ def test_a_greenlet_spawned_in_a_request_reaches_it_only_with_its_context():
 
 
 def flask_app():
-    flask = pytest.importorskip("flask")
+    import flask
+
     app = flask.Flask("example")
 
     @app.route("/<name>")
@@ -227,7 +228,7 @@ def flask_app():
 
 
 def django_app():
-    django = pytest.importorskip("django")
+    import django
     from django.conf import settings
     from django.core.handlers.wsgi import WSGIHandler
 
@@ -240,8 +241,8 @@ def django_app():
 @pytest.fixture
 def django_urls():
     """What Django looks for, whatever the rest of the settings are."""
-    test_utils = pytest.importorskip("django.test.utils")
     from django.http import HttpResponse
+    from django.test import utils as test_utils
     from django.urls import path
 
     async def view(request, name):
@@ -285,7 +286,8 @@ def test_async_views_change_their_own_response_and_no_other(make, django_urls):
 
 def test_a_request_made_within_an_async_view_changes_its_own_response():
     """In the event loop itself, or in a thread, where the inner view may be async too."""
-    flask = pytest.importorskip("flask")
+    import flask
+
     app = flask.Flask("outer")
     seen = []
 

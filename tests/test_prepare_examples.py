@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import textwrap
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +39,8 @@ def python_blocks(text):
 @pytest.fixture
 def examples():
     """What the examples define, with the names that they take from their surroundings."""
-    flask = pytest.importorskip("flask")
+    import flask
+
     forgotten = []
 
     async def forget_sessions(user):
@@ -49,8 +51,8 @@ def examples():
         "werkzeug": werkzeug,
         "flask": flask,
         "flask_app": flask.Flask("example"),
-        "HttpResponse": pytest.importorskip("django.http").HttpResponse,
-        "Response": pytest.importorskip("pyramid.response").Response,
+        "HttpResponse": import_module("django.http").HttpResponse,
+        "Response": import_module("pyramid.response").Response,
         "forget_sessions": forget_sessions,
         "forgotten": forgotten,
     }

@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 
+import flask
 import pytest
 from conftest import Exchange, hello, make_environ
 from werkzeug.sansio.response import Response
 
 import wsgi_after
 from wsgi_after import AfterResponseMiddleware
-
-flask = pytest.importorskip("flask")
 
 
 def get(application, path="/", **extra):

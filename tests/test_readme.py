@@ -28,6 +28,7 @@ from django.test import override_settings
 from django.urls import path
 from docutils import nodes
 from docutils.core import publish_doctree
+from servers.harness import require
 from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
@@ -191,8 +192,8 @@ def started(command: str, cwd: Path) -> Iterator[int]:
     program, *arguments = shlex.split(command.replace("8000", str(port)))
     scripts = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     found = shutil.which(program, path=scripts)
-    if found is None:
-        pytest.skip(f"{program} is not installed")
+    require([] if found else [program])
+    assert found
     with (cwd / "log").open("w") as log:
         process = subprocess.Popen([found, *arguments], cwd=cwd, env=environment(), stderr=log)
     try:
@@ -207,7 +208,7 @@ def started(command: str, cwd: Path) -> Iterator[int]:
         process.wait(30)
 
 
-@pytest.mark.parametrize("program", ["gunicorn", "uwsgi"])
+@pytest.mark.parametrize("program", ["gunicorn", pytest.param("uwsgi", marks=pytest.mark.servers)])
 def test_a_client_does_not_wait_on_a_server_that_is_started_as_shown(
     hello: Path, program: str
 ) -> None:

@@ -4,6 +4,7 @@
 
     python -m wsgi_after                      # a demo, whose callback takes half a second
     python -m wsgi_after MODULE:APP [PATH]    # an app of one's own
+    python -m wsgi_after probe URL            # another server: see wsgi_after.probe
 
 Installed, it is the command ``wsgi-after``, too. Use it to see whether callbacks are registered,
 how long they take, and that the client is not kept waiting by them.
@@ -53,6 +54,7 @@ response, and when the callbacks in environ["wsgi.after"] ran.
 
 EPILOG = """\
 Without MODULE:APP a demo is served, whose callback takes half a second.
+"wsgi-after probe URL" asks a server that runs already: see wsgi-after probe -h.
 
 The server is werkzeug's, on 127.0.0.1. It ends a response before it calls
 close(), which is when callbacks run, so the client does not wait for them. Not
@@ -74,6 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :raises SystemExit: from argparse, after ``--help`` or arguments it does not understand.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["probe"]:
+        from .probe import main as probe  # ssl and json, which nothing else here needs
+
+        return probe(arguments[1:])
     options = parser().parse_args(arguments)
     try:
         app = demo if options.app is None else load(options.app)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wsgi_after")
 slow_ones = Throttle()
 
+#: Called with the text and the exception of each failure that is logged, by wsgi_after.testing.
+failure_hooks: list[Callable[[str, BaseException | None], object]] = []
+
 #: The list of the request whose app, or whose callback, is being called in this context. ``None``
 #: where the body of a request within a request is being iterated.
 current: ContextVar[list[Callable[[], object]] | None] = ContextVar("wsgi.after")
@@ -137,11 +140,7 @@ class CallbackList(list[Callable[[], object]]):
     def _request_line(self) -> str:
         """Method and path, such as ``"GET /path"``, escaped: they cannot forge a log line."""
         environ = getattr(self, "_environ", None)
-        if environ is None:
-            return "a request"
-        method = environ.get("REQUEST_METHOD", "?")
-        path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
-        return f"{method} {path}".encode("unicode_escape").decode("ascii")
+        return "a request" if environ is None else request_line(environ)
 
     def _direct(self, executor: SupportsSubmit | None) -> None:
         """Have the callbacks run by this executor, or in ``close()``."""
@@ -191,6 +190,13 @@ class EndedCallbackList(CallbackList):
 
     append = extend = insert = _refuse
     __call__ = __iadd__ = __setitem__ = on_prepare = _refuse
+
+
+def request_line(environ: WSGIEnvironment) -> str:
+    """Method and path, escaped."""
+    method = environ.get("REQUEST_METHOD", "?")
+    path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
+    return f"{method} {path}".encode("unicode_escape").decode("ascii")
 
 
 def status_and_headers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -326,16 +332,16 @@ def _run_pending(
             outcome = callback()
             if outcome is not None and isinstance(outcome, Coroutine):
                 outcome.close()
-                _log(_COROUTINE, callback, request, callbacks)
+                _log(_COROUTINE, callback, began, request, callbacks)
         # As wide as this because one callback's bug must not cost the others their run. SystemExit
         # too: passed on, it ends whole workers of several servers.
         except (Exception, SystemExit) as error:
-            _log(_message(callback, error), callback, request, callbacks, error)
+            _log(_kind(callback, error), callback, began, request, callbacks, error)
         except BaseException as error:
             if raised is None:
                 raised = error
             else:
-                _log(_FAILED, callback, request, callbacks, error)
+                _log(_FAILED, callback, began, request, callbacks, error)
         ended = monotonic()
         if ended - began > patience:
             _log_slow(callback, request, callbacks, ended - began)
@@ -343,18 +349,22 @@ def _run_pending(
     return raised
 
 
-_FAILED = "Callback %s of %s failed."
+# What can become of a callback that fails: the outcome, for machines to read, and the sentence.
+_FAILED = ("failed", "Callback %s of %s failed.")
 _COROUTINE = (
+    "coroutine",
     "Callback %s of %s returned a coroutine, so it has not run: callbacks are plain functions. "
-    "Register asgiref.sync.async_to_sync(fn) in place of fn."
+    "Register asgiref.sync.async_to_sync(fn) in place of fn.",
 )
 _NOT_CALLABLE = (
+    "not callable",
     "Entry %s of %s is not callable. The usual cause is a function that was called where it should "
-    "be passed: append(fn), not append(fn())."
+    "be passed: append(fn), not append(fn()).",
 )
 _SYSTEM_EXIT = (
+    "system exit",
     "Callback %s of %s raised SystemExit, which is contained: it would end the server's worker. In "
-    "a main thread it may come from a signal handler, such as that of gunicorn's worker timeout."
+    "a main thread it may come from a signal handler, such as that of gunicorn's worker timeout.",
 )
 _SLOW = (
     "Callback %s of %s took %.1f seconds in close(). Meanwhile this worker, or this thread of it, "
@@ -364,21 +374,28 @@ _SLOW = (
 )
 
 
-def _message(callback: object, error: BaseException) -> str:
+def _kind(callback: object, error: BaseException) -> tuple[str, str]:
     if not callable(callback):
         return _NOT_CALLABLE
     return _SYSTEM_EXIT if isinstance(error, SystemExit) else _FAILED
 
 
 def _log(
-    message: str,
+    kind: tuple[str, str],
     callback: object,
+    began: float,
     request: str | None,
     callbacks: list[Callable[[], object]],
     error: BaseException | None = None,
 ) -> None:
-    label = _label(request, callbacks)
-    log(logger.error, message, describe(callback), label, exc_info=error)
+    seconds = monotonic() - began
+    outcome, message = kind
+    name, label = describe(callback), _label(request, callbacks)
+    # Attributes of the record. Not "request", where Django's handlers expect an object of theirs.
+    extra = {"callback": name, "request_line": label, "seconds": seconds, "outcome": outcome}
+    log(logger.error, message, name, label, exc_info=error, extra=extra)
+    for hook in failure_hooks:
+        hook(message % (name, label), error)
 
 
 def _log_slow(
@@ -402,10 +419,11 @@ def log(
     /,
     *args: object,
     exc_info: BaseException | None = None,
+    extra: dict[str, object] | None = None,
 ) -> None:
     """Call a method of the logger; a filter or handler of the user's must not cost callbacks."""
     try:
-        method(message, *args, exc_info=exc_info)
+        method(message, *args, exc_info=exc_info, extra=extra)
     except Exception:
         traceback.print_exc()
 

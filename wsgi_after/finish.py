@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextvars import copy_context
+from types import EllipsisType
 from typing import TYPE_CHECKING
 
 from .callbacks import CallbackList, EndedCallbackList, logger, run
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from .hand_off import SupportsSubmit
 
 PATIENCE = 1.0  # seconds that a callback may keep a worker in close() before that is reported
+
+#: Asked whether it keeps the callbacks of a request, which then do not run: by wsgi_after.testing.
+capture_hooks: list[Callable[[CallbackList], bool]] = []
 
 
 def finish(
@@ -48,6 +52,9 @@ def finish(
         callbacks._server_start_response = callbacks._write = None
     # Looked at once more: another thread may have registered before the mark of the end.
     if callbacks:
+        if capture_hooks and capture_hooks[0](callbacks):
+            callbacks._server_start_response = callbacks._write = None
+            return
         raised = run_or_hand_over(callbacks, error)
     else:
         callbacks._environ = callbacks._error = None
@@ -68,11 +75,13 @@ def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> Ba
     environ: WSGIEnvironment = callbacks._environ  # type: ignore[assignment]  # not ended yet
     server = recognise(environ, callbacks._server_start_response)
     callbacks._server_start_response = None  # from here on, registering on_prepare is too late
-    executor: SupportsSubmit | None = None
-    if type(callbacks) is not CallbackList:  # somebody has said which
-        executor = getattr(callbacks, "_executor", None)
-    elif server.late and server.runs_threads:
-        executor = by_default(server, callbacks, environ, error)
+    executor: SupportsSubmit | EllipsisType | None = ...
+    if type(callbacks) is not CallbackList:  # somebody may have said which
+        executor = getattr(callbacks, "_executor", ...)
+    if executor is ...:
+        executor = None
+        if server.late and server.runs_threads:
+            executor = by_default(server, callbacks, environ, error)
     if executor is not None:
         refusal = hand_over(callbacks, executor)
         if refusal is None:

@@ -89,7 +89,7 @@ class AfterResponseMiddleware:
         callbacks = CallbackList()
         present = environ.setdefault(KEY, callbacks)
         if present is not callbacks:
-            if type(present) is not EndedCallbackList:
+            if not isinstance(present, EndedCallbackList):
                 return self._share(present, environ, start_response)
             environ[KEY] = callbacks  # this environ has been through a request already
         callbacks._server_start_response = start_response

@@ -20,6 +20,9 @@ from urllib.parse import parse_qs
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
+# What nobody closes waits for about(), not for whichever allocation happens to be one too many.
+gc.disable()
+
 
 def plain(length=None):
     """A list of headers for each response: wsgiref adds to the one that it is given."""

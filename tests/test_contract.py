@@ -1,0 +1,138 @@
+"""The contract: README.rst, the checks of lint, and the tests are one list of sentences."""
+
+from __future__ import annotations
+
+import ast
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from docutils import nodes
+from docutils.core import publish_doctree
+
+from wsgi_after import lint
+
+TESTS = Path(__file__).parent
+README = TESTS.parent / "README.rst"
+
+#: For each sentence of each rule, in order, the tests that fail when it stops being true. Those of
+#: test_lint.py break what somebody else has to keep, and see that it is reported.
+PROOFS = {
+    1: [
+        "test_middleware.test_each_request_has_a_list_of_its_own",
+        "test_lint.test_an_entry_that_cannot_run_is_reported_at_the_line_that_registers_it",
+        "test_callbacks.test_every_operation_of_list_works_until_the_end",
+        "test_lint.test_a_list_that_is_replaced_or_deleted_is_reported",
+    ],
+    2: [
+        "test_middleware.test_two_instances_share_one_list_with_the_app_wide_callbacks_of_the_outer"
+        "_one_first",
+        "test_middleware.test_an_environ_that_is_sent_again_gets_a_new_list",
+        "test_middleware.test_a_plain_list_that_is_there_is_used_and_left_to_its_owner",
+        "test_middleware.test_a_key_that_is_no_list_is_named",
+    ],
+    3: [
+        "test_matrix.test_the_event_log_is_the_one_that_the_contract_tells",
+        "test_lint.test_an_offence_of_the_server_is_reported_once_and_callbacks_run",
+        "test_lint.test_close_from_within_the_iteration_is_reported",
+    ],
+    4: [
+        "test_lint.test_an_offence_of_the_server_is_reported_once_and_callbacks_run",
+        "test_body.test_closing_from_two_threads_at_once_runs_the_callbacks_once",
+        "test_known_bugs.test_bug_7_one_failure_skips_the_rest_and_nested_ones_are_dropped",
+        "test_lint.test_a_list_that_is_used_after_the_end_is_reported_and_raises",
+        "test_lint.test_on_prepare_too_late_is_reported_and_raises",
+        "test_callbacks.test_what_slips_in_between_the_last_look_and_the_end_runs",
+    ],
+    5: [
+        "test_matrix.test_the_event_log_is_the_one_that_the_contract_tells",
+        "test_known_bugs.test_bug_6_the_app_raises_before_it_returns_and_the_callbacks_are_lost",
+        "test_middleware.test_an_exception_of_the_app_goes_on_as_it_was",
+    ],
+    6: [
+        "test_callbacks."
+        "test_a_failing_callback_is_logged_with_its_name_and_request_and_the_others_run",
+        "test_callbacks.test_other_base_exceptions_are_let_out_after_the_others_ran",
+        "test_callbacks.test_a_coroutine_is_closed_and_the_log_names_it_and_the_way_out",
+    ],
+    7: ["test_body.test_a_dropped_body_runs_its_callbacks_with_a_warning_that_names_the_request"],
+    8: [
+        "test_middleware.test_the_server_sees_a_misbehaving_app_as_it_would_without_us",
+        "test_lint.test_a_middleware_that_copies_a_file_is_reported",
+        "test_body.test_the_iterable_is_not_touched_before_the_server_touches_it",
+    ],
+    9: [
+        "test_middleware.test_after_the_end_the_list_keeps_nothing_of_the_request",
+        "test_middleware.test_two_requests_at_once_never_see_each_others_callbacks",
+    ],
+    10: ["test_callbacks.test_no_request_header_reaches_the_key"],
+    11: ["test_contract.test_a_process_that_is_killed_loses_what_had_not_run"],
+}
+
+
+def existing_tests() -> set[str]:
+    return {
+        f"{path.stem}.{node.name}"
+        for path in TESTS.glob("test_*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def words(text: str) -> str:
+    """The text without markup, and on one line."""
+    return " ".join(publish_doctree(text).astext().split())
+
+
+def test_the_rules_in_the_readme_are_the_ones_of_lint_word_by_word() -> None:
+    readme = publish_doctree(
+        README.read_text(encoding="utf-8"), settings_overrides={"syntax_highlight": "none"}
+    )
+    [rules] = list(readme.findall(nodes.enumerated_list))
+    assert [" ".join(rule.astext().split()) for rule in rules] == [
+        words(" ".join([f"**{title}**", *sentences])) for title, sentences in lint.CONTRACT
+    ]
+
+
+def test_every_check_of_lint_is_a_sentence_of_the_rule_it_names() -> None:
+    checks = [value for value in vars(lint).values() if isinstance(value, lint.Check)]
+    assert len(checks) == 8
+    assert {check for check in checks if check.way_out == ""} == set()
+    for check in checks:
+        assert check.sentence in lint.CONTRACT[check.rule - 1].sentences
+
+
+@pytest.mark.parametrize("number", range(1, len(lint.CONTRACT) + 1))
+def test_every_sentence_has_a_test(number: int) -> None:
+    assert len(PROOFS[number]) == len(lint.CONTRACT[number - 1].sentences)
+    assert set(PROOFS[number]) - existing_tests() == set()
+
+
+def test_what_others_have_to_keep_is_proven_by_the_tests_of_lint() -> None:
+    checked = {value.sentence for value in vars(lint).values() if isinstance(value, lint.Check)}
+    for proofs, (_, sentences) in zip(PROOFS.values(), lint.CONTRACT, strict=True):
+        for proof, sentence in zip(proofs, sentences, strict=True):
+            assert proof.startswith("test_lint.") == (sentence in checked), sentence
+
+
+KILLED = """
+import os, signal
+from wsgi_after import AfterResponseMiddleware
+
+def app(environ, start_response):
+    environ["wsgi.after"].append(lambda: print("first", flush=True))
+    environ["wsgi.after"].append(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    environ["wsgi.after"].append(lambda: print("lost", flush=True))
+    return []
+
+AfterResponseMiddleware(app)({}, None).close()
+"""
+
+
+def test_a_process_that_is_killed_loses_what_had_not_run() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", KILLED], capture_output=True, text=True, check=False
+    )
+    assert (finished.returncode, finished.stdout) == (-signal.SIGKILL, "first\n")

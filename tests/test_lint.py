@@ -1,0 +1,678 @@
+"""The lint middleware: each way to break the contract, by apps, servers and real middlewares."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import re
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from wsgiref.handlers import SimpleHandler
+from wsgiref.util import FileWrapper
+
+import pytest
+from asgiref.wsgi import WsgiToAsgi
+from conftest import Exchange, hello, make_environ
+from documents import blocks, parse
+from docutils import nodes
+from elasticapm.middleware import ElasticAPM
+from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+from repoze.tm import TM
+
+from wsgi_after import (
+    AfterResponseMiddleware,
+    after_this_request,
+    after_this_response,
+    lint,
+)
+from wsgi_after.lint import LintMiddleware, WSGIAfterWarning
+
+
+def drop(exchange: Exchange) -> None:
+    """What a server does that forgets to close."""
+    vars(exchange).pop("result", None)
+    gc.collect()
+
+
+@contextmanager
+def violations(*expected: tuple[lint.Check, str]) -> Iterator[list[WSGIAfterWarning]]:
+    """Expect just these warnings, each a check and whose fault it is."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", WSGIAfterWarning)
+        warnings.simplefilter("ignore", ResourceWarning)
+        seen: list[WSGIAfterWarning] = []
+        yield seen
+    seen += [w.message for w in caught if isinstance(w.message, WSGIAfterWarning)]
+    assert [(w.rule, w.sentence, w.fault) for w in seen] == [
+        (check.rule, check.sentence, fault) for check, fault in expected
+    ]
+
+
+def app_that(view: Callable[[Any], object], body: Any = None) -> Callable[..., Any]:
+    """An app that calls ``view(environ)``, and returns ``body``."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        view(environ)
+        start_response("200 OK", [])
+        return [b"body"] if body is None else body
+
+    return app
+
+
+def inside(app: Any, **options: Any) -> AfterResponseMiddleware:
+    return AfterResponseMiddleware(LintMiddleware(app, **options))
+
+
+def outside(app: Any, **options: Any) -> LintMiddleware:
+    return LintMiddleware(AfterResponseMiddleware(app), **options)
+
+
+def both(app: Any) -> LintMiddleware:
+    return LintMiddleware(inside(app))
+
+
+class App:
+    """An instance as a callback."""
+
+    async def __call__(self) -> None: ...
+
+    def needs_one(self, argument: object) -> None: ...
+
+
+async def coroutine_function() -> None: ...
+
+
+# What keeps the contract.
+
+
+@pytest.mark.parametrize("place", [inside, outside, both])
+def test_what_keeps_the_contract_passes_and_its_callbacks_run(
+    place: Any, events: list[Any]
+) -> None:
+    def view(environ: Any) -> None:
+        after = environ["wsgi.after"]
+        after.append(partial(events.append, "append"))
+        after.extend([partial(events.append, "extend")])
+        after += [partial(events.append, "iadd")]
+        after.insert(0, partial(events.append, "insert"))
+        after[1:1] = [partial(events.append, "slice")]
+        after[1] = partial(events.append, "item")
+        after(events.append, "call")
+        after_this_response(events.append, "current")
+        after_this_request(lambda response: None)
+
+    with violations():
+        assert Exchange(place(app_that(view))).finish() == [b"body"]
+    assert events == ["insert", "item", "append", "extend", "iadd", "call", "current"]
+
+
+@pytest.mark.parametrize("result", [[b"a"], (b"a", b"b"), iter([b"a"]), b"bytes", None])
+def test_the_server_sees_what_it_would_have_seen(result: Any) -> None:
+    """Length if and only if there is one; what cannot be iterated passes."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        return result
+
+    got = both(app)(make_environ(), lambda *args: None)
+    has_length = hasattr(type(result), "__len__")
+    assert hasattr(type(got), "__len__") == has_length
+    if result is None:
+        assert got is None
+        return
+    if has_length:
+        assert len(got) == (1 if result == b"bytes" else len(result))
+    assert list(got) == ([result] if result == b"bytes" else list(result) or [b"a"])
+    got.close()
+
+
+def test_the_attributes_of_the_app_s_object_stay_readable() -> None:
+    class Body(list[bytes]):
+        note = "app"
+
+        def __hash__(self) -> int:
+            return 7
+
+    body = Body([b"a"])
+    got = LintMiddleware(app_that(lambda environ: None, body))(make_environ(), lambda *args: None)
+    assert (got.note, got == body, hash(got)) == ("app", True, 7)
+    assert (next(got), next(got, None), list(iter(iter(got)))) == (b"a", None, [b"a"])
+    got.close()
+
+
+def test_a_real_server_keeps_the_contract(events: list[Any]) -> None:
+    out = io.BytesIO()
+    app = app_that(lambda environ: environ["wsgi.after"].append(partial(events.append, 1)))
+    with violations():
+        SimpleHandler(io.BytesIO(), out, io.StringIO(), make_environ()).run(both(app))
+    assert out.getvalue().endswith(b"\r\n\r\nbody")
+    assert events == [1]
+
+
+def test_an_environ_can_be_used_again() -> None:
+    environ = make_environ()
+    application = both(app_that(lambda environ: None))
+    with violations():
+        assert Exchange(application, environ).finish() == [b"body"]
+        assert Exchange(application, environ).finish() == [b"body"]
+    assert lint.WATCH not in environ
+
+
+def test_nothing_is_kept_of_an_environ() -> None:
+    gc.disable()
+    try:
+        exchange = Exchange(both(hello))
+        exchange.finish()
+        referrers = gc.get_referrers(exchange.environ)
+        assert [r for r in referrers if isinstance(r, (lint.Watch, lint.LintBody))] == []
+        assert all(vars(exchange) is r or not isinstance(r, dict) for r in referrers)
+    finally:
+        gc.enable()
+
+
+# What an app does.
+
+ENTRIES = {
+    "the result of a call": (None, "is NoneType and cannot be called"),
+    "a coroutine function": (coroutine_function, "is a coroutine function"),
+    "an object with such a __call__": (App(), "is a coroutine function"),
+    "one bound to arguments": (partial(coroutine_function), "is a coroutine function"),
+    "one that wants an argument": (App().needs_one, "missing a required argument: 'argument'"),
+    "one that wants none": (partial(App.needs_one, 1, 2, 3), "too many positional arguments"),
+}
+
+
+@pytest.mark.parametrize(("entry", "wrong"), ENTRIES.values(), ids=list(ENTRIES))
+def test_an_entry_that_cannot_run_is_reported_at_the_line_that_registers_it(
+    entry: Any, wrong: str
+) -> None:
+    """It stays registered: the callback is the app's."""
+    after: list[Any] = []
+
+    def view(environ: Any) -> None:
+        after[:] = [environ["wsgi.after"]]
+        environ["wsgi.after"].append(entry)
+        after.append(list(after[0]))
+        environ["wsgi.after"].clear()
+
+    with violations((lint.ENTRY, "app")) as seen:
+        Exchange(inside(app_that(view))).finish()
+    assert wrong in str(seen[0])
+    assert re.search(r"view \(.*test_lint.py, line \d+\)", seen[0].culprit)
+    assert after[1] == [entry]
+
+
+def test_what_tells_nothing_of_its_arguments_passes() -> None:
+    def view(environ: Any) -> None:
+        environ["wsgi.after"].append(dict)
+        environ["wsgi.after"](print, end="")
+
+    with violations():
+        Exchange(inside(app_that(view))).finish()
+
+
+def test_each_way_to_put_an_entry_into_the_list_is_watched() -> None:
+    def view(environ: Any) -> None:
+        after = environ["wsgi.after"]
+        after.append(1)
+        after.insert(0, 2)
+        after.extend([3])
+        after += [4]
+        after[0] = 5
+        after[:1] = [6]
+        after(len)
+        after_this_response(len)
+        assert after[:5] == [6, 1, 3, 4, len]
+        after.clear()
+
+    with violations(*[(lint.ENTRY, "app")] * 8):
+        Exchange(inside(app_that(view))).finish()
+
+
+def test_what_was_registered_for_every_request_is_looked_at_too() -> None:
+    application = inside(hello)
+    application.after_response(lambda: None)
+    with violations((lint.ENTRY, "app")) as seen:
+        environ = make_environ()
+        result = application(environ, lambda *args: None)
+        environ["wsgi.after"].clear()
+        result.close()
+    assert "test_lint.py" in seen[0].culprit
+
+
+REPLACED = {
+    "replaced": lambda environ: environ.update({"wsgi.after": []}),
+    "deleted": lambda environ: environ.pop("wsgi.after"),
+}
+
+
+@pytest.mark.parametrize("how", REPLACED)
+def test_a_list_that_is_replaced_or_deleted_is_reported(how: str) -> None:
+    with violations((lint.KEPT, "app")) as seen:
+        Exchange(inside(app_that(REPLACED[how]))).finish()
+    assert f'left environ["wsgi.after"] {how}' in str(seen[0])
+    assert re.search(r"app_that.<locals>.app \(.*, line \d+\)", seen[0].culprit)
+
+
+def test_a_list_that_is_replaced_by_a_body_is_reported() -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        del environ["wsgi.after"]
+        yield b"body"
+
+    with violations((lint.KEPT, "app")):
+        Exchange(inside(app)).finish()
+
+
+@pytest.mark.parametrize("register", ["append", "extend", "insert", "__call__", "on_prepare"])
+def test_a_list_that_is_used_after_the_end_is_reported_and_raises(register: str) -> None:
+    environ = make_environ()
+    Exchange(inside(hello), environ).finish()
+    with (
+        violations((lint.REGISTERED_IN_TIME, "app")) as seen,
+        pytest.raises(RuntimeError, match="have run already"),
+    ):
+        getattr(environ["wsgi.after"], register)(print)
+    assert "test_a_list_that_is_used_after_the_end" in seen[0].culprit
+
+
+def test_on_prepare_too_late_is_reported_and_raises() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        after_this_request(lambda response: None)
+        return []
+
+    with (
+        violations((lint.PREPARED_IN_TIME, "app")) as seen,
+        pytest.raises(RuntimeError, match="too late"),
+    ):
+        Exchange(inside(app))
+    assert seen[0].request == "GET /path"
+
+
+# A list that somebody else put there.
+
+
+def test_of_a_plain_list_the_entries_are_looked_at_after_the_app_and_at_the_end() -> None:
+    after: list[Any] = [len]
+    body = app_that(lambda environ: environ["wsgi.after"].append(sum))
+    with violations(*[(lint.ENTRY, "app")] * 5):
+        exchange = Exchange(LintMiddleware(body), make_environ(**{"wsgi.after": after}))
+        exchange.finish()
+    assert after == [len, sum]
+
+
+def test_a_plain_list_that_is_replaced_is_reported() -> None:
+    environ = make_environ(**{"wsgi.after": []})
+    with violations((lint.KEPT, "app")):
+        LintMiddleware(app_that(REPLACED["deleted"]))(environ, lambda *args: None).close()
+
+
+# What servers do, and middlewares.
+
+
+def close_twice(exchange: Exchange) -> None:
+    exchange.finish()
+    exchange.result.close()
+
+
+def close_the_iterator(exchange: Exchange) -> None:
+    iterator = iter(exchange.result)
+    next(iterator)
+    iterator.close()
+    exchange.result.close()
+
+
+def iterate_after_close(exchange: Exchange) -> None:
+    exchange.result.close()
+    list(exchange.result)
+
+
+def go_on_after_close(exchange: Exchange) -> None:
+    next(exchange.result)
+    exchange.result.close()
+    next(exchange.result, None)
+
+
+def drop_the_iterator(exchange: Exchange) -> None:
+    iterator = iter(exchange.result)
+    del exchange.result
+    gc.collect()
+    assert next(iterator) == b"body"  # so far it may be closed still, by whoever made it
+    del iterator
+    gc.collect()
+
+
+OFFENCES = {
+    drop: [lint.CLOSED],
+    drop_the_iterator: [lint.CLOSED],
+    close_the_iterator: [lint.CLOSED],
+    close_twice: [lint.ONCE],
+    iterate_after_close: [lint.AT_REST],
+    go_on_after_close: [lint.AT_REST],
+}
+
+
+def test_a_server_that_keeps_the_iterator_alone_may_still_close_later() -> None:
+    with violations():
+        exchange = Exchange(outside(hello))
+        body = weakref.ref(exchange.result)
+        iterator = iter(exchange.result)
+        del exchange.result
+        gc.collect()
+        assert list(iterator) == [b"hello"]
+        body().close()
+
+
+@pytest.mark.parametrize("place", [inside, outside, both])
+@pytest.mark.parametrize("offence", OFFENCES)
+def test_an_offence_of_the_server_is_reported_once_and_callbacks_run(
+    offence: Any, place: Any, events: list[Any]
+) -> None:
+    app = app_that(lambda environ: environ["wsgi.after"].append(partial(events.append, "ran")))
+    expected = [] if place is inside and offence in HIDDEN else OFFENCES[offence]
+    with violations(*[(check, "server") for check in expected]) as seen:
+        offence(Exchange(place(app)))
+    assert events == ["ran"]
+    assert all("test_lint" in w.culprit or "conftest" in w.culprit for w in seen)
+
+
+#: From inside these cannot be seen: our own middleware stands between, and makes up for them.
+HIDDEN = [drop, drop_the_iterator, close_the_iterator, close_twice]
+
+
+def test_close_from_within_the_iteration_is_reported() -> None:
+    exchange: Exchange
+
+    class Body:
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> bytes:
+            exchange.result.close()
+            raise StopIteration
+
+    with violations((lint.AT_REST, "server")) as seen:
+        exchange = Exchange(LintMiddleware(app_that(lambda environ: None, Body())))
+        assert list(exchange.result) == []
+    assert "while the body was iterated" in str(seen[0])
+
+
+def test_a_server_that_is_not_in_python_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lint, "is_ours", lambda frame: True)
+    with violations((lint.CLOSED, "server"), (lint.ONCE, "server")) as seen:
+        drop(Exchange(LintMiddleware(hello)))
+        close_twice(Exchange(LintMiddleware(hello)))
+    assert {warning.culprit for warning in seen} == {"the server"}
+
+
+@pytest.mark.parametrize("in_c", [False, True], ids=["server in Python", "server in C"])
+def test_who_closes_twice_is_told_by_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, in_c: bool
+) -> None:
+    """By its package, if a middleware stands between: here that of the server is the test's."""
+    if in_c:
+        monkeypatch.setattr(lint, "callers", lambda: (lint.Place("m", "f", "m.py", 1), None))
+    with violations((lint.ONCE, "middleware" if in_c else "server")):
+        app = passing_on(LintMiddleware(hello))
+        result = app(make_environ(), lambda *args: None)
+        result.close()
+        result.close()
+
+
+# A file.
+
+
+def send_file(environ: Any, start_response: Any) -> Any:
+    start_response("200 OK", [])
+    return environ["wsgi.file_wrapper"](io.BytesIO(b"file"))
+
+
+def copying(app: Any) -> Any:
+    """A middleware that copies the body."""
+
+    def middleware(environ: Any, start_response: Any) -> Any:
+        return (chunk for chunk in app(environ, start_response))
+
+    return middleware
+
+
+def passing_on(app: Any) -> Any:
+    """A middleware that passes the iterable on."""
+    return lambda environ, start_response: app(environ, start_response)
+
+
+@pytest.mark.parametrize("place", [inside, outside, both])
+def test_a_file_arrives_untouched_and_its_close_is_watched(place: Any, events: list[Any]) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        environ["wsgi.after"].append(partial(events.append, "ran"))
+        return send_file(environ, start_response)
+
+    environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
+    with violations(*[] if place is inside else [(lint.ONCE, "server")]):
+        exchange = Exchange(place(app), environ)
+        assert type(exchange.result) is FileWrapper
+        close_twice(exchange)
+    assert events == ["ran"]
+    assert exchange.result.filelike.closed
+
+
+@pytest.mark.parametrize("place", [inside, outside, both])
+def test_a_file_arrives_untouched_where_its_wrapper_is_a_function(
+    place: Any, events: list[Any]
+) -> None:
+    """As uWSGI's, which knows the file by its identity, and closes that."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        environ["wsgi.after"].append(partial(events.append, "ran"))
+        return send_file(environ, start_response)
+
+    made: list[Any] = []
+    environ = make_environ(**{"wsgi.file_wrapper": lambda file: made.append(file) or file})
+    with violations():
+        exchange = Exchange(place(app), environ)
+        assert [exchange.result] == made
+        exchange.result.close()
+    assert events == ["ran"]
+
+
+def test_a_file_that_is_not_closed_is_reported() -> None:
+    environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
+    with violations((lint.CLOSED, "server")):
+        drop(Exchange(outside(send_file), environ))
+
+
+def test_a_middleware_that_copies_a_file_is_reported() -> None:
+    environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
+    with violations((lint.FILE, "middleware"), (lint.CLOSED, "middleware")) as seen:
+        result = LintMiddleware(copying(LintMiddleware(send_file)))(environ, lambda *args: None)
+        assert list(result) == [b"file"]
+        result.close()
+        del result
+        gc.collect()
+    assert "copying" in seen[0].culprit or "middleware" in seen[0].culprit
+
+
+class Slotted:
+    """A file wrapper as those in C are: nothing can be set on it."""
+
+    __slots__ = ("file",)
+
+    def __init__(self, file: object) -> None:
+        self.file = file
+
+
+@pytest.mark.parametrize("wrapper", [Slotted, lambda file: [b"file"]])
+def test_a_file_wrapper_of_another_kind_passes(wrapper: Any) -> None:
+    environ = make_environ(**{"wsgi.file_wrapper": wrapper})
+    result = LintMiddleware(send_file)(environ, lambda *args: None)
+    assert type(result) is Slotted or list(result) == [b"file"]
+    getattr(result, "close", lambda: None)()
+
+
+# Real offenders.
+
+
+def opentelemetry(app: Any) -> Any:
+    return OpenTelemetryMiddleware(app)
+
+
+def elastic_apm(app: Any) -> Any:
+    return ElasticAPM(app, None)
+
+
+def close_before_the_first_chunk(exchange: Exchange) -> None:
+    exchange.result.close()
+    drop(exchange)
+
+
+def close_after_the_first_chunk(exchange: Exchange) -> None:
+    next(iter(exchange.result))
+    exchange.result.close()
+    drop(exchange)
+
+
+REAL = [
+    (opentelemetry, close_before_the_first_chunk, "opentelemetry.instrumentation.wsgi."),
+    (opentelemetry, close_after_the_first_chunk, "opentelemetry.instrumentation.wsgi."),
+    (TM, Exchange.finish, "repoze.tm."),
+    (TM, close_after_the_first_chunk, "repoze.tm."),
+    (elastic_apm, Exchange.finish, "elasticapm.middleware."),
+]
+
+
+@pytest.mark.parametrize(("middleware", "use", "culprit"), REAL)
+@pytest.mark.parametrize("more", [False, True], ids=["one lint", "one around it, too"])
+def test_a_real_middleware_that_closes_badly_is_named(
+    middleware: Any, use: Any, culprit: str, more: bool, events: list[Any]
+) -> None:
+    app = app_that(lambda environ: environ["wsgi.after"].append(partial(events.append, "ran")))
+    application = middleware(outside(app))
+    with violations((lint.CLOSED, "middleware")) as seen:
+        exchange = Exchange(LintMiddleware(application) if more else application)
+        use(exchange)
+        drop(exchange)
+    assert events == ["ran"]
+    assert seen[0].culprit.startswith(culprit)
+    assert "Put AfterResponseMiddleware around that middleware" in str(seen[0])
+
+
+@pytest.mark.parametrize(("middleware", "use"), [case[:2] for case in REAL])
+def test_the_way_out_works(middleware: Any, use: Any, events: list[Any]) -> None:
+    app = app_that(lambda environ: environ["wsgi.after"].append(partial(events.append, "ran")))
+    with violations():
+        use(Exchange(outside(middleware(app))))
+    assert events == ["ran"]
+
+
+def test_asgiref_which_closes_nothing_is_named(events: list[Any]) -> None:
+    app = app_that(lambda environ: environ["wsgi.after"].append(partial(events.append, "ran")))
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "http_version": "1"}
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    with violations((lint.CLOSED, "server")) as seen:
+        asyncio.run(WsgiToAsgi(outside(app))(scope, receive, send))
+        gc.collect()
+    assert [message["type"] for message in sent][-1] == "http.response.body"
+    assert events == ["ran"]
+    assert seen[0].culprit.startswith("asgiref.wsgi.")
+    assert "a2wsgi is an adapter to ASGI that closes" in str(seen[0])
+
+
+# strict=True.
+
+
+def test_strict_raises_what_the_app_does_where_it_does_it(events: list[Any]) -> None:
+    def view(environ: Any) -> None:
+        for action in (lambda: environ["wsgi.after"].append(1), lambda: after_this_response(len)):
+            with pytest.raises(WSGIAfterWarning) as caught:
+                action()
+            events.append(caught.value.rule)
+        assert environ["wsgi.after"] == []
+
+    environ = make_environ()
+    Exchange(inside(app_that(view), strict=True), environ).finish()
+    with pytest.raises(WSGIAfterWarning, match="after the last callback"):
+        environ["wsgi.after"].append(print)
+    assert events == [1, 1]
+
+
+def test_strict_closes_what_it_does_not_return(events: list[Any]) -> None:
+    class Body(list[bytes]):
+        def close(self) -> None:
+            events.append("closed")
+
+    application = inside(app_that(REPLACED["deleted"], Body()), strict=True)
+    with pytest.raises(WSGIAfterWarning, match="left environ"):
+        Exchange(application)
+    with pytest.raises(WSGIAfterWarning, match="left environ"):
+        Exchange(inside(app_that(REPLACED["deleted"]), strict=True))
+    assert events == ["closed"]
+
+
+def test_strict_raises_what_the_server_does() -> None:
+    exchange = Exchange(outside(hello, strict=True))
+    exchange.finish()
+    with pytest.raises(WSGIAfterWarning, match="a second time"):
+        exchange.result.close()
+
+
+def test_a_path_cannot_forge_a_line() -> None:
+    with violations((lint.CLOSED, "server")) as seen:
+        drop(Exchange(LintMiddleware(hello), make_environ(PATH_INFO="/\nforged")))
+    assert seen[0].request == "GET /\\nforged"
+    assert "\n" not in str(seen[0])
+
+
+def test_the_warning_points_at_the_culprit_s_line() -> None:
+    def view(environ: Any) -> None:
+        environ["wsgi.after"].append(print("called, not passed"))
+        environ["wsgi.after"].clear()
+
+    with pytest.warns(WSGIAfterWarning, match="cannot be called") as caught:
+        Exchange(inside(app_that(view))).finish()
+    assert (caught[0].filename, caught[0].lineno) == (__file__, view.__code__.co_firstlineno + 1)
+
+
+# The page.
+
+
+def test_the_page_lists_the_checks() -> None:
+    [rows] = list(parse("lint.rst").findall(nodes.tbody))
+    cells = [
+        tuple(" ".join(entry.astext().split()) for entry in row.findall(nodes.entry))
+        for row in rows.findall(nodes.row)
+    ]
+    checks = [value for value in vars(lint).values() if isinstance(value, lint.Check)]
+    assert [(rule, sentence) for rule, _, sentence in cells] == [
+        (str(check.rule), check.sentence.replace("``", "")) for check in checks
+    ]
+    app = {lint.ENTRY, lint.KEPT, lint.REGISTERED_IN_TIME, lint.PREPARED_IN_TIME}
+    assert [whose for _, whose, _ in cells] == [
+        "app" if check in app else "who calls" for check in checks
+    ]
+
+
+def test_the_example_of_the_page_warns_as_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "linted.py").write_text(blocks("lint.rst")["linted.py"], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    with pytest.warns(WSGIAfterWarning) as caught:
+        application = import_module("linted").application
+        Exchange(application, make_environ(PATH_INFO="/")).finish()
+    shown = f"{Path(caught[0].filename).name}:{caught[0].lineno}: WSGIAfterWarning: "
+    shown += str(caught[0].message).replace(f"{tmp_path}/", "")
+    assert shown == " ".join(blocks("lint.rst")["linted.out"].split())

@@ -1,0 +1,379 @@
+"""capture(), strict(), their fixtures, and the page that shows them."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import types
+import weakref
+from contextvars import copy_context
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from conftest import Exchange, hello, make_environ
+from documents import blocks
+
+from wsgi_after import AfterResponseMiddleware, after_this_response, testing
+from wsgi_after.lint import LintMiddleware
+from wsgi_after.testing import capture, strict
+
+
+def get(*callbacks: Any, path: str = "/path", raises: Any = None) -> dict[str, Any]:
+    """Make a request that registers these callbacks; return its environ."""
+    environ = make_environ(PATH_INFO=path)
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        environ["wsgi.after"].extend(callbacks)
+        if raises:
+            raise raises
+        return hello(environ, start_response)
+
+    Exchange(AfterResponseMiddleware(app), environ).finish()
+    return environ
+
+
+def fail(error: BaseException) -> Any:
+    def callback() -> None:
+        raise error
+
+    return callback
+
+
+def in_thread(fn: Any) -> None:
+    thread = Thread(target=fn)
+    thread.start()
+    thread.join()
+
+
+# capture().
+
+
+def test_callbacks_are_collected_with_their_request_and_run_by_run(events: list[Any]) -> None:
+    first, second = partial(events.append, 1), partial(events.append, 2)
+    with capture() as captured:
+        get(first, path="/first")
+        get(path="/without")
+        get(first, second, path="/second")
+    assert [(r.request, r.callbacks) for r in captured] == [
+        ("GET /first", [first]),
+        ("GET /second", [first, second]),
+    ]
+    assert captured.callbacks == [first, first, second]
+    assert events == []
+    captured.run()
+    captured.run()
+    assert events == [1, 1, 2]
+    assert captured.callbacks == []
+    assert repr(captured[0]) == "<GET /first: []>"
+
+
+def test_outside_they_run_as_ever(events: list[Any]) -> None:
+    with capture() as captured:
+        pass
+    get(partial(events.append, 1))
+    assert (events, captured) == ([1], [])
+
+
+def test_a_callback_knows_its_request_and_registers_more_in_run(events: list[Any]) -> None:
+    def callback() -> None:
+        after = environ["wsgi.after"]
+        events.append((after.status, after.completed, after.error))
+        after_this_response(events.append, "nested")
+
+    with capture() as captured:
+        environ = get(callback)
+    with pytest.raises(RuntimeError, match="have run already"):
+        environ["wsgi.after"].append(callback)
+    captured.run()
+    assert events == [("200 OK", True, None), "nested"]
+    with pytest.raises(RuntimeError, match="have run already"):
+        environ["wsgi.after"].append(callback)
+
+
+def test_of_a_request_whose_app_raised_too(events: list[Any]) -> None:
+    error = ValueError("app")
+    with capture() as captured, pytest.raises(ValueError, match="app"):
+        get(partial(events.append, 1), raises=error)
+    assert captured[0].after.error is error
+    captured[0].run()
+    assert (events, captured[0].after.error) == ([1], None)
+
+
+def test_an_environ_that_is_sent_again_gets_a_list_of_its_own(events: list[Any]) -> None:
+    environ = make_environ()
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        environ["wsgi.after"].append(events.clear)
+        return []
+
+    application = AfterResponseMiddleware(app)
+    with capture() as captured:
+        Exchange(application, environ).finish()
+        Exchange(application, environ).finish()
+    assert [len(request.callbacks) for request in captured] == [1, 1]
+
+
+def test_what_another_thread_registers_at_the_end_is_kept(events: list[Any]) -> None:
+    class After(testing.CallbackList):
+        __slots__ = ()
+
+        def clear(self) -> None:
+            super().clear()
+            if not events:
+                events.append("slipped in")
+                self.append(len)
+
+    kept = testing.CapturedRequest(After([print]))
+    assert kept.callbacks == [print, len]
+
+
+def test_a_callback_that_makes_a_request_has_its_callbacks_run_by_run_too(
+    events: list[Any],
+) -> None:
+    with capture() as captured:
+        get(partial(get, partial(events.append, "inner"), path="/inner"))
+        captured.run()
+    assert [request.request for request in captured] == ["GET /path", "GET /inner"]
+    assert events == ["inner"]
+
+
+def test_what_run_lets_out_leaves_the_other_requests_to_the_next_run(events: list[Any]) -> None:
+    with capture() as captured:
+        get(fail(KeyboardInterrupt()), partial(events.append, 1))
+        get(partial(events.append, 2))
+    with pytest.raises(KeyboardInterrupt):
+        captured.run()
+    assert events == [1]
+    captured.run()
+    assert events == [1, 2]
+
+
+def test_of_nested_blocks_the_innermost_gets_the_request() -> None:
+    with capture() as outer:
+        get(len, path="/before")
+        with capture() as inner:
+            get(len, path="/within")
+        get(len, path="/after")
+    assert [r.request for r in outer] == ["GET /before", "GET /after"]
+    assert [r.request for r in inner] == ["GET /within"]
+
+
+def test_a_thread_that_has_entered_no_block_belongs_to_the_last_of_the_process() -> None:
+    with capture() as captured:
+        in_thread(partial(get, len))
+    assert len(captured) == 1
+
+
+def test_threads_that_have_entered_blocks_of_their_own_do_not_mix() -> None:
+    found: list[Any] = []
+
+    def other() -> None:
+        with capture() as captured:
+            get(len, path="/other")
+            context.run(get, len, path="/one")
+        found.append([request.request for request in captured])
+
+    with capture() as captured:
+        context = copy_context()
+        in_thread(other)
+    assert ([r.request for r in captured], *found) == (["GET /one"], ["GET /other"])
+
+
+def test_a_context_that_outlives_its_block_belongs_to_none(events: list[Any]) -> None:
+    with capture() as captured:
+        context = copy_context()
+    context.run(get, partial(events.append, "ran"))
+    assert (captured, events) == ([], ["ran"])
+
+
+def test_nothing_is_kept_once_they_ran() -> None:
+    class Environ(dict[str, Any]):
+        pass
+
+    environ = Environ(make_environ())
+    gone = weakref.ref(environ)
+    with capture() as captured:
+        app = AfterResponseMiddleware(
+            lambda environ, start_response: environ["wsgi.after"].append(len) or []
+        )
+        app(environ, lambda *args: None).close()
+        del environ
+        captured.run()
+        gc.collect()
+    assert gone() is None
+
+
+def test_a_list_that_lint_watches_is_watched_when_they_run() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        environ["wsgi.after"].append(lambda: after_this_response(len))
+        return hello(environ, start_response)
+
+    with capture() as captured:
+        Exchange(AfterResponseMiddleware(LintMiddleware(app))).finish()
+    with pytest.warns(UserWarning, match="does not take these arguments"):
+        captured.run()
+
+
+# strict().
+
+
+def test_one_failure_is_raised_as_itself_after_the_others_ran(events: list[Any]) -> None:
+    error = ValueError("callback")
+    with pytest.raises(ValueError, match="callback") as caught, strict():
+        events.append(get(fail(error), partial(events.append, "ran"))["PATH_INFO"])
+    assert caught.value is error
+    assert events == ["ran", "/path"]
+
+
+def test_several_failures_are_raised_as_a_group() -> None:
+    errors = [ValueError("first"), SystemExit(2)]
+    with pytest.raises(testing.group_class()) as caught, strict():
+        get(*map(fail, errors))
+    assert caught.value.exceptions == tuple(errors)
+    assert "2 callbacks failed" in caught.value.message
+
+
+@pytest.mark.parametrize("backport", [True, False])
+def test_before_python_3_11_the_group_looks_the_same(
+    backport: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Group(testing.CallbackFailures):
+        pass
+
+    monkeypatch.setattr(testing, "builtins", None)
+    module = types.SimpleNamespace(BaseExceptionGroup=Group) if backport else None
+    monkeypatch.setitem(sys.modules, "exceptiongroup", module)
+    errors = [ValueError("first"), ValueError("second")]
+    with pytest.raises(testing.CallbackFailures) as caught, strict():
+        get(*map(fail, errors))
+    assert type(caught.value) is (Group if backport else testing.CallbackFailures)
+    assert (caught.value.message, caught.value.exceptions) == ("2 callbacks failed", tuple(errors))
+    assert str(caught.value).startswith("2 callbacks failed: ValueError('first'), ")
+
+
+def test_without_a_failure_nothing_is_raised_and_outside_they_are_contained() -> None:
+    with strict() as failures:
+        get(len)
+        assert [type(failure) for failure in failures] == [TypeError]
+        failures.clear()
+        get(list)
+    get(fail(ValueError("contained")))
+    assert failures == []
+
+
+async def coroutine_function() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("entry", "match"),
+    [(coroutine_function, "returned a coroutine"), (1, "'int' object is not callable")],
+)
+def test_what_has_not_run_counts_as_a_failure(entry: Any, match: str) -> None:
+    with pytest.raises((RuntimeError, TypeError), match=match), strict():
+        get(entry)
+
+
+def test_an_exception_of_the_block_goes_on() -> None:
+    with pytest.raises(KeyError), strict() as failures:
+        raise get(fail(ValueError("callback")))["no such key"]
+    assert [str(failure) for failure in failures] == ["callback"]
+
+
+def test_it_does_not_depend_on_the_logger(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL", "wsgi_after")
+    with pytest.raises(ValueError, match="callback"), strict():
+        get(fail(ValueError("callback")))
+
+
+def test_of_nested_strict_blocks_the_innermost_raises_in_threads_too() -> None:
+    def inner() -> None:
+        with pytest.raises(ValueError, match="callback"), strict():
+            in_thread(partial(get, fail(ValueError("callback"))))
+
+    with strict():
+        inner()
+
+
+def test_what_a_capture_runs_counts() -> None:
+    with capture() as captured:
+        get(fail(ValueError("callback")))
+    with pytest.raises(ValueError, match="callback"), strict():
+        captured.run()
+
+
+# The fixtures, and the page.
+
+PLUGIN = (
+    []
+    if [e for e in entry_points(group="pytest11") if e.name == "wsgi_after"]
+    else [*("-p", "wsgi_after.pytest_plugin")]
+)
+
+ERRORS = ["ResourceWarning", "pytest.PytestUnraisableExceptionWarning"]
+
+
+def run_pytest(directory: Path, **modules: str) -> dict[str, int]:
+    """Run pytest on these modules; return how many tests passed, failed and so on."""
+    for name, text in modules.items():
+        (directory / f"{name}.py").write_text(text, encoding="utf-8")
+    # Other warnings come from what Pyramid and WebTest import.
+    warn = ["-Wignore", *("-Werror::" + name for name in ERRORS)]
+    argv = [sys.executable, "-m", "pytest", "-q", *warn, "-p", "no:cacheprovider", *PLUGIN]
+    finished = subprocess.run(argv, cwd=directory, capture_output=True, text=True, check=False)
+    words = finished.stdout.strip().splitlines()[-1].replace(",", "").split()
+    assert words[-2] == "in", finished.stdout + finished.stderr
+    return {word: int(count) for count, word in zip(words[:-2:2], words[1:-2:2], strict=True)}
+
+
+def test_every_example_of_the_page_passes(tmp_path: Path) -> None:
+    modules = {name.removesuffix(".py"): text for name, text in blocks("testing.rst").items()}
+    assert list(modules) == [
+        *("test_order", "test_fixtures", "test_pyramid", "test_flask", "test_django")
+    ]
+    assert run_pytest(tmp_path, **modules) == {"passed": 8}
+
+
+FAILING = """
+import pytest, unittest
+from wsgi_after import run_callbacks
+
+def test_one(wsgi_after_strict):
+    run_callbacks([lambda: 1 / 0])
+
+@pytest.mark.usefixtures("wsgi_after_strict")
+def test_two():
+    run_callbacks([lambda: 1 / 0, lambda: 1 / 0])
+
+@pytest.fixture
+def late(wsgi_after_strict):
+    yield
+    run_callbacks([lambda: 1 / 0])
+
+def test_in_teardown(late):
+    pass
+
+class TestCase(unittest.TestCase):
+    def test_without(self):
+        run_callbacks([lambda: 1 / 0])
+"""
+
+
+def test_a_failing_callback_fails_the_test_and_a_later_one_its_teardown(tmp_path: Path) -> None:
+    assert run_pytest(tmp_path, test_failing=FAILING) == {"passed": 2, "failed": 2, "error": 1}
+
+
+pytest_plugins = ["wsgi_after.pytest_plugin"]
+
+
+def test_the_fixtures_in_this_process(
+    wsgi_after_capture: testing.Capture, wsgi_after_strict: list[BaseException]
+) -> None:
+    get(fail(ValueError("expected")))
+    wsgi_after_capture.run()
+    assert [str(failure) for failure in wsgi_after_strict] == ["expected"]
+    wsgi_after_strict.clear()

@@ -1,0 +1,685 @@
+"""Check app, server and the middlewares between them against the contract of ``wsgi.after``.
+
+In development, and in tests, put it inside, to watch the app, outside, to watch the server and
+what lies between, or both; it knows where it stands::
+
+    application = LintMiddleware(AfterResponseMiddleware(LintMiddleware(application)))
+
+A violation is a :class:`WSGIAfterWarning`, which says which rule, whose fault, and the way out.
+
+Caution: that a response is never closed shows only when it is garbage-collected, so there even
+``strict=True`` has nobody to raise to: Python reports what a finalizer raises, and goes on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import pairwise
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
+
+from .callbacks import (
+    CallbackList,
+    DirectedCallbackList,
+    EndedCallbackList,
+    describe,
+    request_line,
+)
+from .file_wrapper import FileWrapper
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from .hand_off import SupportsSubmit
+
+
+class Check(NamedTuple):
+    """A sentence of the contract that somebody else than this package can break."""
+
+    rule: int
+    sentence: str
+    way_out: str
+
+
+#: The way out, by whose fault it is: beside that of the check itself.
+AROUND = {
+    "app": "",
+    "middleware": "Put AfterResponseMiddleware around that middleware, so that the server holds "
+    "its iterable; to find the culprit among several, put a LintMiddleware between each two.",
+    "server": "Report it there, or use another: a2wsgi is an adapter to ASGI that closes, "
+    "asgiref's WsgiToAsgi does not.",
+}
+ENTRY = Check(
+    1,
+    "An entry is a callable without arguments, and no coroutine function.",
+    "Register the function itself, not what it returns; arguments go into "
+    "after(fn, *args); a coroutine function into asgiref.sync.async_to_sync(fn).",
+)
+KEPT = Check(
+    1,
+    "The app neither replaces nor deletes the list.",
+    'Use environ["wsgi.after"].append(fn) to add, and clear() to cancel.',
+)
+CLOSED = Check(
+    3,
+    "Who is given an iterable calls its ``close()``, whatever happened, and not that of its "
+    "iterator.",
+    "PEP 3333 demands it. Callbacks run all the same, at garbage collection.",
+)
+AT_REST = Check(
+    3,
+    "Nobody closes it from within its iteration, or iterates it after ``close()``.",
+    "Iterate first, then close, from the same thread.",
+)
+ONCE = Check(
+    4,
+    "``close()`` is called once.",
+    "The second call runs nothing here, but it may do harm in an app without this package.",
+)
+REGISTERED_IN_TIME = Check(
+    4,
+    "Registering after the last callback ran raises ``RuntimeError``.",
+    'Register while the app, its body or a callback runs: a thread, or a reference to environ["'
+    'wsgi.after"], has outlived its request.',
+)
+PREPARED_IN_TIME = Check(
+    4,
+    "So does ``on_prepare`` after ``start_response``.",
+    "Call on_prepare(), or after_this_request(), before the view returns its response.",
+)
+FILE = Check(
+    8,
+    "What ``wsgi.file_wrapper`` made reaches the server as it is.",
+    "A server sends a file by itself only if it gets the very object back. Leave what a response "
+    "is to the app, or have that middleware pass instances of it through.",
+)
+
+
+class Rule(NamedTuple):
+    """One rule of the contract: its sentences are the text that README.rst has."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+#: The contract, in the order in which its rules are numbered, from 1. This is its one text.
+CONTRACT = (
+    Rule(
+        "The list.",
+        (
+            'Before the app is called, ``environ["wsgi.after"]`` is set to a list.',
+            ENTRY.sentence,
+            "All of ``list`` works: ``remove`` and ``clear`` cancel.",
+            KEPT.sentence,
+        ),
+    ),
+    Rule(
+        "Shared, never nested.",
+        (
+            "A list that is there already is used, and app-wide callbacks are added behind those "
+            "in it; whoever made it runs it.",
+            "One of ours whose callbacks have run counts as absent.",
+            "Of a plain list, only list operations and ``after_this_response`` are promised.",
+            "Anything but a list is a ``TypeError`` that names it.",
+        ),
+    ),
+    Rule(
+        "When.",
+        (
+            "Callbacks run after the response has ended: never at exhaustion, never before.",
+            CLOSED.sentence,
+            AT_REST.sentence,
+        ),
+    ),
+    Rule(
+        "Exactly once, in order of registration.",
+        (
+            ONCE.sentence,
+            "A second call, or one from another thread, runs nothing.",
+            "What a running callback registers runs too, last.",
+            REGISTERED_IN_TIME.sentence,
+            PREPARED_IN_TIME.sentence,
+            "Nothing is dropped silently.",
+        ),
+    ),
+    Rule(
+        "Whatever happened.",
+        (
+            "Body sent, cut short, or none; the app raised before or after ``start_response``, in "
+            "mid-body, or in its ``close()``.",
+            "An app that raises before it returns leaves nothing to close: callbacks run, or are "
+            "handed over, then the exception goes on.",
+            "None is swallowed or altered.",
+        ),
+    ),
+    Rule(
+        "Contained.",
+        (
+            "An ``Exception`` or ``SystemExit`` of a callback is logged at ERROR, with its "
+            "traceback, on the logger ``wsgi_after``, with the names of callback and request.",
+            "Any other ``BaseException`` is let out after the others ran: the first one, unless "
+            "the app's own exception is on its way; the rest are logged.",
+            "A callback that returns a coroutine has not run: the coroutine is closed, and logged "
+            "at ERROR.",
+        ),
+    ),
+    Rule(
+        "Never lost to someone else's bug.",
+        (
+            "If ``close()`` is never called, callbacks run when the response is garbage-collected, "
+            "in whatever thread that is, with a ``ResourceWarning``.",
+        ),
+    ),
+    Rule(
+        "Invisible.",
+        (
+            "The server sees what it would have seen: status, headers, chunks, ``len()``, "
+            "``write()``, ``exc_info``, when ``start_response`` is called and with how many "
+            "arguments, the attributes of the app's object.",
+            FILE.sentence,
+            "Nothing is iterated before the server iterates.",
+        ),
+    ),
+    Rule(
+        "Nothing kept, nothing mixed.",
+        (
+            "After the callbacks ran the list is empty, and nothing refers to the environ or to a "
+            "callback.",
+            "No state of a request is on the middleware.",
+        ),
+    ),
+    Rule(
+        "Not forgeable.",
+        ("A request header cannot reach the key: headers arrive as ``HTTP_...``.",),
+    ),
+    Rule(
+        "What it is not.",
+        ("At most once, in memory: a killed process loses what had not run.",),
+    ),
+)
+
+KEY = "wsgi.after"
+WATCH = "wsgi_after.lint"
+PACKAGE = __name__.partition(".")[0]
+
+#: They take an environ as an app does, and are servers all the same.
+ADAPTERS = {"a2wsgi", "asgiref", "hypercorn", "uvicorn"}
+
+_registry: dict[str | tuple[str, type[Warning], int], int] = {}  # what was shown, as a module has
+
+
+class Place(NamedTuple):
+    """Where in the code somebody was."""
+
+    module: str
+    function: str
+    filename: str
+    lineno: int
+
+    @property
+    def package(self) -> str:
+        """The top-level package."""
+        return self.module.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.function} ({self.filename}, line {self.lineno})"
+
+
+class WSGIAfterWarning(UserWarning):
+    """A rule of the contract was broken.
+
+    :ivar rule: the number of the rule, as in README.rst.
+    :ivar sentence: its sentence, word by word.
+    :ivar fault: ``"app"``, ``"middleware"`` or ``"server"``: who broke it, most likely.
+    :ivar culprit: where in the code that is, such as ``"module.function (file.py, line 7)"``;
+        ``"the server"`` if that is not written in Python.
+    :ivar request: method and path, such as ``"GET /path"``.
+    """
+
+    def __init__(
+        self, check: Check, fault: str, place: Place | None, request: str, seen: str
+    ) -> None:
+        self.rule, self.sentence, way_out = check
+        self.fault = fault
+        self.culprit = str(place or "the server")
+        self.request = request
+        super().__init__(
+            f"{request}: the {fault} at fault, {self.culprit}, {seen}. Rule {self.rule} of "
+            f'wsgi.after: "{self.sentence}" {way_out} {AROUND[fault]}'.rstrip()
+        )
+
+
+def report(
+    check: Check, fault: str, place: Place | None, request: str, seen: str, strict: bool
+) -> None:
+    """Warn, at the place of the culprit, or raise if that is wanted."""
+    warning = WSGIAfterWarning(check, fault, place, request, seen)
+    if strict:
+        raise warning
+    module, _, filename, lineno = place or Place("sys", "", "sys", 1)
+    warnings.warn_explicit(warning, None, filename, lineno, module, _registry)
+
+
+class LintMiddleware:
+    """A WSGI app that calls ``app``, and checks what it and the caller do.
+
+    It stands inside if there is a list under ``environ["wsgi.after"]`` when it is called, outside
+    if there is none, or one that has ended. At both places it watches what becomes of the iterable
+    it returns; inside, what the app does to the list, too.
+
+    :param app: any WSGI application.
+    :param strict: raise a violation, where it is seen, instead of warning of it.
+    """
+
+    def __init__(self, app: WSGIApplication, *, strict: bool = False) -> None:
+        self.app = app
+        self.strict = strict
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Call the app, as PEP 3333 has it.
+
+        :raises WSGIAfterWarning: if ``strict``, or if warnings are errors.
+        """
+        outer: Watch | None = environ.get(WATCH)
+        watch = environ[WATCH] = Watch(environ, self, outer)
+        try:
+            result = self.app(environ, start_response)
+        finally:
+            if outer is None:
+                del environ[WATCH]
+            else:
+                environ[WATCH] = outer
+        try:
+            watch.check_file(result)
+            watch.check_list()
+        except WSGIAfterWarning:
+            getattr(result, "close", nothing)()  # or it would be lost, on top of all
+            raise
+        body: Iterable[bytes] = watched(result, environ, watch)
+        return body
+
+
+class Watch:
+    """What is known of one request at one place."""
+
+    def __init__(self, environ: WSGIEnvironment, lint: LintMiddleware, outer: Watch | None) -> None:
+        self.request = request_line(environ)
+        self.strict = lint.strict
+        self.app = lint.app
+        self.outer = outer
+        self.caller, self.server = callers()
+        self.closed = self.iterating = False
+        # What the app inside returned, if it is to be passed on, and who called that.
+        self.file: tuple[object, Place | None] = (None, None)
+        self.reported: set[Check] = set()
+        self.environ: WSGIEnvironment | None = None  # until the end, inside
+        callbacks = environ.get(KEY)
+        if isinstance(callbacks, list) and not isinstance(callbacks, EndedCallbackList):
+            self.environ = environ
+            self.callbacks = callbacks
+            self.take_over()
+
+    def take_over(self) -> None:
+        """Watch a list of ours from within; of another kind, see what is in it now and then."""
+        self.check_entries()
+        if type(self.callbacks) in {CallbackList, DirectedCallbackList}:
+            self.callbacks.__class__ = StrictLintList if self.strict else LintList
+
+    def check_entries(self) -> None:
+        for entry in list(self.callbacks):
+            check_entry(entry, code_place(entry), self.request, self.strict)
+
+    def check_list(self) -> None:
+        """See that the list is still where it was, with entries in it that can be run."""
+        if self.environ is None:
+            return
+        present = self.environ.get(KEY)
+        if present is not self.callbacks and KEPT not in self.reported:
+            self.reported.add(KEPT)
+            seen = "deleted" if KEY not in self.environ else f"replaced by {present!r}"
+            report(
+                *(KEPT, "app", code_place(self.app), self.request),
+                f'or a middleware around it, left environ["{KEY}"] {seen}',
+                self.strict,
+            )
+        elif not isinstance(self.callbacks, CallbackList):
+            self.check_entries()
+
+    def check_file(self, result: object) -> None:
+        """See that the file which a watch inside let through is what arrived."""
+        passed, caller = self.file
+        self.file = (None, None)
+        if passed is not None and result is not passed:
+            seen = f"returned {type(result).__name__} for the app's {type(passed).__name__}"
+            report(FILE, "middleware", caller, self.request, seen, self.strict)
+
+    def break_(self, check: Check, seen: str, place: Place | None = None) -> None:
+        """Report what the caller did: once, and unless a watch further out has."""
+        watch: Watch | None = self
+        while watch is not None:
+            if check in watch.reported:
+                return
+            watch = watch.outer
+        self.reported.add(check)
+        place = place or self.caller
+        fault = "middleware" if self.is_middleware(place) else "server"
+        report(check, fault, place, self.request, seen, self.strict)
+
+    def is_middleware(self, place: Place | None) -> bool:
+        """Whether a middleware is there, rather than the server."""
+        if place is None:
+            return False
+        if place == self.caller or self.caller == self.server:
+            return self.caller != self.server
+        return self.server is None or place.package != self.server.package
+
+    def close(self, close: Callable[[], object] | None) -> None:
+        """Pass a ``close()`` on, and see whether it is time for it."""
+        if self.closed:
+            self.break_(ONCE, "called close() a second time", place_of(caller_frame()))
+            return
+        self.closed = True
+        iterating = self.iterating
+        try:
+            if close is not None:
+                close()
+        finally:
+            if iterating:
+                self.break_(
+                    AT_REST, "called close() while the body was iterated", place_of(caller_frame())
+                )
+        self.check_list()
+        self.environ = None
+
+    def dropped(self) -> None:
+        """See whether what is being garbage-collected was closed."""
+        if not self.closed:
+            self.break_(CLOSED, "or what it is called by, dropped the iterable without close()")
+
+
+class LintBody:
+    """An iterable that sees how it is used. It has ``__len__`` if and only if the app's has."""
+
+    def __init__(self, iterable: Any, watch: Watch) -> None:
+        self._iterable = iterable
+        self._watch = watch
+        self._pass: LintIterator | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return LintIterator(iter(self._iterable), self._watch, self)
+
+    def __next__(self) -> bytes:  # one server closes only what is its own iterator
+        if self._pass is None:
+            self._pass = LintIterator(iter(self._iterable), self._watch)
+        return next(self._pass)
+
+    def close(self) -> None:
+        self._watch.close(getattr(self._iterable, "close", None))
+
+    def __del__(self) -> None:
+        self._watch.dropped()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterable, name)
+
+    def __eq__(self, other: object) -> bool:
+        equal: bool = self._iterable == other
+        return equal
+
+    def __hash__(self) -> int:
+        return hash(self._iterable)
+
+
+class SizedLintBody(LintBody):
+    """An iterable that has a length, too."""
+
+    def __len__(self) -> int:
+        return len(self._iterable)
+
+
+class LintIterator:
+    """One pass. It refers to the body, which must not look dropped to a server that keeps this."""
+
+    def __init__(
+        self, iterator: Iterator[bytes], watch: Watch, body: LintBody | None = None
+    ) -> None:
+        self._iterator = iterator
+        self._watch = watch
+        self._body = body
+
+    def __iter__(self) -> LintIterator:
+        return self
+
+    def __next__(self) -> bytes:
+        watch = self._watch
+        if watch.closed:
+            watch.break_(AT_REST, "iterated after close()", place_of(caller_frame()))
+        watch.iterating = True
+        try:
+            return next(self._iterator)
+        finally:
+            watch.iterating = False
+
+    def close(self) -> None:
+        """What a generator has, too: "yield from" calls it, where no frame shows who does."""
+        self._watch.break_(CLOSED, "called close() of the iterator, most likely by yield from")
+        getattr(self._iterator, "close", nothing)()
+
+
+class LintFileClose:
+    """The ``close`` of an instance of the server's ``wsgi.file_wrapper``."""
+
+    def __init__(self, close: Callable[[], object] | None, watch: Watch) -> None:
+        self._close = close
+        self._watch = watch
+
+    def __call__(self) -> None:
+        self._watch.close(self._close)
+
+    def __del__(self) -> None:
+        self._watch.dropped()
+
+
+def watched(result: Any, environ: WSGIEnvironment, watch: Watch) -> Any:
+    """What the caller gets for ``result``, the app's."""
+    kind = type(result)
+    file = file_of(result, environ)
+    if file is not None:
+        if watch.outer is not None:
+            watch.outer.file = (result, watch.caller)
+        with suppress(TypeError):  # a type in C has no vars()
+            attributes = vars(file)
+            attributes["close"] = LintFileClose(getattr(file, "close", None), watch)
+        return result
+    if hasattr(kind, "__len__"):
+        # Bytes are a bug that two servers let pass.
+        return SizedLintBody([result] if kind is bytes else result, watch)
+    if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
+        return LintBody(result, watch)
+    return result  # such as gunicorn's sign that the response is out already
+
+
+def file_of(result: Any, environ: WSGIEnvironment) -> Any:
+    """What the server closes, if ``result`` was made by ``wsgi.file_wrapper``; else ``None``."""
+    file_wrapper = environ.get("wsgi.file_wrapper")
+    if isinstance(file_wrapper, FileWrapper):  # ours, for what is a function, or a type in C
+        return file_wrapper.file_of(result)
+    return result if isinstance(file_wrapper, type) and isinstance(result, file_wrapper) else None
+
+
+class LintList(CallbackList):
+    """The list of a request, once a LintMiddleware inside has seen it."""
+
+    __slots__ = ()
+
+    strict = False
+
+    def append(self, entry: Callable[[], object], /) -> None:
+        self._check(entry)
+        super().append(entry)
+
+    def insert(self, index: SupportsIndex, entry: Callable[[], object], /) -> None:
+        self._check(entry)
+        super().insert(index, entry)
+
+    def extend(self, entries: Iterable[Callable[[], object]], /) -> None:
+        entries = list(entries)
+        self._check(*entries)
+        super().extend(entries)
+
+    def __iadd__(self, entries: Any, /) -> Any:  # type: ignore[misc]
+        self.extend(entries)
+        return self
+
+    def __setitem__(self, index: Any, entry: Any, /) -> None:
+        if isinstance(index, slice):
+            entry = list(entry)
+        self._check(*(entry if isinstance(index, slice) else [entry]))
+        super().__setitem__(index, entry)
+
+    def on_prepare(self, fn: Any, /) -> Any:
+        try:
+            return super().on_prepare(fn)
+        except RuntimeError:
+            place = place_of(caller_frame())
+            seen = "called on_prepare() too late"
+            report(PREPARED_IN_TIME, "app", place, self._request_line(), seen, self.strict)
+            raise
+
+    def _check(self, *entries: object) -> None:
+        place = place_of(caller_frame())
+        for entry in entries:
+            check_entry(entry, place, self._request_line(), self.strict)
+
+    def _direct(self, executor: SupportsSubmit | None) -> None:
+        self._executor = executor  # no class marks it: this one has other things to mark
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__":  # the mark of the end
+            value = StrictEndedLintList if self.strict else EndedLintList
+        super().__setattr__(name, value)
+
+
+class StrictLintList(LintList):
+    """One that raises."""
+
+    __slots__ = ()
+
+    strict = True
+
+
+class EndedLintList(EndedCallbackList):
+    """A list whose callbacks have run."""
+
+    __slots__ = ()
+
+    strict = False
+
+    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
+        place = place_of(caller_frame())
+        seen = "registered after the last callback ran"
+        report(REGISTERED_IN_TIME, "app", place, self._request_line(), seen, self.strict)
+        super()._refuse()
+
+    append = extend = insert = _refuse
+    __call__ = __iadd__ = __setitem__ = on_prepare = _refuse
+
+
+class StrictEndedLintList(EndedLintList):
+    """One that raises the warning."""
+
+    __slots__ = ()
+
+    strict = True
+
+
+def check_entry(entry: object, place: Place | None, request: str, strict: bool) -> None:
+    """See whether ``entry`` can be called without arguments, and is done when that returns."""
+    wrong = what_is_wrong(entry)
+    if wrong:
+        seen = f"registered {describe(entry)}, which {wrong}"
+        report(ENTRY, "app", place, request, seen, strict)
+
+
+def what_is_wrong(entry: Any) -> str | None:
+    if not callable(entry):
+        return f"is {type(entry).__name__} and cannot be called"
+    call = entry if isinstance(entry, partial) else partial(entry)
+    fn: Any = inspect.unwrap(call.func)
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
+        return "is a coroutine function"
+    try:
+        inspect.signature(call.func).bind(*call.args, **call.keywords)
+    except TypeError as error:
+        return f"does not take these arguments: {error}"
+    except ValueError:  # one in C that does not tell what it takes
+        pass
+    return None
+
+
+def callers() -> tuple[Place | None, Place | None]:
+    """Who calls the middleware, and the server, which calls it or those around it."""
+    frames = list(frames_from(caller_frame()))
+    server = 0
+    for number, frame in enumerate(frames, 1):
+        if is_app(frame):
+            server = number
+    caller = place_of(frames[0]) if frames else None
+    return caller, place_of(frames[server]) if server < len(frames) else None
+
+
+def caller_frame() -> FrameType | None:
+    """The innermost frame outside this package; ``None`` if a server in C called it."""
+    return next((frame for frame in frames_from(sys._getframe()) if not is_ours(frame)), None)
+
+
+def frames_from(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == PACKAGE
+
+
+def is_app(frame: FrameType) -> bool:
+    """Whether a frame looks like the call of a WSGI application: an environ, then a callable."""
+    if str(frame.f_globals.get("__name__")).partition(".")[0] in ADAPTERS:
+        return False
+    code = frame.f_code
+    arguments = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+    return any(
+        isinstance(environ, dict) and "wsgi.version" in environ and callable(start_response)
+        for environ, start_response in pairwise(arguments)
+    )
+
+
+def place_of(frame: FrameType | None) -> Place | None:
+    if frame is None:
+        return None
+    code = frame.f_code
+    module = str(frame.f_globals.get("__name__"))
+    return Place(
+        module, getattr(code, "co_qualname", code.co_name), code.co_filename, frame.f_lineno
+    )
+
+
+def code_place(fn: Any) -> Place | None:
+    """Where a callable is defined, if it is in Python."""
+    fn = fn.func if isinstance(fn, partial) else fn
+    for candidate in (inspect.unwrap(fn), type(fn).__call__):
+        code = getattr(candidate, "__code__", None)
+        if isinstance(code, CodeType):
+            name = getattr(fn, "__qualname__", type(fn).__qualname__)
+            return Place(candidate.__module__, name, code.co_filename, code.co_firstlineno)
+    return None
+
+
+def nothing() -> None:
+    """What is called where there is nothing to close."""

@@ -1,0 +1,34 @@
+"""Fixtures for pytest, which finds them by itself: ``wsgi_after_capture``, ``wsgi_after_strict``.
+
+For all tests of a module, write ``pytestmark = pytest.mark.usefixtures("wsgi_after_strict")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from . import testing
+
+
+@pytest.fixture
+def wsgi_after_capture() -> Iterator[testing.Capture]:
+    """What the test's requests register, which does not run: ``testing.capture()``."""
+    with testing.capture() as captured:
+        yield captured
+
+
+@pytest.fixture
+def wsgi_after_strict() -> Iterator[list[BaseException]]:
+    """A callback that fails makes the test fail: ``testing.strict()``."""
+    with testing.strict() as failures:
+        yield failures
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Raise from the test itself, rather than from the end of the fixture."""
+    result = yield
+    testing.raise_failures(getattr(item, "funcargs", {}).get("wsgi_after_strict", []))
+    return result
