@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -40,6 +41,19 @@ class Exchange:
 def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"hello"]
+
+
+class File(io.BytesIO):
+    """A file that tells when it is closed."""
+
+    def __init__(self, events: list[Any]) -> None:
+        super().__init__(b"content\n")
+        self.events = events
+
+    def close(self) -> None:
+        if not self.closed:
+            self.events.append("file closed")
+        super().close()
 
 
 @pytest.fixture

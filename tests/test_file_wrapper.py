@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import wsgiref.util
 from functools import partial
 
 import pytest
-from conftest import Exchange, make_environ
+from conftest import Exchange, File, make_environ
 from gunicorn.http.wsgi import FileWrapper as GunicornFileWrapper
 from waitress.buffers import ReadOnlyFileBasedBuffer as WaitressFileWrapper
 
 from wsgi_after import AfterResponseMiddleware
-
-
-class File(io.BytesIO):
-    def __init__(self, events):
-        super().__init__(b"content")
-        self.events = events
-
-    def close(self):
-        if not self.closed:
-            self.events.append("file closed")
-        super().close()
 
 
 class FailingFile(File):

@@ -6,27 +6,15 @@ take no attribute. The real ones are in ``tests/servers``.
 
 from __future__ import annotations
 
-import io
 import operator
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Exchange, make_environ
+from conftest import Exchange, File, make_environ
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor, shared
-
-
-class File(io.BytesIO):
-    def __init__(self, events):
-        super().__init__(b"content\n")
-        self.events = events
-
-    def close(self):
-        if not self.closed:
-            self.events.append("file closed")
-        super().close()
 
 
 class FailingFile(File):
@@ -195,20 +183,12 @@ def wait_for_callbacks():
             thread.join(10)
 
 
-def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(events, io_thread):
+@pytest.mark.parametrize("to_run_in_close", [{}, {"executor": None}])
+def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(
+    to_run_in_close, events, io_thread
+):
     release = threading.Event()
-    exchange = send(Server("function"), File(events), events, **WAITRESS)
-    exchange.environ["wsgi.after"].insert(0, lambda: release.wait(10))
-    io_thread.submit(exchange.result.close).result(10)
-    assert events == ["file closed"]
-    release.set()
-    wait_for_callbacks()
-    assert events == ["file closed", "callback None None"]
-
-
-def test_it_does_not_wait_there_even_if_all_callbacks_are_to_run_in_close(events, io_thread):
-    release = threading.Event()
-    exchange = send(Server("function"), File(events), events, executor=None, **WAITRESS)
+    exchange = send(Server("function"), File(events), events, **to_run_in_close, **WAITRESS)
     exchange.environ["wsgi.after"].insert(0, lambda: release.wait(10))
     io_thread.submit(exchange.result.close).result(10)
     assert events == ["file closed"]
