@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 import warnings
+import weakref
 from functools import partial
 
 import pytest
@@ -334,3 +335,18 @@ def test_of_an_error_in_the_body_and_one_in_close_the_first_is_recorded(events):
     with pytest.raises(ValueError, match="close"):
         exchange.finish()
     assert events == ["body"]
+
+
+def test_an_app_that_makes_a_type_for_each_request_has_none_of_them_kept():
+    """What is remembered of a type is remembered of a few only."""
+    seen = []
+
+    def result():
+        seen.append(weakref.ref(kind := type("Kind", (Response,), {})))
+        return kind(b"x")
+
+    app = returning(result)
+    for _ in range(200):
+        Exchange(app).finish()
+    gc.collect()
+    assert sum(kind() is not None for kind in seen) <= 64

@@ -124,7 +124,8 @@ def test_what_slips_in_between_the_last_look_and_the_end_runs(already, events):
     assert events == ["ordinary"] * already + ["slipped in", "ran"]
 
 
-def test_what_slips_in_while_an_empty_list_ends_runs(events, monkeypatch):
+@pytest.mark.parametrize("result", [[], ()], ids=["list", "tuple"])
+def test_what_slips_in_while_an_empty_list_ends_runs(result, events, monkeypatch):
     class Slipping(CallbackList):
         __slots__ = ()
 
@@ -136,7 +137,12 @@ def test_what_slips_in_while_an_empty_list_ends_runs(events, monkeypatch):
             return False
 
     monkeypatch.setattr("wsgi_after.middleware.CallbackList", Slipping)
-    Exchange(AfterResponseMiddleware(hello)).finish()
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return result
+
+    Exchange(AfterResponseMiddleware(app)).finish()
     assert events == ["slipped in", "ran"]
 
 

@@ -305,14 +305,27 @@ def run(
     """
     token = set_current(callbacks)
     try:
-        raised = _run_pending(callbacks, request, raised, patience)
-        if isinstance(callbacks, CallbackList):
-            callbacks.__class__ = EndedCallbackList
-            if callbacks:  # another thread registered between the last look and the mark
+        while True:
+            if not callbacks:
+                if isinstance(callbacks, CallbackList):
+                    callbacks.__class__ = EndedCallbackList
+                if not callbacks:  # else another thread registered before the mark
+                    break
+            try:
                 raised = _run_pending(callbacks, request, raised, patience)
-            callbacks._environ = callbacks._error = callbacks._write = None
+            # Raised between two callbacks, or while one's failure was being logged: by a handler of
+            # a signal, or where a greenlet is killed. It must not cost the others their run either.
+            except (Exception, SystemExit) as error:
+                log(logger.error, _INTERRUPTED, _label(request, callbacks), exc_info=error)
+            except BaseException as error:
+                if raised is None:
+                    raised = error
+                else:
+                    log(logger.error, _INTERRUPTED, _label(request, callbacks), exc_info=error)
     finally:
         reset_current(token)
+    if isinstance(callbacks, CallbackList):
+        callbacks._environ = callbacks._error = callbacks._write = None
     return raised
 
 
@@ -325,7 +338,9 @@ def _run_pending(
     began = monotonic()
     while callbacks:
         try:
-            callback = callbacks.pop(0)
+            # Not pop(0): after a call, a handler of a signal may raise, and the callback be lost.
+            callback = callbacks[0]
+            del callbacks[0]
         except IndexError:  # an executor took the job, said that it did not, and runs it now
             break
         try:
