@@ -11,6 +11,25 @@ import pytest
 
 from wsgi_after import AfterResponseMiddleware
 
+_counted: list[str] = []  # lines of the section that ends a test run
+
+
+def count(what: str, **counts: int) -> None:
+    """Have the end of the test run print what was counted: ``count("load", sent=20, lost=0)``.
+
+    Call it before what is asserted of the counts, so that those of a failure are printed, too.
+    """
+    told = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
+    _counted.append(f"{what}: {told}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print them, with ``-q`` too."""
+    if _counted:
+        terminalreporter.section("Nothing lost")
+        for line in _counted:
+            terminalreporter.line(line)
+
 
 def make_environ(**extra: Any) -> dict[str, Any]:
     environ: dict[str, Any] = {"PATH_INFO": "/path", **extra}
