@@ -220,7 +220,8 @@ def register(callbacks: list[Callable[[], object]], fn: F, /, *args: Any, **kwar
             f"A callback must be callable, not {type(fn).__name__}: {fn!r}. The usual cause is a "
             "function that was called where it should be passed: after(fn, x), not after(fn(x))."
         )
-    callbacks.append(partial(fn, *args, **kwargs) if args or kwargs else fn)
+    entry = partial(fn, *args, **kwargs) if args or kwargs else fn
+    callbacks.append(entry)  # not in one: the list may end between looking append up and calling it
     return fn
 
 
