@@ -37,6 +37,8 @@ failure_hooks: list[Callable[[str, BaseException | None], object]] = []
 current: ContextVar[list[Callable[[], object]] | None] = ContextVar("wsgi.after")
 # Bound once: CPython 3.11 takes 7 % of the cost of a request to look these two up.
 set_current, reset_current = current.set, current.reset
+# super().append() costs 60 ns more.
+append_to_list: Callable[[Any, Callable[[], object]], None] = list.append
 
 F = TypeVar("F", bound=Callable[..., object])
 P = TypeVar("P", bound="Callable[[Response], Response | None]")
@@ -72,6 +74,17 @@ class CallbackList(list[Callable[[], object]]):
     _server_start_response: StartResponse | None
     _started: tuple[Any, Any]
     _write: Callable[[bytes], object] | None
+
+    def append(self, fn: Callable[[], object], /) -> None:
+        """Register ``fn()`` to run after the response.
+
+        :raises RuntimeError: if the callbacks of this request have run already.
+        """
+        append_to_list(self, fn)
+        # The method may have been looked up while the list was open: after.append(make()), and the
+        # request ends while make() runs.
+        if type(self) is EndedCallbackList:
+            self._take_back(fn)
 
     def __call__(self, fn: F, /, *args: Any, **kwargs: Any) -> F:
         """Register ``fn(*args, **kwargs)`` to run after the response, and return ``fn``.
@@ -187,6 +200,14 @@ class EndedCallbackList(CallbackList):
             "a callback was added after close(). The usual cause is a thread, or a reference to "
             'environ["wsgi.after"], that outlived the request it came from.'
         )
+
+    def _take_back(self, fn: Callable[[], object]) -> None:
+        """Refuse what was appended too late, unless whoever ended the list has run it."""
+        try:
+            self.remove(fn)
+        except ValueError:
+            return
+        self._refuse()
 
     append = extend = insert = _refuse
     __call__ = __iadd__ = __setitem__ = on_prepare = _refuse
