@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .callbacks import CallbackList
 from .file_wrapper import arm
-from .finish import finish, finish_unclosed
+from .finish import finish, finish_interrupted, finish_unclosed
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -73,7 +73,11 @@ class Body:
         callbacks = self._callbacks
         self._callbacks = None
         if callbacks is not None:
-            finish(callbacks, getattr(self._iterable, "close", None))
+            try:
+                finish(callbacks, getattr(self._iterable, "close", None))
+            except BaseException as error:
+                finish_interrupted(callbacks, error)
+                raise
 
     def __del__(self) -> None:
         if self._callbacks is not None:
@@ -105,7 +109,11 @@ class ListBody(Body):
         callbacks = self._callbacks
         self._callbacks = None
         if callbacks is not None:
-            finish(callbacks)
+            try:
+                finish(callbacks)
+            except BaseException as error:
+                finish_interrupted(callbacks, error)
+                raise
 
 
 for _name in dir(list):

@@ -344,10 +344,33 @@ def _run_pending(
     raised: BaseException | None,
     patience: float,
 ) -> BaseException | None:
+    while callbacks:
+        try:
+            raised = _run_first_to_last(callbacks, request, raised, patience)
+        # Raised between two callbacks, or while one's failure was being logged: by a handler of a
+        # signal, or where a greenlet is killed. It must not cost the others their run either.
+        except (Exception, SystemExit) as error:
+            log(logger.error, _INTERRUPTED, _label(request, callbacks), exc_info=error)
+        except BaseException as error:
+            if raised is None:
+                raised = error
+            else:
+                log(logger.error, _INTERRUPTED, _label(request, callbacks), exc_info=error)
+    return raised
+
+
+def _run_first_to_last(
+    callbacks: list[Callable[[], object]],
+    request: str | None,
+    raised: BaseException | None,
+    patience: float,
+) -> BaseException | None:
     began = monotonic()
     while callbacks:
         try:
-            callback = callbacks.pop(0)
+            # Not pop(0): after a call, a handler of a signal may raise, and the callback be lost.
+            callback = callbacks[0]
+            del callbacks[0]
         except IndexError:  # an executor took the job, said that it did not, and runs it now
             break
         try:
@@ -387,6 +410,10 @@ _SYSTEM_EXIT = (
     "system exit",
     "Callback %s of %s raised SystemExit, which is contained: it would end the server's worker. In "
     "a main thread it may come from a signal handler, such as that of gunicorn's worker timeout.",
+)
+_INTERRUPTED = (
+    "Something was raised between the callbacks of %s; the others run. The usual cause is a handler "
+    "of a signal, such as that of gunicorn's worker timeout."
 )
 _SLOW = (
     "Callback %s of %s took %.1f seconds in close(). Meanwhile this worker, or this thread of it, "

@@ -19,7 +19,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from .callbacks import CallbackList
-from .finish import finish, finish_unclosed
+from .finish import finish, finish_interrupted, finish_unclosed
 from .servers import recognise
 
 if TYPE_CHECKING:
@@ -98,7 +98,11 @@ class FileClose:
         if callbacks is not None:
             if callbacks and self._thread not in {None, threading.get_ident()}:
                 callbacks._direct(NotHere(getattr(callbacks, "_executor", ...)))
-            finish(callbacks, close)
+            try:
+                finish(callbacks, close)
+            except BaseException as error:
+                finish_interrupted(callbacks, error)
+                raise
 
     def __del__(self) -> None:
         if self._callbacks is not None:
