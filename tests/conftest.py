@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
+import hypothesis
 import pytest
 
 from wsgi_after import AfterResponseMiddleware
+
+# How much is tried at random: docs/nothing-lost.rst says how to choose. No deadlines: machines differ.
+for name, examples in (("quick", 100), ("ci", 3_000), ("long", 100_000)):
+    hypothesis.settings.register_profile(name, max_examples=examples, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 _counted: list[str] = []  # lines of the section that ends a test run
 

@@ -412,8 +412,8 @@ _SYSTEM_EXIT = (
     "a main thread it may come from a signal handler, such as that of gunicorn's worker timeout.",
 )
 _INTERRUPTED = (
-    "Something was raised between the callbacks of %s; the others run. The usual cause is a handler "
-    "of a signal, such as that of gunicorn's worker timeout."
+    "Something was raised between the callbacks of %s; the others run. The usual cause is a "
+    "handler of a signal, such as that of gunicorn's worker timeout."
 )
 _SLOW = (
     "Callback %s of %s took %.1f seconds in close(). Meanwhile this worker, or this thread of it, "
