@@ -13,7 +13,7 @@ import pytest
 
 from wsgi_after import AfterResponseMiddleware
 
-# How much is tried at random: docs/nothing-lost.rst says how to choose. No deadlines: machines differ.
+# How much is tried at random; HYPOTHESIS_PROFILE chooses. No deadlines: machines differ.
 for name, examples in (("quick", 100), ("ci", 3_000), ("long", 100_000)):
     hypothesis.settings.register_profile(name, max_examples=examples, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

@@ -120,7 +120,7 @@ def see(application, environ, strict):
 
     def read():
         for chunk in result:
-            seen.append(chunk if isinstance(chunk, int) else id(chunk))
+            seen.append(chunk if isinstance(chunk, (int, str)) else id(chunk))
 
     # A result of bytes is a bug of the app; it is sent as one chunk, which uWSGI and bjoern do.
     attempt(read)
