@@ -96,9 +96,9 @@ class FileClose:
         callbacks, close = self._callbacks, self._close
         self._callbacks = self._close = None
         if callbacks is not None:
-            if callbacks and self._thread not in {None, threading.get_ident()}:
-                callbacks._direct(NotHere(getattr(callbacks, "_executor", ...)))
             try:
+                if callbacks and self._thread not in {None, threading.get_ident()}:
+                    callbacks._direct(NotHere(getattr(callbacks, "_executor", ...)))
                 finish(callbacks, close)
             except BaseException as error:
                 finish_interrupted(callbacks, error)
