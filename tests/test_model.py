@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
 import warnings
 from functools import partial
@@ -160,18 +161,27 @@ class Request:
     def drop(self):
         attempt(getattr(self.results[0], "close", lambda: None))
         self.model.end()
+        hook, sys.unraisablehook = (
+            sys.unraisablehook,
+            lambda args: None,
+        )  # what a finalizer lets out
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.results[:] = self.passes[:] = [None, None]
             gc.collect(0)
             if self.ran != self.model.ran:
                 gc.collect()  # an error of the body holds the frames that held it
+        sys.unraisablehook = hook
         self.check()
         self.is_open = False
 
 
 class Server(RuleBasedStateMachine):
     """Any number of requests at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
 
     requests = Bundle("requests")
     callbacks = st.lists(st.sampled_from(DOES), max_size=4)
@@ -185,7 +195,8 @@ class Server(RuleBasedStateMachine):
     )
     def request(self, kind, place, fails, does):
         named = [(f"callback {number}", each) for number, each in enumerate(does)]
-        return Request(kind, place, fails, named)
+        self.made.append(Request(kind, place, fails, named))
+        return self.made[-1]
 
     @rule(request=requests, fresh=st.booleans())
     def read(self, request, fresh):
@@ -233,6 +244,11 @@ class Server(RuleBasedStateMachine):
     def drop(self, request):
         if request.is_open:
             request.drop()
+
+    def teardown(self):
+        for request in self.made:
+            if request.is_open:
+                request.close()
 
 
 TestServer = Server.TestCase

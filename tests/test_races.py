@@ -30,6 +30,15 @@ from wsgi_after import AfterResponseMiddleware
 SWITCHES = 2
 
 
+@pytest.fixture(autouse=True)
+def no_garbage_collector():
+    """A finalizer of another test's garbage would come by, and its places be counted."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 class Closable:
     """The app's iterable, with a ``close``."""
 
