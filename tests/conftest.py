@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
+import hypothesis
 import pytest
 
 from wsgi_after import AfterResponseMiddleware
+
+# How much is tried at random; HYPOTHESIS_PROFILE chooses. No deadlines: machines differ.
+for name, examples in (("quick", 100), ("ci", 3_000), ("long", 100_000)):
+    hypothesis.settings.register_profile(name, max_examples=examples, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+_counted: list[str] = []  # lines of the section that ends a test run
+
+
+def count(what: str, **counts: int) -> None:
+    """Have the end of the test run print what was counted: ``count("load", sent=20, lost=0)``.
+
+    Call it before what is asserted of the counts, so that those of a failure are printed, too.
+    """
+    told = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
+    _counted.append(f"{what}: {told}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print them, with ``-q`` too."""
+    if _counted:
+        terminalreporter.section("Nothing lost")
+        for line in _counted:
+            terminalreporter.line(line)
 
 
 def make_environ(**extra: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .callbacks import CallbackList, EndedCallbackList
 from .file_wrapper import arm
-from .finish import finish, finish_unclosed
+from .finish import finish, finish_interrupted, finish_unclosed
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -73,7 +73,11 @@ class Body:
         callbacks = self._callbacks
         self._callbacks = None
         if callbacks is not None:
-            finish(callbacks, getattr(self._iterable, "close", None))
+            try:
+                finish(callbacks, getattr(self._iterable, "close", None))
+            except BaseException as error:
+                finish_interrupted(callbacks, error)
+                raise
 
     def __del__(self) -> None:
         if self._callbacks is not None:
@@ -109,13 +113,17 @@ class ListBody(Body):
         self._callbacks = None
         if callbacks is None:
             return
-        if not callbacks:
-            callbacks.__class__ = EndedCallbackList
+        try:
             if not callbacks:
-                callbacks._environ = callbacks._error = None
-                callbacks._server_start_response = callbacks._write = None
-                return
-        finish(callbacks)
+                callbacks.__class__ = EndedCallbackList
+                if not callbacks:
+                    callbacks._environ = callbacks._error = None
+                    callbacks._server_start_response = callbacks._write = None
+                    return
+            finish(callbacks)
+        except BaseException as error:
+            finish_interrupted(callbacks, error)
+            raise
 
 
 for _name in dir(list):

@@ -19,7 +19,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from .callbacks import CallbackList
-from .finish import finish, finish_unclosed
+from .finish import finish, finish_interrupted, finish_unclosed
 from .servers import recognise
 
 if TYPE_CHECKING:
@@ -96,9 +96,13 @@ class FileClose:
         callbacks, close = self._callbacks, self._close
         self._callbacks = self._close = None
         if callbacks is not None:
-            if callbacks and self._thread not in {None, threading.get_ident()}:
-                callbacks._direct(NotHere(getattr(callbacks, "_executor", ...)))
-            finish(callbacks, close)
+            try:
+                if callbacks and self._thread not in {None, threading.get_ident()}:
+                    callbacks._direct(NotHere(getattr(callbacks, "_executor", ...)))
+                finish(callbacks, close)
+            except BaseException as error:
+                finish_interrupted(callbacks, error)
+                raise
 
     def __del__(self) -> None:
         if self._callbacks is not None:

@@ -64,6 +64,19 @@ def finish(
             del raised  # or this frame and the traceback would hold each other
 
 
+def finish_interrupted(callbacks: CallbackList, error: BaseException) -> None:
+    """After :func:`finish` raised: run what it left, if a handler of a signal raised in it.
+
+    Nothing is left where a callback, or the ``close`` of the app's iterable, raised: then the
+    callbacks have run, or an executor has them.
+    """
+    if callbacks and callbacks._environ is not None:
+        if callbacks.error is None:
+            callbacks._error = error
+        callbacks._server_start_response = None
+        run(callbacks, None, error, PATIENCE)
+
+
 def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> BaseException | None:
     """Run the callbacks here, or see to it that somebody does; return what is to be let out.
 

@@ -1,0 +1,189 @@
+"""Run two threads in every order, and interrupt one at every place, that CPython makes possible.
+
+CPython lets another thread run, and runs the handlers of signals, between two instructions of a
+function only where it looks for such work: where a function begins, after a call, and after a jump
+back (on 3.10 after any jump; "eval breaker" in Python/ceval.c). A tracer counts these places in the
+code of the package and of the test that uses it; at the ones it is told, it has the other thread go
+on, or raises. What is explored is what can happen, all of it, and each failure can be repeated.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import wsgi_after
+
+PACKAGE = str(Path(wsgi_after.__file__).parent)
+TIMEOUT = 60  # seconds, after which two threads are taken to wait for each other
+
+Action = Callable[[], object]
+
+
+@cache
+def places(code: CodeType) -> frozenset[int]:
+    """The offsets of the instructions before which CPython looks for other work."""
+    found = set()
+    looked = True  # where a function begins
+    for instruction in dis.get_instructions(code):
+        name, offset = instruction.opname, instruction.offset
+        if looked and name not in ("RESUME", "PRECALL", "COPY_FREE_VARS", "MAKE_CELL"):
+            found.add(offset)
+            looked = False
+        if name.startswith("CALL") or name == "YIELD_VALUE" or name == "RETURN_GENERATOR":
+            looked = True
+        if instruction.opcode in (*dis.hasjrel, *dis.hasjabs) and (
+            instruction.argval < offset or sys.version_info < (3, 11)
+        ):
+            found.add(instruction.argval)
+    return frozenset(found)
+
+
+def trace(at_place: Callable[[], object], *files: str) -> Callable[..., Any]:
+    """For ``sys.settrace``: calls ``at_place`` at each place in the package and in the files."""
+
+    def begin(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        name = frame.f_code.co_filename
+        if not name.startswith(PACKAGE) and name not in files:
+            return None
+        offsets = places(frame.f_code)
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+
+        def step(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+            if event == "opcode" and frame.f_lasti in offsets:
+                at_place()
+            return step
+
+        return step
+
+    return begin
+
+
+class Switched:
+    """Two threads of which one runs at a time, and the other goes on where it is told.
+
+    :param runs: how many places the threads pass by turns before the other one goes on: ``(3, 2)``
+        is three of the first thread, two of the second, then the first to its end, then the second.
+    """
+
+    def __init__(self, actions: tuple[Action, Action], runs: tuple[int, ...], file: str) -> None:
+        self.passed = [0, 0]
+        self._left = list(runs)
+        self._turn = [threading.Semaphore(0), threading.Semaphore(0)]
+        self._ended = [False, False]
+        self._errors: list[BaseException] = []
+        threads = [
+            threading.Thread(target=self._run, args=(number, action, file))
+            for number, action in enumerate(actions)
+        ]
+        for thread in threads:
+            thread.start()
+        self._turn[0].release()
+        for thread in threads:
+            thread.join(TIMEOUT)
+            assert not thread.is_alive(), "the threads wait for each other"
+        if self._errors:
+            raise self._errors[0]
+
+    def _run(self, number: int, action: Action, file: str) -> None:
+        self._wait(number)
+        sys.settrace(trace(lambda: self._place(number), file))
+        try:
+            action()
+        except BaseException as error:  # for the test to see
+            self._errors.append(error)
+        finally:
+            sys.settrace(None)
+            self._ended[number] = True
+            self._turn[not number].release()
+
+    def _wait(self, number: int) -> None:
+        assert self._turn[number].acquire(timeout=TIMEOUT), "the other thread waits, too"
+
+    def _place(self, number: int) -> None:
+        while self._left and self._left[0] == 0:
+            del self._left[0]
+            if not self._ended[not number]:
+                self._turn[not number].release()
+                self._wait(number)
+        self.passed[number] += 1
+        if self._left:
+            self._left[0] -= 1
+
+
+def interleavings(make: Callable[[], tuple[Action, Action]], file: str, switches: int) -> Iterator:
+    """Run what ``make`` makes, in every order with that many switches at most; yield after each.
+
+    Before the switches that are counted there may be none: either thread is the first.
+
+    :param make: the two actions, anew for each run; the caller looks at what they did.
+    :return: how the threads took turns.
+    """
+    for first in (0, 1):
+
+        def run(runs: tuple[int, ...], first: int = first) -> Switched:
+            actions = make()
+            return Switched((actions[first], actions[not first]), runs, file)
+
+        yield from _deeper(run, (), first, switches)
+
+
+def _deeper(run: Callable, runs: tuple[int, ...], first: int, switches: int) -> Iterator:
+    """All runs that begin with these, each with one more switch, as far as there are places."""
+    switched = run(runs)
+    yield first, runs
+    if len(runs) == switches:
+        return
+    number = len(runs) % 2  # who goes on to the end after these runs
+    places_left = switched.passed[number] - sum(runs[number::2])
+    for length in range(1, places_left + 1):
+        yield from _deeper(run, (*runs, length), first, switches)
+
+
+class Interruption:
+    """Calls ``action`` and raises ``error`` at one place in it, as a handler of a signal does."""
+
+    def __init__(self, action: Action, at: int, error: BaseException, *files: str) -> None:
+        self.came_out: BaseException | None = None
+        self.raised = False
+        self._left = at
+        self._error: BaseException | None = error
+        thread = threading.Thread(target=self._run, args=(action, files))
+        thread.start()
+        thread.join(TIMEOUT)
+
+    def _run(self, action: Action, files: tuple[str, ...]) -> None:
+        sys.settrace(trace(self._place, *files))
+        try:
+            action()
+        except BaseException as error:
+            self.came_out = error
+        finally:
+            sys.settrace(None)
+
+    def forget(self) -> None:
+        """Let go of the exceptions, whose tracebacks hold what was interrupted."""
+        self.came_out = self._error = None
+
+    def _place(self) -> None:
+        self._left -= 1
+        if self._left == -1:
+            self.raised = True
+            raise self._error
+
+
+def interruptions(action: Callable[[], Action], error: Callable[[], BaseException], *files: str):
+    """Interrupt ``action()`` at the first place, the second, and so on; yield after each."""
+    at = 0
+    while True:
+        interruption = Interruption(action(), at, error(), *files)
+        if not interruption.raised:
+            return
+        yield interruption
+        at += 1
