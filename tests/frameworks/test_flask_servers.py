@@ -72,7 +72,7 @@ def test_the_mail_is_sent_under_flask_run(
         [message] = mail_server.wait()
     assert answer == (200, PAGE["order"].partition("\n")[2] + "\n")
     assert (message["To"], message["Subject"]) == ("ada@example.com", "Your order")
-    assert message.get_content() == f"Thank you for your order at 127.0.0.1:{port}\n"
+    assert message.get_content().rstrip() == f"Thank you for your order at 127.0.0.1:{port}"
 
 
 def test_the_order_that_is_shown_is_one_for_the_server_that_is_shown() -> None:
