@@ -118,8 +118,13 @@ def test_app_wide_callbacks_get_the_environ_and_come_first(events):
 
 
 def test_an_app_wide_callback_that_is_not_callable_is_refused():
-    with pytest.raises(TypeError, match=r"after_response\(\) expects a callable.*'text'"):
+    with pytest.raises(TypeError, match=r"'text'.*after_response\(\) expects a callable"):
         AfterResponseMiddleware(hello).after_response("text")
+
+
+def test_an_app_wide_callback_that_does_not_take_the_environ_is_refused():
+    with pytest.raises(TypeError, match=r"cannot be called: too many .* that takes the environ\."):
+        AfterResponseMiddleware(hello).after_response(lambda: None)
 
 
 def test_a_failing_app_wide_callback_is_logged_by_its_name(caplog):

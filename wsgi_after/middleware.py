@@ -68,15 +68,20 @@ class AfterResponseMiddleware:
 
         Also a decorator. These come first in the list of each request, in order of registration,
         and one that raises is logged as any other. The environ is the request's own; its
-        ``wsgi.input`` and ``wsgi.errors`` are of no use any more.
+        ``wsgi.input`` and ``wsgi.errors`` are of no use any more. It is ``app.after_response()`` of
+        :mod:`wsgi_after.flask` that passes nothing.
 
-        :raises TypeError: if ``fn`` is not callable.
+        :raises TypeError: if ``fn`` is not callable with one argument.
         """
-        if not callable(fn):
-            raise TypeError(
-                f"after_response() expects a callable that takes the environ, not "
-                f"{type(fn).__name__}: {fn!r}."
-            )
+        from .arguments import check_arguments  # loads inspect, which no request needs
+
+        check_arguments(
+            fn,
+            ({},),
+            {},
+            "after_response() expects a callable that takes the environ. It is after_response() of "
+            "wsgi_after.flask that passes nothing.",
+        )
         self._app_wide = (*self._app_wide, fn)
         self._configured = True
         return fn

@@ -1,0 +1,180 @@
+"""wsgi_after.flask on servers: docs/flask.rst, its example project, and real databases."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from threading import Event
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from databases import PostgreSQL
+from documents import DOCS, blocks
+from mail import MailServer
+from test_readme import PACKAGE_PARENT, ROOT, environment, started
+
+PAGE = blocks("flask.rst")
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+def command(name: str) -> str:
+    """What a block of the page shows behind its prompt."""
+    return re.findall(r"(?m)^\$ (.*)", PAGE[name])[0]
+
+
+def ask(port: int, method: str, path: str, **form: str) -> tuple[int, str]:
+    client = HTTPConnection("127.0.0.1", port, timeout=30)
+    client.request(method, path, urlencode(form), FORM)
+    with client.getresponse() as response:
+        answer = response.status, response.read().decode()
+    client.close()
+    return answer
+
+
+def wait_for(look: Callable[[], Any], seconds: float = 30) -> None:
+    """Wait until ``look`` finds something."""
+    for _ in range(int(seconds / 0.05)):
+        if look():
+            return
+        Event().wait(0.05)
+    raise AssertionError(f"not so after {seconds} seconds")
+
+
+# The page.
+
+
+def test_every_block_of_the_page_is_run() -> None:
+    assert list(PAGE) == [
+        *("install", "shop.py", "run", "order", "factory.py", "factory_used.py", "orders.py"),
+        *("test_orders.py", "gunicorn", "uwsgi"),
+    ]
+
+
+@pytest.mark.parametrize("option", ["", " --debug --no-reload"])
+def test_the_mail_is_sent_under_flask_run(
+    tmp_path: Path, mail_server: MailServer, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("FLASK_SMTP_PORT", str(mail_server.port))
+    (tmp_path / "shop.py").write_text(PAGE["shop.py"], encoding="utf-8")
+    run = command("run").removeprefix(".venv/bin/") + option
+    with started(run, tmp_path) as port:
+        answer = ask(port, "POST", "/orders", email="ada@example.com")
+        [message] = mail_server.wait()
+    assert answer == (200, PAGE["order"].partition("\n")[2] + "\n")
+    assert (message["To"], message["Subject"]) == ("ada@example.com", "Your order")
+    assert message.get_content().rstrip() == f"Thank you for your order at 127.0.0.1:{port}"
+
+
+def test_the_order_that_is_shown_is_one_for_the_server_that_is_shown() -> None:
+    program, *arguments = shlex.split(command("order"))
+    assert (program, arguments[:2]) == ("curl", ["-d", "email=ada@example.com"])
+    port = re.findall(r"--port (\d+)", command("run"))[0]
+    assert arguments[2:] == [f"http://127.0.0.1:{port}/orders"]
+
+
+def test_the_factory_on_the_page(tmp_path: Path) -> None:
+    for name in ("factory.py", "factory_used.py"):
+        (tmp_path / name).write_text(PAGE[name], encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-W", "error", "factory_used.py"],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=f"{PACKAGE_PARENT}{os.pathsep}{tmp_path}"),
+        check=True,
+    )
+
+
+def test_the_tests_on_the_page_pass(tmp_path: Path) -> None:
+    for name in ("orders.py", "test_orders.py"):
+        (tmp_path / name).write_text(PAGE[name], encoding="utf-8")
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_orders.py"]
+    environ = environment(PYTEST_ADDOPTS="")
+    done = subprocess.run(pytest_, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout
+
+
+@pytest.mark.servers
+@pytest.mark.skipif("CI" not in os.environ, reason="it installs from the package index: only in CI")
+@pytest.mark.skipif(
+    not (ROOT / "wsgi_after").is_dir(), reason="the package is not beside its tests"
+)
+def test_what_the_page_installs_is_enough(tmp_path: Path) -> None:
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+    checkout = shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out)
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    (checkout / "shop.py").write_text(PAGE["shop.py"], encoding="utf-8")
+    routes = command("run").partition(" run")[0] + " routes"
+    out = subprocess.check_output(
+        f"{command('install')} && {routes}",
+        shell=True,
+        cwd=checkout,
+        env={**without, "PATH": path},
+        text=True,
+    )
+    assert re.search(r"order +POST +/orders", out)
+
+
+# The example project.
+
+
+@pytest.mark.parametrize("server", ["gunicorn", pytest.param("uwsgi", marks=pytest.mark.servers)])
+def test_the_example_project_runs_by_the_command_that_is_shown(
+    tmp_path: Path, mail_server: MailServer, monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    monkeypatch.setenv("FLASK_SMTP_PORT", str(mail_server.port))
+    left_out = shutil.ignore_patterns("__pycache__", "instance")
+    project = shutil.copytree(DOCS / "examples" / "flask", tmp_path / "flask", ignore=left_out)
+    with started(command(server), project) as port:
+        status, answer = ask(port, "POST", "/orders", email="ada@example.com")
+        [message] = mail_server.wait()
+        order = json.loads(answer)["id"]
+        wait_for(lambda: json.loads(ask(port, "GET", f"/orders/{order}")[1])["mailed"])
+    assert (status, message["To"], message["Subject"]) == (201, "ada@example.com", "Your order 1")
+    assert "POST /orders: 201 CREATED" in (project / "log").read_text()
+
+
+# Real databases.
+
+REQUESTS = 1000
+
+
+@pytest.mark.servers  # SQLite takes seconds for 1000 transactions
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_each_of_1000_callbacks_writes_its_row_and_gives_its_connection_back(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    database: str,
+) -> None:
+    url = f"sqlite:///{tmp_path / 'rows.db'}"
+    if database == "postgresql":
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        url = server.url("postgresql+psycopg")
+    monkeypatch.setenv("FLASK_SQLALCHEMY_DATABASE_URI", url)
+    shutil.copy(Path(__file__).with_name("flask_rows.py"), tmp_path)
+    gunicorn = "gunicorn --bind 127.0.0.1:8000 --worker-class gthread --threads 4 flask_rows:app"
+    with started(gunicorn, tmp_path) as port, ThreadPoolExecutor(4) as clients:
+
+        def state() -> Any:
+            return json.loads(ask(port, "GET", "/state")[1])
+
+        def add(client: int) -> None:
+            connection = HTTPConnection("127.0.0.1", port, timeout=60)
+            for number in range(client, REQUESTS, 4):
+                connection.request("GET", f"/add/{number}")
+                assert connection.getresponse().read() == b"Later\n"
+            connection.close()
+
+        list(clients.map(add, range(4)))
+        wait_for(lambda: state() == {"numbers": list(range(REQUESTS)), "checked_out": 0})
+    assert (tmp_path / "log").read_text().count("ValueError: on purpose") == REQUESTS // 10

@@ -1,0 +1,33 @@
+"""docs/integrations.rst: its examples run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from documents import blocks
+from test_readme import environment
+from werkzeug.test import Client
+
+PAGE = blocks("integrations.rst")
+
+
+def test_bottle(capsys: Any) -> None:
+    namespace: dict[str, Any] = {}
+    exec(PAGE["bottle_app.py"], namespace)
+    response = Client(namespace["application"]).get("/hello")
+    assert (response.text, capsys.readouterr().out) == ("Hello\n", "")
+    response.close()
+    assert capsys.readouterr().out == "after the response\n"
+
+
+def test_the_integration_that_is_shown(tmp_path: Path) -> None:
+    names = ["small.py", "small_after.py", "small_used.py"]
+    assert list(PAGE) == ["bottle_app.py", *names]
+    for name in names:
+        (tmp_path / name).write_text(PAGE[name], encoding="utf-8")
+    argv = [sys.executable, "small_used.py"]
+    out = subprocess.check_output(argv, cwd=tmp_path, env=environment(), text=True)
+    assert out.strip() == PAGE["small_used.py"].rpartition("# prints: ")[2]

@@ -1,0 +1,201 @@
+"""Callbacks after the response, in Flask's words: they run in the context of their request.
+
+::
+
+    app = Flask(__name__)
+    AfterResponse(app)                            # or AfterResponse().init_app(app), in a factory
+
+    @app.after_response                           # after each response; without arguments
+    def count():
+        counters[request.endpoint] += 1
+
+    @app.post("/orders")
+    def order():
+        after_this_response(send_mail, "Thanks")  # after this one; also a decorator
+        return "Ordered"
+
+``current_app``, ``g``, ``request`` and ``session`` are those of the request. Teardown functions run
+after the callback, which is what gives Flask-SQLAlchemy's connection back: after each one, so once
+more than without callbacks for each callback there is.
+
+Caution: the response is out. What a callback changes in ``session`` is not stored, files that came
+with the request are closed, and a body that the view did not read cannot be read any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from flask import Flask, got_request_exception, has_request_context, request, request_started
+from flask.globals import app_ctx, request_ctx
+from flask.testing import FlaskClient
+
+from .arguments import check_arguments
+from .middleware import KEY, AfterResponseMiddleware
+
+if TYPE_CHECKING:
+    from flask.ctx import AppContext, RequestContext
+    from werkzeug.test import TestResponse
+
+    from .hand_off import SupportsSubmit
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class AfterResponse:
+    """The extension: wraps ``app.wsgi_app``, and gives the app its ``after_response``.
+
+    A second one for the same app does nothing. If the app is wrapped once more, by an
+    :class:`wsgi_after.AfterResponseMiddleware` outside, the list and the executor of that are used.
+
+    :param app: the app, or ``None`` to call :meth:`init_app` later, for any number of apps.
+    :param executor: as for :class:`wsgi_after.AfterResponseMiddleware`. An executor of this
+        process: the context of a request cannot be sent to another one.
+    """
+
+    def __init__(
+        self, app: Flask | None = None, *, executor: SupportsSubmit | EllipsisType | None = ...
+    ) -> None:
+        self._executor = executor
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Wrap this app, too. What is registered with one app runs for that one only."""
+        if "wsgi_after" in app.extensions:
+            return
+        app.wsgi_app = AfterResponseMiddleware(  # type: ignore[method-assign]
+            app.wsgi_app, executor=self._executor
+        )
+        app.after_response = app.extensions["wsgi_after"] = AfterEachResponse(app)  # type: ignore[attr-defined]
+
+
+class AfterEachResponse:
+    """``app.after_response``: registers functions to run after every response of one app."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self._functions: list[Callable[[], object]] = []
+
+    def __call__(self, fn: F, /) -> F:
+        """Register ``fn()`` to run after every response from now on, and return ``fn``.
+
+        Also a decorator. It is called without arguments, where
+        :meth:`wsgi_after.AfterResponseMiddleware.after_response` passes the environ: here, there is
+        ``flask.request``. These run first, in order of registration, with the context of the
+        request; one that raises is logged, and the others run. It may be ``async``, as a view may.
+        Not for requests that Flask never sees, because a middleware inside ours answered.
+
+        :raises TypeError: if ``fn`` is not callable, or needs an argument.
+        :raises RuntimeError: in a request, because it would run after all that follow, too.
+        """
+        if has_request_context():
+            raise RuntimeError(
+                "app.after_response() was called in a request. It registers a function for every "
+                "request, so each request would add another: call it where the app is set up. For "
+                "the current request only, use wsgi_after.flask.after_this_response()."
+            )
+        check_arguments(fn, (), {}, NO_ARGUMENTS)
+        self._functions.append(fn)
+        request_started.connect(self._register, self._app)
+        # For a request that does not get that far, because its session cannot be opened.
+        got_request_exception.connect(self._register, self._app)
+        return fn
+
+    def _register(self, app: Flask, **extra: object) -> None:
+        registered = vars(unwrapped(request_ctx)).setdefault("_wsgi_after", [])
+        if KEY in request.environ and not registered:
+            registered += [after_this_response(fn) for fn in self._functions]
+
+
+NO_ARGUMENTS = (
+    "app.after_response() of Flask calls a function without arguments: take what you need from "
+    "flask.request. It is after_response() of AfterResponseMiddleware that passes the environ, and "
+    "after_request() of Flask that passes the response."
+)
+
+
+def after_this_response(fn: F, /, *args: Any, **kwargs: Any) -> F:
+    """Register ``fn(*args, **kwargs)`` to run after the current response, and return ``fn``.
+
+    Also a decorator. It can be called in a request of Flask's, and from a callback; in a body that
+    is being streamed with ``flask.stream_with_context``, too. The callback runs in the order of
+    registration with the others, whatever becomes of the request, with its context. What it returns
+    is ignored; what it raises goes to the teardown functions, then it is logged, and the others
+    run. It may be ``async``, as a view may.
+
+    :raises TypeError: if ``fn`` is not callable, or not with these arguments: nothing is added to
+        them, neither the environ nor the response.
+    :raises RuntimeError: outside a request; in an app that neither :class:`AfterResponse` nor
+        :class:`wsgi_after.AfterResponseMiddleware` wraps; once the callbacks of the request ran.
+    """
+    if not has_request_context():
+        raise RuntimeError(
+            "after_this_response() was called outside a request of Flask's. The usual cause is a "
+            "thread of your own, or a streaming body without flask.stream_with_context()."
+        )
+    if KEY not in request.environ:
+        raise RuntimeError(
+            f"{app_ctx.app!r} is not wrapped, so nothing would run the callback: call "
+            "wsgi_after.flask.AfterResponse(app) where the app is set up. A request that is made "
+            "by app.test_request_context() has no response to run it after, either."
+        )
+    check_arguments(fn, args, kwargs, THESE_ARGUMENTS)
+    callback = InContext(fn, *args, **kwargs)
+    callback.contexts = unwrapped(app_ctx), unwrapped(request_ctx)
+    request.environ[KEY].append(callback)
+    return fn
+
+
+def unwrapped(proxy: Any) -> Any:
+    """The object of this context that the proxy stands for."""
+    return proxy._get_current_object()
+
+
+THESE_ARGUMENTS = (
+    "It gets the arguments that after_this_response() was given, and no others. The usual cause is "
+    "a function that expects the response, as for after_this_request() of Flask."
+)
+
+
+class InContext(partial[object]):
+    """A callback that runs in contexts like those in which it was registered."""
+
+    contexts: tuple[AppContext, RequestContext]
+
+    def __call__(self, /) -> object:
+        """Call the function, then the teardown functions.
+
+        In copies, because a context can be current in one thread only, and a test client may still
+        hold it. They share ``g``, the request and the session.
+        """
+        of_app, of_request = self.contexts
+        app_context = of_app.app.app_context()
+        app_context.g = of_app.g
+        with app_context, of_request.copy():
+            return of_app.app.ensure_sync(self.func)(*self.args, **self.keywords)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A callback of after_this_response() in wsgi_after.flask cannot be pickled, because it "
+            "needs the context of its request. For an executor in another process, register a "
+            'plain function by request.environ["wsgi.after"](fn, *args).'
+        )
+
+
+class AfterResponseClient(FlaskClient):
+    """A test client that reads and closes each response, so that its callbacks have run.
+
+    ::
+
+        app.test_client_class = AfterResponseClient
+
+    With ``buffered=False`` a response is left open, as by Flask's own.
+    """
+
+    def open(self, *args: Any, buffered: bool = True, **kwargs: Any) -> TestResponse:
+        """Send a request, as :meth:`flask.testing.FlaskClient.open` does."""
+        return super().open(*args, buffered=buffered, **kwargs)
