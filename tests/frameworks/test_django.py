@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 from wsgiref.util import FileWrapper
 
+import django
 import pytest
 from conftest import Exchange, File, make_environ
 from django.conf import settings
@@ -21,18 +22,20 @@ from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished
 from django.db import connections, transaction
+from django.db.backends.signals import connection_created
 from django.http import FileResponse, HttpResponse, HttpResponseNotModified, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.test.utils import override_settings
 from django.urls import path
 
 from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
-from wsgi_after.django import after_response
+from wsgi_after.django import after_response, close_again
 from wsgi_after.executor import shared
 from wsgi_after.testing import capture
 
 ENTRY = "wsgi_after.django.AfterResponseMiddleware"
 settings.configured or settings.configure()
+django.setup()  # or it warns of what uses a database
 
 
 @pytest.fixture
@@ -598,11 +601,7 @@ def test_the_plain_middleware_leaves_them_open(handler: Any, databases: Any) -> 
         return HttpResponse("hello")
 
     app = handler(view, "django.middleware.common.CommonMiddleware")
-    from django.db.backends.signals import connection_created
-
-    from wsgi_after import django
-
-    connection_created.disconnect(django.close_again)
+    connection_created.disconnect(close_again)  # as where the entry never was
     exchange(AfterResponseMiddleware(app)).finish()
     assert notes() == [["callback"], ["callback"], [True, True]]
 
