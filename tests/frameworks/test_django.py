@@ -284,7 +284,9 @@ def test_a_request_without_a_list_says_what_is_missing(handler: Any) -> None:
     def view(request: Any) -> None:
         after_response(request, int)
 
-    app = handler(view, "django.middleware.common.CommonMiddleware", DEBUG_PROPAGATE_EXCEPTIONS=True)
+    app = handler(
+        view, "django.middleware.common.CommonMiddleware", DEBUG_PROPAGATE_EXCEPTIONS=True
+    )
     with pytest.raises(ImproperlyConfigured, match=ENTRY):
         exchange(app)
     with pytest.raises(ImproperlyConfigured, match="RequestFactory"):
@@ -654,7 +656,9 @@ def test_a_request_without_callbacks_gives_an_executor_no_job(handler: Any) -> N
         def submit(self, *args: Any) -> None:
             raise AssertionError
 
-    app = AfterResponseMiddleware(handler(lambda request: HttpResponse("hello")), executor=Executor())
+    app = AfterResponseMiddleware(
+        handler(lambda request: HttpResponse("hello")), executor=Executor()
+    )
     assert exchange(app).finish() == [b"hello"]
 
 

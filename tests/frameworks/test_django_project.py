@@ -303,7 +303,9 @@ def test_a_thousand_callbacks_write_to_postgresql(
     database = {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": name,
-        **{"HOST": postgresql.host, "PORT": postgresql.port, "USER": postgresql.user},
+        "HOST": postgresql.host,
+        "PORT": postgresql.port,
+        "USER": postgresql.user,
     }
     requests = 100 if left else REQUESTS
     with (
