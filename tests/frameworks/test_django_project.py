@@ -220,11 +220,12 @@ from wsgi_after import AfterResponseMiddleware
 from shop.wsgi import application
 application = AfterResponseMiddleware(application)
 """
+# It refuses none: those would run in Django's own threads, which may keep connections.
 POOL = """
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 from shop.wsgi import application
-application = AfterResponseMiddleware(application, executor=BoundedThreadPoolExecutor())
+application = AfterResponseMiddleware(application, executor=BoundedThreadPoolExecutor(max_pending=1000))
 """
 
 
