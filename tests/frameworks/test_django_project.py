@@ -225,7 +225,8 @@ POOL = """
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 from shop.wsgi import application
-application = AfterResponseMiddleware(application, executor=BoundedThreadPoolExecutor(max_pending=1000))
+pool = BoundedThreadPoolExecutor(max_pending=1000)
+application = AfterResponseMiddleware(application, executor=pool)
 """
 
 
