@@ -1,0 +1,338 @@
+"""docs/django.rst and its example project, under real servers, with real databases and mail."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from documents import DOCS, blocks
+from mail import MailServer
+from servers.harness import end, find, free_port, require
+
+import wsgi_after
+
+PAGE = blocks("django.rst")
+FILES = {name: text for name, text in PAGE.items() if name.endswith(".py")}
+COMMANDS = {name: text.removeprefix("$ ") for name, text in PAGE.items() if name not in FILES}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+def environment(**extra: Any) -> dict[str, str]:
+    """That of a terminal in which the virtual environment of this Python is active."""
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
+        "PYTHONPATH": str(Path(wsgi_after.__file__).parents[1]),
+        "PYTHONUNBUFFERED": "1",
+        "VIRTUAL_ENV": sys.prefix,
+        **{name: str(value) for name, value in extra.items()},
+    }
+
+
+def run(command: str, directory: Path, **extra: Any) -> str:
+    """Run a command to its end; return what it printed."""
+    program, *arguments = shlex.split(command)
+    done = subprocess.run(
+        [str(find(program)), *arguments],
+        cwd=directory,
+        env=environment(**extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@contextmanager
+def serving(command: str, directory: Path, **extra: Any) -> Iterator[int]:
+    """Run a server by this command, but on a free port, from its readiness to its end."""
+    program, *arguments = shlex.split(command)
+    found = find(program)
+    require([] if found else [program])
+    port = free_port()
+    with (directory / "log").open("w") as log:
+        process = subprocess.Popen(
+            [str(found), *(argument.replace("8000", str(port)) for argument in arguments)],
+            cwd=directory,
+            env=environment(**extra),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: answers(port, process), directory / "log")
+        yield port
+    finally:
+        end(process)
+
+
+def wait_until(condition: Any, log: Path, seconds: float = 120) -> None:
+    deadline = monotonic() + seconds
+    while not condition():
+        assert monotonic() < deadline, log.read_text()[-4000:]
+        Event().wait(0.05)
+
+
+def answers(port: int, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, "the server has ended"
+    with suppress(OSError), closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+        client.connect()
+        return True
+    return False
+
+
+def ask(port: int, path: str, body: str | None = None) -> tuple[int, str]:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+        client.request("POST" if body else "GET", path, body, FORM)
+        response = client.getresponse()
+        return response.status, response.read().decode()
+
+
+# The page.
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A directory with the files of the page."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_everything_on_the_page_is_run_by_a_test() -> None:
+    assert list(FILES) == [
+        *("settings.py", "urls.py", "wsgi.py", "orders.py", "language.py", "test_orders.py")
+    ]
+    assert list(COMMANDS) == [
+        *("install", "runserver", "test", "migrate", "gunicorn", "uwsgi", "curl")
+    ]
+    assert COMMANDS["install"] == "pip install wsgi-after django"  # as the tests' extra does
+
+
+def test_the_page_leads_to_a_mail(project: Path, mail_server: MailServer) -> None:
+    settings = FILES["settings.py"].replace("8025", str(mail_server.port))
+    (project / "settings.py").write_text(settings, encoding="utf-8")
+    with serving(COMMANDS["runserver"], project) as port:
+        query = urlencode({"email": "alice@example.com"})
+        assert ask(port, f"/order?{query}") == (200, "Thank you.\n")
+        [mail] = mail_server.wait()
+    assert (mail["To"], mail["Subject"]) == ("alice@example.com", "Your order")
+
+
+def test_the_tests_of_the_page_pass(project: Path) -> None:
+    assert "Ran 5 tests" in run(COMMANDS["test"], project)
+
+
+REQUEST = """
+from werkzeug.test import Client
+from wsgi import application
+import django.core.mail
+django.core.mail.outbox = []
+from django.test.utils import override_settings
+with override_settings(EMAIL_BACKEND="django.core.mail.backends.locmem.EmailBackend"):
+    response = Client(application).get("/order?email=alice@example.com", "http://127.0.0.1/")
+    print(response.get_data(as_text=True), len(django.core.mail.outbox))
+    response.close()
+    print(len(django.core.mail.outbox))
+"""
+
+
+def test_the_wrapped_application_of_the_page_works(project: Path) -> None:
+    (project / "request.py").write_text(REQUEST, encoding="utf-8")
+    lines = run("python request.py", project).split()
+    assert lines == ["Thank", "you.", "0", "1"]
+
+
+# The example project.
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """A copy of the example project."""
+    left_out = shutil.ignore_patterns("__pycache__", "*.sqlite3")
+    return shutil.copytree(DOCS / "examples" / "django", tmp_path / "django", ignore=left_out)
+
+
+@pytest.mark.parametrize("server", ["gunicorn", pytest.param("uwsgi", marks=pytest.mark.servers)])
+def test_the_example_runs_by_the_commands_of_the_page(
+    example: Path, mail_server: MailServer, server: str
+) -> None:
+    run(COMMANDS["migrate"], example)
+    request, thanks = COMMANDS["curl"].split("\n", 1)
+    _, _, body, url = shlex.split(request)
+    path = url.removeprefix("http://127.0.0.1:8000")
+    with serving(COMMANDS[server], example, EMAIL_PORT=mail_server.port) as port:
+        assert ask(port, path, body) == (201, thanks + "\n")
+        [mail] = mail_server.wait()
+        assert (mail["To"], mail.get_content().strip()) == ("alice@example.com", "We have order 1.")
+        wait_until(lambda: orders(port)[0]["mailed"], example / "log")
+        assert orders(port) == [{"id": 1, "email": "alice@example.com", "mailed": True}]
+
+
+def orders(port: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(ask(port, "/orders")[1])["orders"]
+    return found
+
+
+# Real databases. Each request leaves a callback that writes a row.
+
+REQUESTS = 1000
+THREADS = 4  # of gunicorn, and of the client
+
+URLS = """
+from django.http import HttpResponse
+from django.urls import path
+from shop.models import Order
+from wsgi_after.django import after_response
+
+def index(request, number):
+    after_response(request, Order.objects.create, email=f"{number}@example.com")
+    return HttpResponse("hello")
+
+urlpatterns = [path("<int:number>", index)]
+"""
+SETTINGS = """
+from shop.settings import *
+ROOT_URLCONF = "load.urls"
+DATABASES = {{"default": {{**{database!r}, "CONN_MAX_AGE": {age!r}}}}}
+"""
+ALONE = "from shop.wsgi import application\n"
+WRAPPED = """
+from wsgi_after import AfterResponseMiddleware
+from shop.wsgi import application
+application = AfterResponseMiddleware(application)
+"""
+# It refuses none: those would run in Django's own threads, which may keep connections.
+POOL = """
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
+from shop.wsgi import application
+pool = BoundedThreadPoolExecutor(max_pending=1000)
+application = AfterResponseMiddleware(application, executor=pool)
+"""
+
+
+@contextmanager
+def loaded(
+    example: Path, wsgi: str, database: dict[str, Any], age: int | None, requests: int
+) -> Iterator[Path]:
+    """The project under gunicorn, which has answered that many requests; yields its log."""
+    files = {"settings": SETTINGS.format(database=database, age=age), "urls": URLS, "wsgi": wsgi}
+    (example / "load").mkdir()
+    for name, text in files.items():
+        (example / "load" / f"{name}.py").write_text(text, encoding="utf-8")
+    extra = {"DJANGO_SETTINGS_MODULE": "load.settings"}
+    run(f"{COMMANDS['migrate']} --verbosity 0", example, **extra)
+    command = f"gunicorn --bind 127.0.0.1:8000 --threads {THREADS} load.wsgi"
+    with serving(command, example, **extra) as port, ThreadPoolExecutor(THREADS) as clients:
+        numbers = [range(first, requests, THREADS) for first in range(THREADS)]
+        assert list(clients.map(ask_all, [port] * THREADS, numbers)) == [{200}] * THREADS
+        yield example / "log"
+
+
+def ask_all(port: int, numbers: range) -> set[int]:
+    statuses = set()
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as client:
+        for number in numbers:
+            client.request("GET", f"/{number}")
+            response = client.getresponse()
+            response.read()
+            statuses.add(response.status)
+    return statuses
+
+
+EXPECTED = {f"{number}@example.com" for number in range(REQUESTS)}
+
+
+@pytest.mark.servers  # for the time that it takes: SQLite has its writers wait for the disk
+def test_a_thousand_callbacks_write_to_sqlite(example: Path) -> None:
+    import sqlite3
+
+    name = str(example / "load.sqlite3")
+    database = {
+        "ENGINE": "django.db.backends.sqlite3", "NAME": name, "OPTIONS": {"timeout": 60}
+    }  # fmt: skip
+    with closing(sqlite3.connect(name)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")  # one wait for the disk a row, not three
+    with (
+        closing(sqlite3.connect(name)) as connection,
+        loaded(example, ALONE, database, 0, REQUESTS) as log,
+    ):
+
+        def rows() -> list[str]:
+            return [email for (email,) in connection.execute("SELECT email FROM shop_order")]
+
+        wait_until(lambda: len(rows()) >= REQUESTS, log)
+        assert (len(rows()), set(rows())) == (REQUESTS, EXPECTED)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(
+    ("wsgi", "age", "left"),
+    [
+        (ALONE, 0, 0),
+        (WRAPPED, 0, 0),
+        (POOL, 0, 0),
+        (POOL, None, 0),  # the requests themselves do not use the database
+        (ALONE, None, THREADS),  # Django keeps one for each thread of the server
+        (WRAPPED, 60, THREADS),
+    ],
+    ids=["alone", "wrapped", "pool", "pool, kept", "alone, kept", "wrapped, kept"],
+)
+def test_a_thousand_callbacks_write_to_postgresql(
+    example: Path, postgresql: Any, wsgi: str, age: int | None, left: int
+) -> None:
+    import psycopg
+
+    name = f"shop_{example.parent.name}".lower().replace("-", "_")
+    with psycopg.connect(postgresql.url(), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    database = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": name,
+        "HOST": postgresql.host,
+        "PORT": postgresql.port,
+        "USER": postgresql.user,
+    }
+    requests = 100 if left else REQUESTS
+    with (
+        loaded(example, wsgi, database, age, requests) as log,
+        psycopg.connect(postgresql.url(), dbname=name, autocommit=True) as connection,
+    ):
+
+        def ask_for(query: str) -> list[Any]:
+            return [value for (value,) in connection.execute(query).fetchall()]
+
+        def open_connections() -> int:
+            [count] = ask_for(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            )
+            return int(count) - 1  # this one
+
+        wait_until(lambda: len(ask_for("SELECT email FROM shop_order")) >= requests, log)
+        rows = ask_for("SELECT email FROM shop_order")
+        assert (len(rows), set(rows)) == (
+            requests,
+            {f"{number}@example.com" for number in range(requests)},
+        )
+        # The last row may be there a moment before the end of its callback.
+        wait_until(lambda: open_connections() <= left, log)
+        assert (open_connections() > 0) == (left > 0)

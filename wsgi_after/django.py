@@ -1,0 +1,252 @@
+"""Django: callbacks that run in ``response.close()``, where the ORM can be used.
+
+::
+
+    MIDDLEWARE = ["wsgi_after.django.AfterResponseMiddleware", ...]    # in the settings
+
+    def order(request):                                                # in a view
+        after_response(request, send_mail, "Thank you", ...)
+        return HttpResponse("Thank you.")
+
+Use it in place of wrapping the WSGI application, or beside that: then the outer list is used, and
+what runs it closes the connections that a callback opened after ``request_finished``.
+
+Caution: put it first. A middleware before it may answer with a response of its own; then callbacks
+run when the one that was dropped is garbage-collected.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from http.cookies import Morsel, SimpleCookie
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.wsgi import WSGIRequest
+from django.db import close_old_connections, connections
+from django.db.backends.signals import connection_created
+
+from .callbacks import (
+    CallbackList,
+    EndedCallbackList,
+    current,
+    register,
+    reset_current,
+    set_current,
+)
+from .file_wrapper import FileClose
+from .finish import finish
+from .middleware import KEY
+from .servers import recognise
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest, HttpResponse
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_ASGI = (
+    "wsgi_after.django.AfterResponseMiddleware is for WSGI, whose servers close responses. It was "
+    "given a request, or a handler, of ASGI. Serve the project's wsgi.py, or take the entry out of "
+    "MIDDLEWARE. (If this is WSGI, a middleware behind it is asynchronous only: move it before.)"
+)
+_ABSENT = (
+    'The request has no list of callbacks: add "wsgi_after.django.AfterResponseMiddleware" to '
+    "MIDDLEWARE, as the first. A request that a test made without a client, by RequestFactory, has "
+    "none either."
+)
+
+_of_thread = threading.local()  # .serves: Django has served a request in it, so it looks after it
+
+
+def after_response(request: HttpRequest, fn: F, /, *args: Any, **kwargs: Any) -> F:
+    """Register ``fn(*args, **kwargs)`` to run after the response to ``request``; return ``fn``.
+
+    It runs after those registered before. What it returns is ignored; what it raises is logged,
+    and the others run. ``environ["wsgi.after"]`` of ``request.environ`` is the list.
+
+    :raises ImproperlyConfigured: if the request has no list.
+    :raises TypeError: if ``fn`` is not callable.
+    :raises RuntimeError: if the callbacks of this request have run already.
+    """
+    callbacks = getattr(request, "environ", {}).get(KEY)
+    if callbacks is None:
+        raise ImproperlyConfigured(_ABSENT)
+    return register(callbacks, fn, *args, **kwargs)
+
+
+class AfterResponseMiddleware:
+    """An entry of ``MIDDLEWARE``: gives each request a list of callbacks to run after the response.
+
+    They run in ``response.close()``, before ``request_finished``. If the request has a list
+    already, that is used: whoever made it runs what is in it.
+
+    :param get_response: what Django passes.
+    :raises ImproperlyConfigured: under ASGI.
+    """
+
+    sync_capable = True
+    async_capable = True  # to be told of ASGI when the process starts
+
+    def __init__(self, get_response: Callable[[Any], Any]) -> None:
+        if iscoroutinefunction(get_response):
+            raise ImproperlyConfigured(_ASGI)
+        self.get_response = get_response
+        connection_created.connect(close_again)
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """The view's response, which runs the callbacks when it is closed.
+
+        :raises ImproperlyConfigured: under ASGI.
+        :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.
+        """
+        if not isinstance(request, WSGIRequest):  # ASGI, behind a synchronous middleware
+            raise ImproperlyConfigured(_ASGI)
+        _of_thread.serves = True
+        environ = request.environ
+        present = environ.get(KEY)
+        # One that has ended: this environ has been through a request already.
+        if present is not None and not isinstance(present, EndedCallbackList):
+            return self._share(present, request)
+        callbacks = environ[KEY] = CallbackList()
+        callbacks._environ = environ
+        callbacks._server_start_response = _start_response
+        token = set_current(callbacks)
+        try:
+            response = self.get_response(request)
+            start(response, callbacks)
+        except BaseException as error:
+            finish(callbacks, error=error)
+            raise
+        finally:
+            reset_current(token)
+        callbacks._completed = None  # nothing here sees the body
+        close = Close(close_broken_connections, callbacks)
+        if recognise(environ).closes_files_elsewhere:
+            close._thread = threading.get_ident()
+        response._resource_closers.append(close)
+        return response
+
+    def _share(self, present: Any, request: HttpRequest) -> HttpResponse:
+        """The view's response, with the list that is there."""
+        if not isinstance(present, list):
+            raise TypeError(
+                f'environ["wsgi.after"] is {type(present).__name__}, where a list was expected: '
+                f"{present!r}."
+            )
+        token = set_current(present)
+        try:
+            return self.get_response(request)
+        finally:
+            reset_current(token)
+            if present and getattr(present, "_executor", None) is not None:
+                present.insert(0, close_old_connections)
+                present.append(close_connections)
+
+
+class Close(FileClose):
+    """What Django calls in ``response.close()``.
+
+    A cache pickles it with the response, if it stands before this middleware: the callbacks are
+    those of one request, not of each one that is answered from the cache.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return partial, (bool,)  # does nothing when it is called
+
+
+def _start_response(*args: Any) -> Any:
+    """Stand in for the server, whose own is called when all of ``MIDDLEWARE`` is through."""
+
+
+def start(response: HttpResponse, callbacks: CallbackList) -> None:
+    """Have the request's response callbacks change the response."""
+    status = f"{response.status_code} {response.reason_phrase}"
+    cookies = {morsel.OutputString(): name for name, morsel in response.cookies.items()}
+    headers = [*response.items(), *(("Set-Cookie", text) for text in cookies)]
+    callbacks._start_response(status, headers)
+    prepared_status, prepared_headers = callbacks._given_to_server()
+    if prepared_status != status:
+        code, _, response.reason_phrase = prepared_status.partition(" ")
+        response.status_code = int(code)
+    if prepared_headers is not headers:
+        replace_headers(response, cookies, prepared_headers)
+
+
+def replace_headers(
+    response: HttpResponse, cookies: dict[str, str], headers: list[tuple[str, str]]
+) -> None:
+    """Give the response these headers. Cookies, which it keeps apart, stay if they did not change.
+
+    :param cookies: the names of those that it has, by their header.
+    """
+    for name in [*response.headers]:
+        del response.headers[name]
+    set_cookies = []
+    for name, value in headers:
+        if name.lower() == "set-cookie":
+            set_cookies.append(value)
+        else:  # Django has each name once (RFC 9110, section 5.3)
+            present = response.headers.get(name)
+            response.headers[name] = value if present is None else f"{present}, {value}"
+    for text in cookies.keys() - set_cookies:
+        del response.cookies[cookies[text]]
+    for text in set_cookies:
+        if text not in cookies:
+            add_cookie(response.cookies, text)
+
+
+class Cookie(Morsel[str]):
+    """A cookie that knows an attribute which Python's own does from 3.14 on."""
+
+    _reserved: ClassVar = {**Morsel._reserved, "partitioned": "Partitioned"}  # type: ignore
+    _flags: ClassVar = {*Morsel._flags, "partitioned"}  # type: ignore
+
+
+def add_cookie(cookies: SimpleCookie, text: str) -> None:
+    """Add what a ``Set-Cookie`` header says.
+
+    :raises http.cookies.CookieError: if it has an attribute that a cookie of Django's cannot have.
+    """
+    pair, *attributes = text.split(";")
+    name, _, coded = pair.strip().partition("=")
+    cookie = Cookie()
+    cookie.set(name, cookies.value_decode(coded)[0], coded)
+    for attribute in attributes:
+        key, has_value, value = attribute.strip().partition("=")
+        cookie[key] = value if has_value else True
+    cookies[name] = cookie
+
+
+# Django closes its connections in request_finished, which response.close() sends, and when a thread
+# begins its next request.
+
+
+def close_broken_connections() -> None:
+    """Have callbacks get a new connection, where the view's broke."""
+    for connection in connections.all(initialized_only=True):
+        if connection.errors_occurred:
+            connection.close_if_unusable_or_obsolete()
+
+
+def close_again(connection: Any, **kwargs: Any) -> None:
+    """Have a connection that a callback has just opened closed, after those registered so far.
+
+    In a list that is not ours it cannot be seen whether its callbacks run already: there, what the
+    view opens is looked at once more, too.
+    """
+    callbacks = current.get(None)
+    if callbacks is not None and getattr(callbacks, "_server_start_response", None) is None:
+        list.append(callbacks, close_connections)  # a list that has just ended would refuse
+
+
+def close_connections() -> None:
+    """Close what Django would have closed; in a thread that is none of Django's, all."""
+    if getattr(_of_thread, "serves", False):
+        close_old_connections()
+    else:
+        connections.close_all()
