@@ -1,0 +1,221 @@
+"""Callbacks after the response, in Pyramid's words: ``request.after``.
+
+::
+
+    config.include("wsgi_after.pyramid")                  # where the app is configured
+
+    def order(request):                                   # a view
+        request.after(send_mail, request.POST["email"])   # request.after is environ["wsgi.after"]
+        return Response("Ordered")
+
+What a view, a tween or a callback registers runs with the threadlocals of its request, in whichever
+thread: ``get_current_request()`` and ``get_current_registry()`` are the view's. Nothing needs to be
+wrapped; if the WSGI app is wrapped as well, the outer list and the outer executor are used.
+
+Where pyramid_retry tries a request again, what the attempt before registered is thrown away with
+its request, and what it cancelled is back. The last attempt counts, even if it fails.
+
+Caution: the response is out, and the transaction of pyramid_tm over. A callback that writes to a
+database begins a transaction of its own.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+from pyramid.events import ApplicationCreated
+from pyramid.threadlocal import RequestContext
+
+from .callbacks import CallbackList, current
+from .middleware import KEY, AfterResponseMiddleware
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from pyramid.config import Configurator
+    from pyramid.request import Request
+
+    from .hand_off import SupportsSubmit
+
+
+def includeme(config: Configurator) -> None:
+    """Give requests their ``after``: what ``config.include("wsgi_after.pyramid")`` calls.
+
+    May stand before or after what sets an execution policy, such as pyramid_retry. The setting
+    ``wsgi_after.executor`` says who runs the callbacks, as for :func:`filter_app_factory`.
+
+    :raises ValueError: if the setting does not name an executor.
+    """
+    executor = find_executor(config.get_settings().get("wsgi_after.executor", "default"))
+    config.add_request_method(after, "after", property=True)
+
+    # When it is created, an app has the execution policy which nobody replaces any more.
+    def install(event: ApplicationCreated) -> None:
+        event.app.execution_policy = ExecutionPolicy(event.app.execution_policy, executor)
+
+    config.add_subscriber(install, ApplicationCreated)
+
+
+def filter_app_factory(
+    app: WSGIApplication, global_conf: dict[str, str], *, executor: str = "default"
+) -> AfterResponseMiddleware:
+    """Wrap any WSGI app, as a filter of PasteDeploy: ``use = egg:wsgi-after``.
+
+    :param global_conf: is not used.
+    :param executor: ``default``; ``none``, for always in ``close()``; or where an object with
+        ``submit`` is: ``package.module:name``. As for :class:`wsgi_after.AfterResponseMiddleware`.
+    :raises ValueError: if ``executor`` is nothing of these.
+    :raises TypeError: if there are other options.
+    """
+    return AfterResponseMiddleware(app, executor=find_executor(executor))
+
+
+def find_executor(setting: Any) -> SupportsSubmit | EllipsisType | None:
+    """The executor that an ini file names; an object, from a configuration in Python, is itself."""
+    if not isinstance(setting, str):
+        found = setting
+    elif setting.lower() in ("default", "none"):
+        return ... if setting.lower() == "default" else None
+    else:
+        try:
+            found = pkgutil.resolve_name(setting)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"{_WANTED} {setting!r}, which cannot be imported: {error}") from error
+    if found is not None and found is not ... and not hasattr(found, "submit"):
+        raise ValueError(f"{_WANTED} {setting!r}, which has no submit(): {found!r}.")
+    return found  # type: ignore[no-any-return]
+
+
+_WANTED = (
+    "The executor of wsgi_after is to be default, none, or where an object with submit(fn, *args) "
+    "is, such as package.module:name, not"
+)
+
+
+def after(request: Request) -> list[Callable[[], object]]:
+    """``request.after``: the list of the request; of a subrequest, that of the request around it.
+
+    :raises RuntimeError: if there is none, such as in a script or for a request made by a test.
+    """
+    callbacks = request.environ.get(KEY)
+    if callbacks is None:
+        callbacks = current.get(None)
+    if callbacks is None:
+        raise RuntimeError(
+            "request.after is the list of a request that a WSGI server sent, or a test client, and "
+            "this one was made by hand: there is no response to run callbacks after. Where code "
+            "is to be tested by itself, set request.environ['wsgi.after'] = CallbackList()."
+        )
+    return callbacks  # type: ignore[no-any-return]
+
+
+class ExecutionPolicy:
+    """An execution policy of Pyramid, around the one that it had.
+
+    What it returns in place of a response is a WSGI app as a response is one, the middleware, which
+    calls the policy inside. So all that holds for the middleware holds here.
+    """
+
+    def __init__(
+        self,
+        inside: Callable[[WSGIEnvironment, Any], WSGIApplication],
+        executor: SupportsSubmit | EllipsisType | None,
+    ) -> None:
+        self._inside = inside
+        self._executor = executor
+
+    def __call__(self, environ: WSGIEnvironment, router: Any) -> AfterResponseMiddleware:
+        """What the router calls with the environ and ``start_response``."""
+        return AfterResponseMiddleware(partial(self._respond, router), executor=self._executor)
+
+    def _respond(
+        self, router: Any, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        attempts = Attempts(router, environ[KEY])
+        try:
+            response = self._inside(environ, attempts)
+        finally:
+            attempts.end()
+        return response(environ, start_response)
+
+
+class Attempts:
+    """The router, for one request: each context that the policy asks for begins an attempt."""
+
+    def __init__(self, router: Any, callbacks: list[Callable[[], object]]) -> None:
+        self._router = router
+        self._callbacks = callbacks
+        self._before = callbacks.copy()
+        self._start_response = getattr(callbacks, "_server_start_response", None)
+        self._request: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._router, name)
+
+    def request_context(self, environ: WSGIEnvironment) -> Any:
+        """What the router returns, and the list as it was before the first attempt."""
+        if self._request is not None:
+            self._callbacks[:] = self._before
+            if isinstance(self._callbacks, CallbackList):  # whose on_prepare() replaces it
+                self._callbacks._server_start_response = self._start_response
+        context = self._router.request_context(environ)
+        self._request = context.request
+        return context
+
+    def end(self) -> None:
+        """Have what the last attempt registered run with its threadlocals."""
+        if self._callbacks and self._request is not None:
+            bind(self._callbacks, self._before, self._request)
+
+
+def bind(
+    callbacks: list[Callable[[], object]], before: list[Callable[[], object]], request: Request
+) -> None:
+    """Have callbacks run with the threadlocals of ``request``, but not those that were there."""
+    known = [id(fn) for fn in before]
+    for index, fn in enumerate(callbacks):
+        if id(fn) in known:
+            known.remove(id(fn))  # once: it may have been registered again
+        elif not isinstance(fn, InThreadlocals):
+            callbacks[index] = InThreadlocals.of(fn, request)
+
+
+class InThreadlocals(partial[object]):
+    """A callback that runs with the threadlocals of a request. It equals the one it stands for."""
+
+    original: Callable[[], object]
+    request: Request
+
+    @classmethod
+    def of(cls, fn: Callable[[], object], request: Request) -> InThreadlocals:
+        """``fn``, bound to a request."""
+        callback = cls(fn)
+        callback.original = fn
+        callback.request = request
+        return callback
+
+    def __call__(self, /) -> object:
+        """Call it; what it registers meanwhile has the same threadlocals."""
+        callbacks = current.get(None)
+        if callbacks is None:  # run one by one, from a list that is not ours
+            callbacks = []
+        before = callbacks.copy()
+        with RequestContext(self.request):
+            try:
+                return self.original()
+            finally:
+                if callbacks != before:
+                    bind(callbacks, before, self.request)
+
+    def __eq__(self, other: object) -> bool:
+        return self.original == (other.original if isinstance(other, InThreadlocals) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.original)
+
+    def __reduce__(self) -> Any:
+        """Pickle as a plain callback: a request, and what is local to a thread, stays here."""
+        return partial, (self.original,)
