@@ -24,6 +24,16 @@ from wsgi_after import AfterResponseMiddleware
 logging.getLogger("wsgi_after").addHandler(logging.NullHandler())
 
 
+def setup_module():
+    """Leave what other tests and imports made out of each collection: it costs 50 ms."""
+    gc.collect()
+    gc.freeze()
+
+
+def teardown_module():
+    gc.unfreeze()
+
+
 class Boom(Exception):
     pass
 
@@ -168,8 +178,9 @@ class Request:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.results[:] = self.passes[:] = [None, None]
+            self.after = self.environ = None  # the list has the error, which has the body
             gc.collect(0)
-            if self.ran != self.model.ran:
+            if self.ran != self.model.ran or self.logs[1] != self.logs[0]:
                 gc.collect()  # an error of the body holds the frames that held it
         sys.unraisablehook = hook
         self.check()
