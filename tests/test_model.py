@@ -15,6 +15,7 @@ import warnings
 from functools import partial
 
 from conftest import make_environ
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule
 from test_matrix import ClassIterator, SeparateIterator, SizedClass, generator
@@ -263,3 +264,5 @@ class Server(RuleBasedStateMachine):
 
 
 TestServer = Server.TestCase
+# Half the examples of the profile: one is a run of requests, each with many steps.
+TestServer.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=20)
