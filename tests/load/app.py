@@ -113,7 +113,7 @@ def slow_after(environ, start_response):
 
 
 def ran(environ, arrived):
-    """The callback: is this its own request, and is its own list the current one?"""
+    """The callback: tell whether the environ and the current list are this request's own."""
     note = partial(write, "nested", arrived)
     after_this_response(note)
     own_list = environ["wsgi.after"][-1:] == [note]

@@ -64,6 +64,7 @@ class Crowd:
     kinds: dict[str, int] = field(default_factory=KINDS.copy)
     on_progress: Callable[[int], None] = lambda sent: None
     clients: int = 12
+    keep_alive: bool = True  # False: the server closes without having said so
     sent: int = 0
     answered: set[str] = field(default_factory=set)
     mixed: list[str] = field(default_factory=list)  # requests that got another one's response
@@ -136,7 +137,7 @@ class Crowd:
                 raise
             return leave(connection, chance)
         self._look_at(request, connection)
-        if connection.reusable:
+        if connection.reusable and self.keep_alive:
             return connection
         connection.socket.close()
         return None
