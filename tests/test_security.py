@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import io
+import logging
 import os
+import re
 import socket
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
@@ -14,6 +18,10 @@ from conftest import Exchange, hello, make_environ
 
 from wsgi_after import AfterResponseMiddleware, CallbackList
 from wsgi_after.executor import BoundedThreadPoolExecutor
+from wsgi_after.throttle import Throttle
+
+TESTS = Path(__file__).parent
+SECURITY = TESTS.parent / "SECURITY.rst"
 
 FORGED = "/path\r\nCRITICAL:root:all is lost\x1b[2J\x00\u2028"
 
@@ -114,10 +122,13 @@ def test_no_request_header_reaches_the_key(header):
         def log_message(self, *args):
             pass
 
-    with make_server("127.0.0.1", 0, AfterResponseMiddleware(app), handler_class=Handler) as server:
-        with socket.create_connection(server.server_address) as client:
-            client.sendall(f"GET / HTTP/1.0\r\n{header}: forged\r\n\r\n".encode())
-            server.handle_request()
+    application = AfterResponseMiddleware(app)
+    with (
+        make_server("127.0.0.1", 0, application, handler_class=Handler) as server,
+        socket.create_connection(server.server_address) as client,
+    ):
+        client.sendall(f"GET / HTTP/1.0\r\n{header}: forged\r\n\r\n".encode())
+        server.handle_request()
     assert seen == [(CallbackList, [], False)]
 
 
@@ -160,3 +171,43 @@ def test_a_full_pool_has_the_callbacks_run_in_close(events):
 
     Exchange(AfterResponseMiddleware(app, executor=Refuses())).finish()
     assert events == [threading.current_thread()]
+
+
+def test_no_query_header_or_body_is_logged(caplog):
+    """Of what a client sends, a message has method and path alone."""
+    caplog.set_level(logging.DEBUG)
+    secrets = {
+        "QUERY_STRING": "secret",
+        "HTTP_COOKIE": "secret",
+        "wsgi.input": io.BytesIO(b"secret"),
+    }
+    for executor in (None, Refuses(), Loses()):
+        application = AfterResponseMiddleware(app, executor=executor)
+        Exchange(application, make_environ(**secrets)).finish()
+    assert caplog.messages
+    assert not [message for message in caplog.messages if "secret" in message]
+
+
+def test_refusals_do_not_flood_the_log(caplog, monkeypatch):
+    monkeypatch.setattr("wsgi_after.hand_off._refusals", Throttle())
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(int)
+        return hello(environ, start_response)
+
+    for _ in range(100):
+        Exchange(AfterResponseMiddleware(app, executor=Refuses())).finish()
+    assert len(caplog.messages) == 1
+
+
+def test_security_rst_names_tests_that_exist():
+    text = SECURITY.read_text(encoding="utf-8")
+    defined = "".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
+    named = re.findall(r"``(test_\w+)``", text)
+    assert len(named) >= 10
+    assert [name for name in named if f"def {name}(" not in defined] == []
+    assert [
+        path
+        for path in re.findall(r"``(tests/[\w/]+\.py)``", text)
+        if not (TESTS.parent / path).is_file()
+    ] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,24 @@ def test_nothing_is_lost_under_load_with_faults(name: str) -> None:
     assert not written.doubled
     assert not written.mixed + crowd.mixed + written.from_nowhere
     assert crowd.answered <= set(written.arrived)
+
+
+#: What ends the workers of each server while it is under load: options, and the signal.
+RESTARTS = {
+    "max-requests": {
+        "gunicorn sync": ["--max-requests=100"],
+        "gunicorn gthread": ["--max-requests=100"],
+        "gunicorn gevent": ["--max-requests=100"],
+        "uWSGI --http-socket": ["--max-requests=100"],
+        "mod_wsgi daemon": ["maximum-requests=100", "graceful-timeout=15"],
+    },
+    "reload": {
+        "gunicorn sync": signal.SIGHUP,
+        "gunicorn gthread": signal.SIGHUP,
+        "gunicorn gevent": signal.SIGHUP,
+        "uWSGI --http-socket": signal.SIGHUP,
+        "mod_wsgi daemon": signal.SIGUSR1,
+        "mod_wsgi embedded": signal.SIGUSR1,
+    },
+    "SIGTERM": dict.fromkeys(SERVERS, signal.SIGTERM),
+}
