@@ -15,7 +15,6 @@ from servers.harness import Place, Server, require, running
 
 from .clients import SLOW_KINDS, Crowd, Written, new_seed, wait_until_all_ran
 
-
 PAGE = Path(__file__).parents[2] / "docs" / "nothing-lost.rst"
 APP = Path(__file__).with_name("app.py").read_text()
 REQUESTS = int(os.environ.get("LOAD_REQUESTS", 20_000))
