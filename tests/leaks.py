@@ -47,7 +47,7 @@ class Refuses:
 # Counters whose next() threads may call at once.
 registered = itertools.count()
 calls = itertools.count()
-pool = BoundedThreadPoolExecutor()
+pool = BoundedThreadPoolExecutor(max_workers=1)  # which is there from the first job on
 
 
 def ran(environ: object = None) -> None:
@@ -246,12 +246,13 @@ def main(number: int) -> dict[str, Any]:
     warnings.simplefilter("ignore")  # that a response was not closed
     sys.unraisablehook = lambda unraisable: None  # nor what comes out of one, at its end
     kept = app_wide = 0
-    measured = {}
+    first = {}
     cycle = itertools.cycle(list(kinds()))
     for served, (application, extra, ending) in enumerate(itertools.islice(cycle, number), 1):
         if served == len(KINDS) * 4:  # all that is imported at first use leaves cycles
             gc.collect()
             gc.disable()
+        if served == number * 9 // 10:  # for a tenth, because it takes twice the time
             tracemalloc.start()
         marker = Marker()
         reference = weakref.ref(marker)
@@ -261,10 +262,12 @@ def main(number: int) -> dict[str, Any]:
         if reference() is not None and not wait_until_gone(reference):
             kept += 1
         app_wide += application is APP_WIDE
-        if served in (number // 10, number):
-            measured[served] = in_use()
+        if served == number // 10:
+            first = in_use()
+        if served == number * 91 // 100:
+            first["bytes_traced"] = tracemalloc.get_traced_memory()[0]
+    last = in_use()
     tracemalloc.stop()
-    first, last = measured.values()
     return {
         "requests": served,
         "registered": next(registered) + app_wide,
