@@ -6,7 +6,9 @@ The first line of each docstring says where the bug was seen.
 from __future__ import annotations
 
 import gc
+import io
 import logging
+import threading
 import weakref
 from functools import partial
 from wsgiref.util import FileWrapper
@@ -14,7 +16,7 @@ from wsgiref.util import FileWrapper
 import pytest
 from conftest import Exchange, hello, make_environ
 
-from wsgi_after import AfterResponseMiddleware
+from wsgi_after import AfterResponseMiddleware, after_this_response
 
 
 class Body:
@@ -176,8 +178,9 @@ def test_bug_10_a_length_is_faked_on_a_stream_or_lost(sized, events):
     """Ddtrace #5858; the many wrappers without __len__, which cost the Content-Length."""
     body = [b"1", b"2"] if sized else (chunk for chunk in (b"1", b"2"))
     exchange = Exchange(app_with(body, events))
-    assert hasattr(exchange.result, "__len__") is sized
-    exchange.result.close()
+    assert hasattr(type(exchange.result), "__len__") is sized
+    assert not sized or len(exchange.result) == 2
+    assert exchange.finish() == [b"1", b"2"]
 
 
 def test_bug_11_the_file_wrapper_is_lost_or_its_close(events):
@@ -205,10 +208,12 @@ def test_bug_11_a_file_wrapper_that_is_a_function_raises_in_isinstance(events):
 
 
 def test_bug_11_attributes_of_the_apps_object_are_hidden(events):
-    """Waitress #359, falcon-sqla #9."""
-    exchange = Exchange(app_with(Body(events, [b"1"]), events))
-    assert exchange.result.chunks == [b"1"]
-    exchange.result.close()
+    """Waitress #359, falcon-sqla #9: ``read``, ``seek`` and ``tell``."""
+    exchange = Exchange(app_with(io.BytesIO(b"content"), events))
+    result = exchange.result
+    assert (result.read(3), result.tell(), result.seek(0)) == (b"con", 3, 0)
+    assert exchange.finish() == [b"content"]
+    assert events == ["callback"]
 
 
 def test_bug_12_a_third_argument_is_always_passed_to_start_response():
@@ -290,6 +295,25 @@ def test_bug_14_the_environ_is_kept_past_the_request(events):
     finally:
         gc.enable()
     assert (body, events) == ([b"1"], ["/path", "callback"])
+
+
+def test_bug_14_a_body_streamed_from_another_thread_has_no_request_or_another_one(events):
+    """sentry-python #218."""
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        environ["wsgi.after"].append(lambda: after_this_response(events.append, "its own"))
+        yield environ["PATH_INFO"].encode()
+
+    first, second = (
+        Exchange(AfterResponseMiddleware(app), make_environ(PATH_INFO=path))
+        for path in ("/1", "/2")
+    )
+    thread = threading.Thread(target=lambda: events.extend(first.finish()))
+    thread.start()
+    thread.join()
+    events.extend(second.finish())
+    assert events == ["its own", b"/1", "its own", b"/2"]
 
 
 def test_bug_15_a_callback_registered_after_the_end_is_silently_lost(events):

@@ -344,11 +344,12 @@ def run(
                     raised = error
                 else:
                     log(logger.error, _INTERRUPTED, _label(request, callbacks), exc_info=error)
+        if isinstance(callbacks, CallbackList):
+            callbacks._environ = callbacks._error = callbacks._write = None
+        return raised
     finally:
         reset_current(token)
-    if isinstance(callbacks, CallbackList):
-        callbacks._environ = callbacks._error = callbacks._write = None
-    return raised
+        del raised  # or this frame and the traceback would hold each other
 
 
 def _run_pending(
@@ -383,7 +384,10 @@ def _run_pending(
         if ended - began > patience:
             _log_slow(callback, request, callbacks, ended - began)
         began = ended
-    return raised
+    try:
+        return raised
+    finally:
+        del raised  # or this frame and the traceback would hold each other
 
 
 # What can become of a callback that fails: the outcome, for machines to read, and the sentence.
@@ -475,8 +479,13 @@ def describe(callback: Any) -> str:
     try:
         return f"{fn.__module__}.{fn.__qualname__}"
     except Exception:
-        pass
+        return printable(fn, repr)
+
+
+def printable(thing: object, text_of: Callable[[object], str] = str) -> str:
+    """The text of what a client may have had a hand in, in one line: it cannot forge a log line."""
     try:
-        return repr(fn)
+        text = text_of(thing)
     except Exception:
-        return object.__repr__(fn)
+        text = object.__repr__(thing)
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -96,9 +96,13 @@ def run_or_hand_over(callbacks: CallbackList, error: BaseException | None) -> Ba
                 return error
             if error is None and not isinstance(refusal, (Exception, SystemExit)):
                 error = refusal
+            del refusal  # or this frame and the traceback would hold each other, and the environ
         if server.holds_headers:
             error = flush(callbacks) or error
-    return run(callbacks, None, error, PATIENCE)
+    try:
+        return run(callbacks, None, error, PATIENCE)
+    finally:
+        del error  # likewise
 
 
 def executor_for(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from .callbacks import CallbackList, EndedCallbackList, log, logger, run_callbacks
+from .callbacks import CallbackList, EndedCallbackList, log, logger, printable, run_callbacks
 from .throttle import Throttle
 
 
@@ -78,7 +78,7 @@ def _log_refusal(error: BaseException, label: str) -> None:
             logger.warning,
             "The executor did not take the callbacks of %s, so they run in close(), where the "
             "client may wait for them: %s: %s. This happened %d times since it was last reported.",
-            *(label, type(error).__name__, error, times),
+            *(label, type(error).__name__, printable(error), times),
         )
 
 

@@ -1,0 +1,282 @@
+"""``python tests/leaks.py REQUESTS``: serve requests of all kinds; print what is left of them.
+
+A process of its own, in which nothing else takes memory, and the garbage collector is off.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import tracemalloc
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+from wsgiref.util import FileWrapper
+
+from conftest import make_environ
+
+from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
+from wsgi_after.executor import BoundedThreadPoolExecutor
+
+CHUNKS = [b"1", b"2"]
+
+
+class Marker:
+    """Dies with the environ that it is in."""
+
+
+class Immediately:
+    """An executor whose job has run when it is submitted."""
+
+    def submit(self, fn: Callable[..., object], *args: object) -> None:
+        fn(*args)
+
+
+class Refuses:
+    def submit(self, fn: Callable[..., object], *args: object) -> None:
+        raise RuntimeError("full")
+
+
+# Counters whose next() threads may call at once.
+registered = itertools.count()
+calls = itertools.count()
+pool = BoundedThreadPoolExecutor(max_workers=1)  # which is there from the first job on
+
+
+def ran(environ: object = None) -> None:
+    next(calls)
+
+
+def ok(environ: dict[str, Any], start_response: Callable[..., Any]) -> Callable[[bytes], Any]:
+    """Register three callbacks, one that refers to the environ, one that registers the last."""
+    for _ in range(3):
+        next(registered)
+    after = environ["wsgi.after"]
+    after.append(ran)
+    after(ran, environ)
+    after.append(lambda: after_this_response(ran))
+    write: Callable[[bytes], Any] = start_response("200 OK", [("Content-Type", "text/plain")])
+    return write
+
+
+def list_(environ, start_response):
+    ok(environ, start_response)
+    return CHUNKS
+
+
+def no_callbacks(environ, start_response):
+    start_response("200 OK", [])
+    return CHUNKS
+
+
+def generator(environ, start_response):
+    ok(environ, start_response)
+    yield from CHUNKS
+
+
+def sized(environ, start_response):
+    ok(environ, start_response)
+    return tuple(CHUNKS)
+
+
+def empty(environ, start_response):
+    ok(environ, start_response)
+    return []
+
+
+def written(environ, start_response):
+    ok(environ, start_response)(b"written")
+    return []
+
+
+def file(environ, start_response):
+    ok(environ, start_response)
+    return environ["wsgi.file_wrapper"](open(os.devnull, "rb"))
+
+
+def fails_when_called(environ, start_response):
+    ok(environ, start_response)
+    raise ValueError
+
+
+def fails_in_the_middle(environ, start_response):
+    ok(environ, start_response)
+    yield b"1"
+    raise ValueError
+
+
+class fails_when_closed:  # noqa: N801
+    def __init__(self, environ, start_response):
+        ok(environ, start_response)
+
+    def __iter__(self):
+        return iter(CHUNKS)
+
+    def close(self):
+        raise ValueError
+
+
+def callbacks_fail(environ, start_response):
+    def fail(error):
+        raise error(environ)
+
+    for error in (ValueError, SystemExit, KeyboardInterrupt):
+        environ["wsgi.after"](fail, error)
+    return list_(environ, start_response)
+
+
+def prepared(environ, start_response):
+    after_this_request(lambda response: response.set_cookie("name", environ["PATH_INFO"]))
+    return list_(environ, start_response)
+
+
+def within(environ, start_response):
+    """A request within a request, with an environ of its own."""
+    inner = MIDDLEWARE(generator)(make(Marker()), lambda *args: None)
+    list(inner)
+    inner.close()
+    return list_(environ, start_response)
+
+
+def error_handled(environ, start_response):
+    try:
+        raise ValueError
+    except ValueError:
+        start_response("500 Oops", [], sys.exc_info())
+    return list_(environ, start_response)
+
+
+MIDDLEWARE = AfterResponseMiddleware
+SHARED = MIDDLEWARE(MIDDLEWARE(MIDDLEWARE(list_)))
+APP_WIDE = MIDDLEWARE(sized)
+APP_WIDE.after_response(ran)
+KINDS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    *(
+        (MIDDLEWARE(app), {})
+        for app in (
+            *(list_, no_callbacks, generator, sized, empty, written, file, fails_when_called),
+            *(fails_in_the_middle, fails_when_closed, callbacks_fail, prepared, within),
+            error_handled,
+        )
+    ),
+    *((MIDDLEWARE(app, executor=Immediately()), {}) for app in (list_, generator, file)),
+    *((MIDDLEWARE(app, executor=Refuses()), {}) for app in (list_, fails_when_called)),
+    (MIDDLEWARE(list_, executor=pool), {}),
+    (MIDDLEWARE(file), {"wsgi.file_wrapper": lambda file, size=8192: file}),  # uWSGI's is one
+    (MIDDLEWARE(list_), {"uwsgi.version": b"2"}),  # whose headers are flushed
+    (SHARED, {}),
+    (APP_WIDE, {}),
+]
+
+
+def make(marker: Marker, **extra: Any) -> dict[str, Any]:
+    return {**ENVIRON, "marker": marker, "PATH_INFO": f"/{id(marker)}", **extra}
+
+
+ENVIRON = {**make_environ(), "wsgi.file_wrapper": FileWrapper}
+
+
+def start_response(*args: object) -> Callable[[bytes], object]:
+    return WRITTEN
+
+
+def WRITTEN(data: bytes) -> None:  # noqa: N802
+    pass
+
+
+def serve(application: Callable[..., Any], environ: dict[str, Any], ending: int) -> None:
+    """One request, of which the server reads all, one chunk or none, or forgets to close it."""
+    try:
+        body = application(environ, start_response)
+        try:
+            for _ in body if ending else ():
+                if ending == 1:
+                    break
+        finally:
+            if ending != 2:
+                body.close()
+    except (ValueError, KeyboardInterrupt):
+        pass
+
+
+def wait_until_gone(reference: weakref.ref[Marker]) -> bool:
+    """Whether the environ is freed; one that went to a thread may take it a moment."""
+    pool.drain()
+    deadline = time.monotonic() + 1
+    while reference() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return reference() is None
+
+
+def in_use() -> dict[str, int]:
+    with open("/proc/self/statm") as statm:
+        pages = int(statm.read().split()[1])
+    return {
+        "bytes_traced": tracemalloc.get_traced_memory()[0],
+        "bytes_resident": pages * os.sysconf("SC_PAGE_SIZE"),
+        "threads": threading.active_count(),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }
+
+
+def kinds() -> Iterator[tuple[Callable[..., Any], dict[str, Any], int]]:
+    """All kinds, with all endings; one of 80 goes to a thread."""
+    for application, extra in KINDS:
+        for ending in (3, 0, 1, 2):
+            # A server that drops these unclosed leaves their end to the garbage collector: the
+            # app's exception refers to the body, and the environ to the file that is armed.
+            collected = application.app is fails_in_the_middle or (
+                application.app is file and extra
+            )
+            if not (ending == 2 and collected):
+                yield application, extra, ending
+
+
+def main(number: int) -> dict[str, Any]:
+    logger = logging.getLogger("wsgi_after")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    warnings.simplefilter("ignore")  # that a response was not closed
+    sys.unraisablehook = lambda unraisable: None  # nor what comes out of one, at its end
+    kept = app_wide = 0
+    first = {}
+    cycle = itertools.cycle(list(kinds()))
+    for served, (application, extra, ending) in enumerate(itertools.islice(cycle, number), 1):
+        if served == len(KINDS) * 4:  # all that is imported at first use leaves cycles
+            gc.collect()
+            gc.disable()
+        if served == number * 9 // 10:  # for a tenth, because it takes twice the time
+            tracemalloc.start()
+        marker = Marker()
+        reference = weakref.ref(marker)
+        environ = make(marker, **extra)
+        serve(application, environ, ending)
+        del marker, environ
+        if reference() is not None and not wait_until_gone(reference):
+            kept += 1
+        app_wide += application is APP_WIDE
+        if served == number // 10:
+            first = in_use()
+        if served == number * 91 // 100:
+            first["bytes_traced"] = tracemalloc.get_traced_memory()[0]
+    last = in_use()
+    tracemalloc.stop()
+    return {
+        "requests": served,
+        "registered": next(registered) + app_wide,
+        "ran": next(calls),
+        "environs_kept": kept,
+        "cycles": gc.collect(),
+        "grown": {name: last[name] - first[name] for name in first},
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(int(sys.argv[1]))))

@@ -1,0 +1,1 @@
+"""Many requests on real servers, with clients that leave, apps that fail, workers that restart."""

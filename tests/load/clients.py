@@ -1,0 +1,199 @@
+"""Clients that read, that read slowly, and that leave at random points; what the app wrote."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from servers.client import Connection
+from servers.harness import Place
+
+#: Kinds of response of tests/load/app.py, and how often of a hundred each is asked for.
+KINDS = {
+    "sized": 36,
+    "stream": 12,
+    "redirect": 12,
+    "written": 5,
+    "file": 5,
+    "large": 1,
+    "slow": 1,
+    "fails_when_called": 5,
+    "fails_at_first": 5,
+    "fails_in_the_middle": 5,
+    "fails_when_closed": 5,
+    "fails_after": 7,
+    "slow_after": 1,
+}
+#: For requests that a restart is to meet in flight.
+SLOW_KINDS = {"slow": 30, "slow_after": 40, "stream": 10, "redirect": 10, "fails_in_the_middle": 10}
+MODES = ("inline", "default", "pool")
+
+
+def new_seed() -> int:
+    """What all that is random depends on; ``LOAD_SEED`` repeats a run, but for who comes first."""
+    return int(os.environ.get("LOAD_SEED") or random.randrange(1_000_000))
+
+
+class Client(Connection):
+    """One that may take its time: ``pause`` is in seconds, before each piece it reads."""
+
+    pause = 0.0
+
+    def receive(self) -> bool:
+        time.sleep(self.pause)
+        return super().receive()
+
+
+@dataclass
+class Crowd:
+    """Some clients, each a thread that keeps its connection where server and response let it.
+
+    :param requests: how many are to be sent by all of them.
+    :param on_progress: called before each request with how many were sent before.
+    """
+
+    where: Place
+    seed: int
+    requests: int
+    kinds: dict[str, int] = field(default_factory=KINDS.copy)
+    on_progress: Callable[[int], None] = lambda sent: None
+    clients: int = 12
+    keep_alive: bool = True  # False: the server closes without having said so
+    sent: int = 0
+    answered: set[str] = field(default_factory=set)
+    mixed: list[str] = field(default_factory=list)  # requests that got another one's response
+    errors: list[BaseException] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self) -> None:
+        """Send all requests; return when the last client has done so, or nobody listens."""
+        threads = [threading.Thread(target=self._client, args=(n,)) for n in range(self.clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+
+    def _client(self, number: int) -> None:
+        chance = random.Random(f"{self.seed} {number}")
+        connection = None
+        try:
+            while self._next():
+                if connection is None or not connection.reusable:
+                    connection = Client(self.where.port)
+                connection = self._send(connection, chance)
+        except ConnectionRefusedError:  # the server has ended
+            pass
+        except BaseException as error:
+            self.errors.append(error)
+        finally:
+            if connection is not None:
+                connection.socket.close()
+
+    def _next(self) -> bool:
+        with self._lock:
+            if self.sent == self.requests or self.errors:
+                return False
+            self.on_progress(self.sent)
+            self.sent += 1
+            return True
+
+    def _send(self, connection: Client, chance: random.Random) -> Client | None:
+        """One request; the connection, if it may serve for another."""
+        mode = chance.choice(MODES)
+        [kind] = chance.choices(list(self.kinds), list(self.kinds.values()))
+        request = f"{mode}-{chance.getrandbits(64):x}"
+        target = f"/{mode}/{kind}?{request}"
+        client = chance.random()
+        connection.received.clear()
+        # A response that broke off has an end that some servers take a second for.
+        connection.socket.settimeout(0.1 if kind.startswith("fails") else 20)
+        try:
+            if client < 0.02:
+                cut = chance.randrange(1, 30)
+                connection.socket.sendall(
+                    f"GET {target} HTTP/1.1\r\nHost: localhost"[:cut].encode()
+                )
+                return leave(connection, chance)
+            connection.request(target)
+            if client < 0.07:
+                return leave(connection, chance)
+            if client < 0.15:
+                connection.socket.recv(chance.choice([1, 100, 10_000]))
+                return leave(connection, chance)
+            connection.pause = 0.01 if client < 0.5 and kind == "large" else 0
+            connection.read_response("GET", lambda: None)
+        except (ConnectionResetError, BrokenPipeError):
+            return leave(connection, chance)
+        except TimeoutError:
+            if not kind.startswith("fails"):
+                raise
+            return leave(connection, chance)
+        self._look_at(request, connection)
+        if connection.reusable and self.keep_alive:
+            return connection
+        connection.socket.close()
+        return None
+
+    def _look_at(self, request: str, connection: Client) -> None:
+        head = bytes(connection.received.partition(b"\r\n\r\n")[0]).decode()
+        if f"X-Request: {request}" in head:
+            self.answered.add(request)
+        elif "X-Request" in head:
+            self.mixed.append(request)
+
+
+def leave(connection: Client, chance: random.Random) -> None:
+    """Reset the connection, or end it in order, with what was not read."""
+    if chance.random() < 0.5:
+        connection.hang_up()
+    connection.socket.close()
+
+
+@dataclass
+class Written:
+    """What the app wrote: which requests arrived, and whose callbacks ran."""
+
+    arrived: Counter[str]
+    ran: Counter[str]
+    nested: Counter[str]
+    mixed: list[str]
+
+    @classmethod
+    def read(cls, path: Path) -> Written:
+        lines = [line.split() for line in path.read_text().splitlines()]
+        by_word = {
+            word: Counter(line[1] for line in lines if line[0] == word)
+            for word in ("arrived", "ran", "nested")
+        }
+        mixed = [line[1] for line in lines if line[0] == "ran" and line[1] != line[2]]
+        return cls(**by_word, mixed=mixed)
+
+    @property
+    def lost(self) -> list[str]:
+        return [id for id in self.arrived if id not in self.ran or id not in self.nested]
+
+    @property
+    def doubled(self) -> list[str]:
+        counters = (self.arrived, self.ran, self.nested)
+        return [id for counter in counters for id, number in counter.items() if number > 1]
+
+    @property
+    def from_nowhere(self) -> list[str]:
+        return [id for id in [*self.ran, *self.nested] if id not in self.arrived]
+
+
+def wait_until_all_ran(path: Path, seconds: float = 10) -> None:
+    """Return when all that arrived have run, or nothing was written for some seconds."""
+    size, changed = -1, time.monotonic()
+    while Written.read(path).lost and time.monotonic() < changed + seconds:
+        if path.stat().st_size != size:
+            size, changed = path.stat().st_size, time.monotonic()
+        time.sleep(0.2)

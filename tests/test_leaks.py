@@ -1,0 +1,89 @@
+"""Nothing of a request is left when it is over: no memory, thread, descriptor, cycle, environ."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+from conftest import Exchange, count, hello, make_environ
+
+from wsgi_after import AfterResponseMiddleware
+
+SCRIPT = Path(__file__).with_name("leaks.py")
+
+
+@pytest.mark.parametrize(
+    "requests",
+    # The million once, where all tests run, and not on each Python: it takes a minute.
+    [20_000, pytest.param(1_000_000, marks=pytest.mark.servers)],
+)
+def test_nothing_is_left_of_requests_of_all_kinds(requests):
+    run = subprocess.run(
+        [sys.executable, SCRIPT, str(requests)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(run.stdout)
+    grown = found["grown"]
+    count(
+        "leaks",
+        requests=found["requests"],
+        callbacks_registered=found["registered"],
+        lost=found["registered"] - found["ran"],
+        environs_kept=found["environs_kept"],
+        objects_in_cycles=found["cycles"],
+        **{f"{name}_more": number for name, number in grown.items()},
+    )
+    assert found["requests"] == requests
+    assert found["ran"] == found["registered"] > 2 * requests
+    assert (found["environs_kept"], found["cycles"]) == (0, 0)
+    assert (grown["threads"], grown["descriptors"]) == (0, 0)
+    # Of all requests together, where one environ alone takes 1,500 bytes.
+    assert grown["bytes_traced"] < 20_000
+    assert grown["bytes_resident"] < 2_000_000
+
+
+class Marker:
+    """Dies with the environ."""
+
+
+def freed_without_collector(app, **options):
+    """Whether the environ is, of a request whose error the server has dropped."""
+    marker = Marker()
+    reference = weakref.ref(marker)
+    gc.disable()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            Exchange(AfterResponseMiddleware(app, **options), make_environ(marker=marker)).finish()
+        del marker
+        return reference() is None
+    finally:
+        gc.enable()
+
+
+def test_the_environ_is_freed_after_a_callback_let_an_exception_out():
+    def app(environ, start_response):
+        def interrupt():
+            raise KeyboardInterrupt(environ)
+
+        environ["wsgi.after"].append(interrupt)
+        return hello(environ, start_response)
+
+    assert freed_without_collector(app)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_environ_is_freed_after_an_executor_refused_the_job(error):
+    class Refuses:
+        def submit(self, fn, *args):
+            raise error("full")
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(lambda: environ)
+        return hello(environ, start_response)
+
+    assert freed_without_collector(app, executor=Refuses())
