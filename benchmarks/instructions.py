@@ -25,7 +25,7 @@ from .report import build, interpreter, machine, main, run, table
 from .workloads import WORKLOADS
 
 #: Those that import little.
-COUNTED = ("list", "list-1", "list-3", "object", "stream", "wrapper", "app-wide")
+COUNTED = ("list", "list-1", "list-3", "object", "stream")
 
 REQUESTS = 200
 STREAMS = 2  # requests, of many chunks each
@@ -33,7 +33,7 @@ STREAMS = 2  # requests, of many chunks each
 #: CPython caches the attributes of types in a table without buckets. If two that a request needs
 #: fall into the same place, it costs 5 % more; where they fall depends on how many types were used
 #: before. So the count is the median of a few, with so many more types used before each.
-SHIFTS = range(5)
+SHIFTS = range(3)
 
 #: Takes lines of workload, contender, number of requests, shift, function that serves; forks a
 #: child for each. The garbage collector begins at nought in each: one collection that falls into

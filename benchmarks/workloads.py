@@ -63,7 +63,8 @@ def serve(app, times, environ=ENVIRON):
 
 def hold(app, times, environ=ENVIRON):
     """``times`` requests at once: each begins before the first one ends. Return how to end them."""
-    results = [app(environ.copy(), start_response) for _ in range(times)]
+    environs = [environ.copy() for _ in range(times)]  # which the server keeps until the end
+    results = [app(of_one, start_response) for of_one in environs]
 
     def end():
         for result in results:
@@ -71,6 +72,7 @@ def hold(app, times, environ=ENVIRON):
                 write(chunk)
             if hasattr(result, "close"):
                 result.close()
+        environs.clear()
 
     return end
 
