@@ -110,9 +110,7 @@ def plot(figures, drawing):
     ):
         for contender, colour in zip(FEW, ("tab:green", "tab:gray", "tab:blue"), strict=True):
             numbers, counts = zip(*of[contender], strict=True)
-            axes.plot(
-                numbers, counts, marker=".", color=colour, label=CONTENDERS[contender].title
-            )
+            axes.plot(numbers, counts, marker=".", color=colour, label=CONTENDERS[contender].title)
         axes.set(xscale="symlog", yscale="log", xlabel=GROWTHS[growth][0], ylabel="instructions")
     axes.legend()
 

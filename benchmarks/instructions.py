@@ -182,8 +182,7 @@ def broken(figures, known):
         f"-{LOOSE:.0%} to +{ROOM:.0%})"
         for workload, of in figures["workloads"].items()
         for kind, ratio in of.items()
-        if kind in known[workload]
-        and not 1 - LOOSE <= ratio / known[workload][kind] <= 1 + ROOM
+        if kind in known[workload] and not 1 - LOOSE <= ratio / known[workload][kind] <= 1 + ROOM
     ]
 
 
