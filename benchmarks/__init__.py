@@ -1,4 +1,4 @@
-"""What the package costs. ``python -m benchmarks`` measures everything; each module runs alone, too.
+"""What the package costs. ``python -m benchmarks`` measures it all; each module runs alone, too.
 
 * :mod:`benchmarks.request`: time of one request, and of one chunk of a stream, beside others;
 * :mod:`benchmarks.instructions`: the same in instructions, which repeat (needs valgrind);

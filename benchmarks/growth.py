@@ -6,6 +6,7 @@ one that the fixed cost does not hide.
 """
 
 import sys
+from itertools import pairwise
 
 import pyperf
 
@@ -69,10 +70,7 @@ def summarise(suite):
 
 def slopes(points):
     """Instructions of one more, between each two points."""
-    return [
-        (second[1] - first[1]) / (second[0] - first[0])
-        for first, second in zip(points, points[1:], strict=False)
-    ]
+    return [(second[1] - first[1]) / (second[0] - first[0]) for first, second in pairwise(points)]
 
 
 def is_linear(points):

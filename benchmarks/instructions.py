@@ -27,7 +27,7 @@ from .workloads import WORKLOADS
 #: Those that import little.
 COUNTED = ("list", "list-1", "list-3", "object", "stream")
 
-REQUESTS = 200
+REQUESTS = 100
 STREAMS = 2  # requests, of many chunks each
 
 #: CPython caches the attributes of types in a table without buckets. If two that a request needs

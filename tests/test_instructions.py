@@ -16,6 +16,7 @@ KNOWN = {
 FIGURES = {"workloads": {"list": {"bare": 1000, "of the recipe": 0.6, "of the bare app": 3.0}}}
 
 
+@pytest.mark.servers  # once: it takes most of a minute
 def test_a_request_takes_no_more_instructions_than_the_bounds_say():
     known = instructions.bounds()
     if known is None:
