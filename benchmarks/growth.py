@@ -20,6 +20,8 @@ GROWTHS = {
     "callbacks": ("callbacks of a request", "callbacks-{}", "serve", (0, 1, 10, 100, 1000)),
     "chunks": ("chunks", "chunks-{}", "serve", (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)),
 }
+#: So many chunks are counted in a single request: they take a minute.
+ONCE = 100_000
 #: How much steeper it may become: of memory that is allocated anew, of caches that are outgrown.
 STEEPER = 0.25
 
@@ -32,7 +34,9 @@ def points(growth, fast):
 def case(growth, contender, number):
     """What is counted at one point, for :func:`~benchmarks.instructions.per_request`."""
     _, workload, how, _ = GROWTHS[growth]
-    times = number if how == "hold" else max(1, 200 // max(1, number))
+    times = number if how == "hold" else min(100, max(2, 2000 // max(1, number)))
+    if number >= ONCE:
+        times = 1
     return workload.format(number), contender, times, 0, how
 
 

@@ -78,11 +78,14 @@ def counted(lines):
 
 
 def per_request(cases):
-    """Instructions of one request in each case: (workload, contender, requests, shift, how)."""
+    """Instructions of one request in each case: (workload, contender, requests, shift, how).
+
+    A single request is compared with none: it is so long that nothing else shows.
+    """
     lines = [
         f"{workload} {contender} {n * times} {shift} {how}"
         for workload, contender, times, shift, how in cases
-        for n in (1, 2)
+        for n in ((0, 1) if times == 1 else (1, 2))
     ]
     counts = counted(lines)
     pairs = zip(cases, counts[::2], counts[1::2], strict=True)
