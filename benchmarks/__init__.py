@@ -1,9 +1,17 @@
-"""What the package costs. ``python -m benchmarks`` runs everything; each module runs alone, too.
+"""What the package costs. ``python -m benchmarks`` measures it all; each module runs alone, too.
 
-* :mod:`benchmarks.request`: time of one request, and of one chunk of a stream;
-* :mod:`benchmarks.instructions`: the same in instructions, which repeat exactly (needs valgrind);
-* :mod:`benchmarks.imports`: time of ``import wsgi_after``, and what it loads.
+* :mod:`benchmarks.request`: time of one request, and of one chunk of a stream, beside others;
+* :mod:`benchmarks.instructions`: the same in instructions, which repeat (needs valgrind);
+* :mod:`benchmarks.memory`: bytes of one request in flight;
+* :mod:`benchmarks.growth`: how instructions and bytes grow (needs valgrind);
+* :mod:`benchmarks.imports`: time of ``import wsgi_after``, and what it loads;
+* :mod:`benchmarks.latency`: who waits for 50 ms of work, on two servers;
+* :mod:`benchmarks.throughput`: requests per second on three servers (needs wrk and uWSGI).
 
-Each prints a table beside its baseline, with the machine and the versions, and writes pyperf JSON
-(``--json``), which ``python -m pyperf compare_to before.json after.json`` reads.
+Each has ``collect(fast)``, which measures and returns a pyperf suite; ``summarise(suite)``, the
+figures that are shown, as JSON has them; ``report(figures)``, the tables; and, where there is one,
+``plot(figures)``. The tables name the machine and the versions.
+
+``--json DIR`` writes the suites, which ``python -m pyperf compare_to before.json after.json``
+reads. ``--write`` writes figures, tables and plots into ``docs/``.
 """

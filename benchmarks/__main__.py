@@ -1,23 +1,9 @@
-"""``python -m benchmarks [--fast] [--json DIR]``: all of them, one after the other."""
+"""``python -m benchmarks [--fast] [--json DIR] [--write]``: all of them, one after the other."""
 
-import shutil
+from . import growth, imports, instructions, latency, memory, report, request, throughput
 
-from . import imports, instructions, latency, request
-
-
-def main():
-    """Run all; without valgrind, say that the instructions are not counted."""
-    request.main()
-    print()
-    imports.main()
-    print()
-    latency.main()
-    print()
-    if shutil.which("valgrind") is None:
-        print("Instructions were not counted: valgrind is not installed.")
-    else:
-        instructions.main()
+BENCHMARKS = (request, instructions, memory, growth, imports, latency, throughput)
 
 
 if __name__ == "__main__":
-    main()
+    report.main(*BENCHMARKS)

@@ -5,13 +5,13 @@ Each import in a fresh interpreter, in turns. ``wsgiref`` is an empty package: w
 has it pays only the rest, which is measured, too.
 """
 
-import statistics
+import sys
 from sys import stdlib_module_names
 from tempfile import TemporaryDirectory
 
 import pyperf
 
-from .report import arguments, interpreter, machine, quartiles, run, table, write
+from .report import interpreter, machine, main, quartiles, run, table
 
 TIMED = """
 {before}
@@ -49,11 +49,11 @@ def timed(name, cache):
     return float(stdout)
 
 
-def collect(rounds):
+def collect(fast=False):
     """Take turns; return a suite with a benchmark of each import."""
     runs = {name: [] for name in IMPORTS}
     with TemporaryDirectory() as cache:
-        for number in range(1 + rounds):
+        for number in range(1 + (5 if fast else 40)):
             for name in IMPORTS:
                 seconds = timed(name, cache)
                 if number:  # the first compiled
@@ -72,24 +72,33 @@ def foreign(modules):
     return [module for module in modules if module.partition(".")[0] not in known]
 
 
-def row(benchmark, baseline):
-    """One line of the table."""
-    values = [seconds * 1e6 for seconds in benchmark.get_values()]
-    low, median, high = quartiles(values)
-    ratio = median / statistics.median(seconds * 1e6 for seconds in baseline.get_values())
-    return [benchmark.get_name(), f"{median:,.0f} us", f"{low:,.0f}-{high:,.0f}", f"{ratio:.1f}"]
+def summarise(suite):
+    """Quartiles of each, in microseconds, and the modules that are loaded."""
+    return {
+        "machine": machine(suite),
+        "interpreters": suite.get_benchmarks()[0].get_nrun(),
+        "imports": {
+            benchmark.get_name(): [round(v * 1e6) for v in quartiles(benchmark.get_values())]
+            for benchmark in suite
+        },
+        "loaded": loaded(),
+    }
 
 
-def report(suite, modules):
+def report(figures):
     """The table, what it was measured on, and the modules."""
-    baseline = suite.get_benchmark("import wsgiref")
     header = ["import", "median", "quartiles", "ratio to wsgiref"]
-    strangers = foreign(modules)
-    return "\n".join(
+    baseline = figures["imports"]["import wsgiref"][1]
+    rows = [
+        [name, f"{median:,} us", f"{low:,} to {high:,}", f"{median / baseline:.1f}"]
+        for name, (low, median, high) in figures["imports"].items()
+    ]
+    strangers = foreign(figures["loaded"])
+    return "\n\n".join(
         [
-            f"Time of import, {baseline.get_nrun()} interpreters each. {machine(suite)}\n",
-            table(header, [row(benchmark, baseline) for benchmark in suite]),
-            f"\nimport wsgi_after loads {len(modules)} modules: {', '.join(modules)}.",
+            f"{figures['interpreters']} interpreters each. {figures['machine']}",
+            table(header, rows),
+            f"import wsgi_after loads {len(figures['loaded'])} modules.",
             f"Not standard library: {', '.join(strangers)}!"
             if strangers
             else "All others than its own are standard library.",
@@ -97,13 +106,5 @@ def report(suite, modules):
     )
 
 
-def main(argv=None):
-    """Measure, print, write."""
-    options = arguments(__doc__.splitlines()[0], argv)
-    suite = collect(rounds=5 if options.fast else 60)
-    write(suite, options.json, "imports")
-    print(report(suite, loaded()))
-
-
 if __name__ == "__main__":
-    main()
+    main(sys.modules["__main__"])

@@ -7,16 +7,14 @@ response; without one, some servers make the client wait for ``close()``.
 """
 
 import http.client
-import socket
-import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from importlib.metadata import version
 
 import pyperf
 
-from .report import ROOT, arguments, machine, run, table, write
+from .report import machine, main, run, table
+from .servers import serving
 
 HOST = "127.0.0.1"
 APP = "benchmarks.latency_app:application"
@@ -34,35 +32,6 @@ WAYS = {
     "executor": "executor=pool",
 }
 MEASURES = ("last byte", "next response")
-
-
-@contextmanager
-def serving(server):
-    """Run the server on a free port, which it yields, until the end of the block."""
-    with socket.create_server((HOST, 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [part.format(host=HOST, port=port) for part in SERVERS[server]]
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stderr=subprocess.PIPE)
-    try:
-        wait_until_ready(process, port)
-        yield port
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-
-
-def wait_until_ready(process, port):
-    """Return when the port answers."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection((HOST, port)).close()
-            return
-        except ConnectionRefusedError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                sys.exit(f"The server did not start:\n{process.communicate()[1].decode()}")
-            time.sleep(0.05)
 
 
 def get(connection, path):
@@ -86,10 +55,14 @@ def measure(port, way, response):
         connection.close()
 
 
-def collect(rounds, warmups=2):
+def collect(fast=False, warmups=2):
     """Measure; return a suite with a benchmark of each server, response, way and measure."""
+    rounds = 3 if fast else 100
     cells = {(s, r, w): [] for s in SERVERS for r in RESPONSES for w in WAYS}
-    with serving("gunicorn gthread") as gunicorn, serving("waitress") as waitress:
+    with (
+        serving(SERVERS["gunicorn gthread"]) as gunicorn,
+        serving(SERVERS["waitress"]) as waitress,
+    ):
         ports = {"gunicorn gthread": gunicorn, "waitress": waitress}
         for _ in range(warmups + rounds):
             for (server, response, way), taken in cells.items():
@@ -128,36 +101,57 @@ def percentile(values, percent):
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
-def row(suite, cell):
-    """One line of the table, in milliseconds."""
-    figures = [
-        f"{percentile(suite.get_benchmark(name(cell, measure)).get_values(), percent) * 1000:.1f}"
+def summarise(suite):
+    """Milliseconds: p50 and p99 of both measures, by server, response and way."""
+    known = {b.get_name(): b.get_metadata() for b in suite}
+    versions = [f"{name} {version(name)}" for name in ("gunicorn", "waitress", "flask")]
+    return {
+        "machine": machine(suite, *versions),
+        "rounds": suite.get_benchmarks()[0].get_nvalue(),
+        "servers": {
+            server: {r: {w: cell(known, (server, r, w)) for w in WAYS} for r in RESPONSES}
+            for server in SERVERS
+        },
+    }
+
+
+def cell(known, of):
+    """The figures of one way."""
+    return [
+        round(known[name(of, measure)][percent] * 1000, 1)
         for measure in MEASURES
-        for percent in (50, 99)
+        for percent in ("p50", "p99")
     ]
-    return [WAYS[cell[2]], *figures]
 
 
-def report(suite):
+def report(figures):
     """The tables, and what they were measured on."""
-    rounds = suite.get_benchmarks()[0].get_nvalue()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("gunicorn", "waitress", "flask"))
     header = ["50 ms of work", "last byte p50", "p99", "next response p50", "p99"]
     tables = [
-        f"{server}, {title}\n\n{table(header, [row(suite, (server, r, way)) for way in WAYS])}"
-        for server in SERVERS
-        for r, title in RESPONSES.items()
+        f"{server}, {RESPONSES[r]}:\n\n"
+        + table(header, [[WAYS[way], *map(str, ways[way])] for way in WAYS])
+        for server, responses in figures["servers"].items()
+        for r, ways in responses.items()
     ]
-    return "\n\n".join([f"Milliseconds, {rounds} rounds. {versions}; {machine(suite)}", *tables])
+    first = f"Milliseconds, {figures['rounds']} rounds. {figures['machine']}"
+    return "\n\n".join([first, *tables])
 
 
-def main(argv=None):
-    """Measure, print, write."""
-    options = arguments(__doc__.splitlines()[0], argv)
-    suite = collect(3 if options.fast else 100)
-    write(suite, options.json, "latency")
-    print(report(suite))
+def plot(figures, drawing):
+    """Bars: the median until the last byte, and until the next response."""
+    axes = drawing.subplots(1, len(SERVERS) * len(RESPONSES), sharey=True)
+    cells = [(s, r) for s in SERVERS for r in RESPONSES]
+    for one, (server, response) in zip(axes, cells, strict=True):
+        ways = figures["servers"][server][response]
+        for shift, number, colour in ((-0.2, 0, "tab:blue"), (0.2, 2, "tab:orange")):
+            places = [place + shift for place in range(len(WAYS))]
+            values = [ways[way][number] for way in WAYS]
+            one.barh(places, values, 0.4, color=colour, label=MEASURES[number // 2])
+        one.set_yticks(range(len(WAYS)), WAYS.values())
+        one.set(xlabel="ms", title=f"{server},\n{RESPONSES[response]}")
+    axes[0].invert_yaxis()
+    axes[-1].legend(fontsize=7)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.modules["__main__"])

@@ -1,8 +1,7 @@
-"""What the benchmarks share: fresh interpreters, pyperf results, tables, machine and versions."""
+"""What the benchmarks share: fresh interpreters, pyperf results, tables, the command, the page."""
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -12,15 +11,28 @@ from pathlib import Path
 
 import pyperf
 
+from . import page
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def arguments(description, argv=None):
-    """The options that each benchmark has."""
-    parser = argparse.ArgumentParser(description=description)
+def main(*benchmarks):
+    """The command: measure, print, write, each benchmark for itself."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="a rough figure, quickly")
     parser.add_argument("--json", metavar="DIR", type=Path, help="write pyperf JSON into DIR")
-    return parser.parse_args(argv)
+    parser.add_argument("--write", action="store_true", help="write figures and plots into docs/")
+    options = parser.parse_args()
+    for benchmark in benchmarks:
+        suite = benchmark.collect(options.fast)
+        figures = benchmark.summarise(suite)
+        name = benchmark.__spec__.name.rpartition(".")[2]
+        print(benchmark.report(figures), end="\n\n", flush=True)
+        if options.json is not None:
+            options.json.mkdir(parents=True, exist_ok=True)
+            suite.dump(str(options.json / f"{name}.json"), replace=True)
+        if options.write:
+            page.write(name, benchmark, figures)
 
 
 def interpreter(*args, prefix=(), **environ):
@@ -38,61 +50,75 @@ def interpreter(*args, prefix=(), **environ):
     return done.stdout, done.stderr
 
 
-def run(name, values, loops=1, unit="second", **options):
-    """A :class:`pyperf.Run` that tells the versions, too."""
+def workers(module, *arguments):
+    """Run ``python -m module --worker ...`` for each of ``arguments``; put their runs together."""
+    suite = None
+    for of_one in arguments:
+        stdout, _ = interpreter("-m", module, "--worker", *map(str, of_one))
+        worker = pyperf.BenchmarkSuite.loads(stdout)
+        if suite is None:
+            suite = worker
+        else:
+            suite.add_runs(worker)
+    return suite
+
+
+def run(name, values, loops=1, unit="second", packages=("werkzeug",), **options):
+    """A :class:`pyperf.Run` that tells the versions, those of ``packages`` too."""
     import wsgi_after
 
+    versions = [f"{package} {version(package)}" for package in packages]
     metadata = {
         "name": name,
         "loops": loops,
         "unit": unit,
-        "werkzeug_version": version("werkzeug"),
-        "wsgi_after_version": wsgi_after.__version__,
-        "build": optimised(),
+        "versions": ", ".join([f"wsgi_after {wsgi_after.__version__}", *versions]),
+        "build": build(),
         **options.pop("metadata", {}),
     }
     return pyperf.Run(values, metadata=metadata, **options)
 
 
-def optimised():
-    """Whether this Python was built with profile-guided optimisation, which moves the ratios."""
+def build():
+    """This Python, and whether it was built with profile-guided optimisation: that moves ratios."""
     configured = sysconfig.get_config_var("CONFIG_ARGS") or ""
-    return "PGO" if "--enable-optimizations" in configured else "no PGO"
+    pgo = "PGO" if "--enable-optimizations" in configured else "no PGO"
+    return f"CPython {'.'.join(map(str, sys.version_info[:3]))} ({pgo})"
 
 
-def machine(suite):
-    """One line: what the figures were measured on."""
+def machine(suite, *more):
+    """One sentence: what the figures were measured on."""
     known = suite.get_benchmarks()[0].get_metadata()
-    return (
-        f"{platform.python_implementation()} {platform.python_version()} ({known['build']}), "
-        f"wsgi_after {known['wsgi_after_version']}, werkzeug {known['werkzeug_version']}, "
-        f"pyperf {version('pyperf')}; {platform.system()} {platform.machine()}, "
-        f"{known.get('cpu_model_name', 'unknown processor')}, {os.cpu_count()} cores"
-    )
-
-
-def write(suite, directory, name):
-    """Write ``name.json`` into the directory, if there is one."""
-    if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        suite.dump(str(directory / f"{name}.json"), replace=True)
+    processor = known.get("cpu_model_name", "unknown processor")
+    versions = [known["build"], known["versions"], *more, f"pyperf {version('pyperf')}"]
+    return f"{', '.join(versions)}; {processor}, {known['cpu_count']} cores."
 
 
 def table(header, rows):
-    """The rows under their header, in columns: the first to the left, the others to the right."""
-    rows = [header, ["-" * len(title) for title in header], *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
+    """The rows under their header, in columns: the first to the left, the others to the right.
+
+    A simple table of reStructuredText, so that the pages show it as it is printed.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+    lines = [
         "  ".join(
             [
                 row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
             ]
         ).rstrip()
-        for row in rows
-    )
+        for row in [header, *rows]
+    ]
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule])
 
 
 def quartiles(values):
     """First quartile, median, third quartile."""
     return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def spread(low, ratio, high):
+    """The quartiles of a ratio, and a word if they tell nothing about which of the two is more."""
+    told = f"{low:.2f} to {high:.2f}"
+    return f"{told} (wider than the difference)" if high - low > abs(1 - ratio) else told

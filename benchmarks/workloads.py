@@ -44,10 +44,9 @@ def start_response(status, headers, exc_info=None):
     return write
 
 
-def handle(app):
+def handle(app, environ):
     """One request, as the example server of PEP 3333 has it."""
-    environ = ENVIRON.copy()
-    result = app(environ, start_response)
+    result = app(environ.copy(), start_response)
     try:
         for chunk in result:
             write(chunk)
@@ -56,10 +55,26 @@ def handle(app):
             result.close()
 
 
-def serve(app, times):
+def serve(app, times, environ=ENVIRON):
     """``times`` requests, one after the other."""
     for _ in range(times):
-        handle(app)
+        handle(app, environ)
+
+
+def hold(app, times, environ=ENVIRON):
+    """``times`` requests at once: each begins before the first one ends. Return how to end them."""
+    environs = [environ.copy() for _ in range(times)]  # which the server keeps until the end
+    results = [app(of_one, start_response) for of_one in environs]
+
+    def end():
+        for result in results:
+            for chunk in result:
+                write(chunk)
+            if hasattr(result, "close"):
+                result.close()
+        environs.clear()
+
+    return end
 
 
 def callback():
@@ -107,31 +122,189 @@ def object_app(environ, start_response):
     return Response([BODY])
 
 
-def stream_app(environ, start_response):
-    """A generator of many chunks."""
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    for _ in range(CHUNKS):
-        yield BODY
+def set_cookie(response):
+    """A response callback."""
+    response.set_cookie("lang", "de")
+
+
+def app_with_response_callback(environ, start_response):
+    """A cookie, by a response callback."""
+    environ["wsgi.after"].on_prepare(set_cookie)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "14")])
+    return [BODY]
+
+
+def cookie_app():
+    """The same cookie, by the app itself."""
+    from werkzeug.http import dump_cookie
+
+    def app(environ, start_response):
+        headers = [("Content-Type", "text/plain"), ("Content-Length", "14")]
+        start_response("200 OK", [*headers, ("Set-Cookie", dump_cookie("lang", "de"))])
+        return [BODY]
+
+    return app
+
+
+def flask_app():
+    """What a Flask app returns to the server: werkzeug's iterable, from a real response."""
+    from flask import Response
+
+    def app(environ, start_response):
+        return Response(BODY, content_type="text/plain")(environ, start_response)
+
+    return app
+
+
+def django_app():
+    """What a Django app returns to the server: the response, whose ``close()`` sends a signal."""
+    from django.conf import settings
+    from django.http import HttpResponse
+
+    if not settings.configured:
+        settings.configure()
+
+    def app(environ, start_response):
+        response = HttpResponse(BODY, content_type="text/plain")
+        start_response("200 OK", list(response.items()))
+        return response
+
+    return app
+
+
+class FileWrapper:
+    """A ``wsgi.file_wrapper`` that is a Python class, as gunicorn's."""
+
+    def __init__(self, file, size=8192):
+        self.file = file
+        self.size = size
+        self.close = file.close
+
+    def __getitem__(self, key):
+        data = self.file.read(self.size)
+        if data:
+            return data
+        raise IndexError
+
+
+def file_wrapper(file, size=8192):
+    """One that is a function, as uWSGI's."""
+    return file
+
+
+class File:
+    """A file of one chunk, which costs next to nothing itself."""
+
+    def __init__(self):
+        self.chunks = [BODY]
+
+    def read(self, size):
+        """The chunk, then nothing."""
+        return self.chunks.pop() if self.chunks else b""
+
+    def close(self):
+        """Nothing to do."""
+
+
+def file_app(environ, start_response):
+    """A file, given to the server's wrapper."""
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "14")])
+    return environ["wsgi.file_wrapper"](File())
+
+
+def app_of_chunks(count):
+    """A generator of so many chunks."""
+
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        for _ in range(count):
+            yield BODY
+
+    return app
+
+
+def app_with_callbacks(count):
+    """A list of one chunk, with so many callbacks."""
+
+    def app(environ, start_response):
+        append = environ["wsgi.after"].append
+        for _ in range(count):
+            append(callback)
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "14")])
+        return [BODY]
+
+    return app
+
+
+def app_that_loops(count):
+    """The same without a list to register in: as many turns, as many calls."""
+    nothing = [].__len__
+
+    def app(environ, start_response):
+        for _ in range(count):
+            nothing()
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "14")])
+        return [BODY]
+
+    return app
+
+
+# What a workload needs of its middleware.
+LIST, APP_WIDE, PREPARE = "a list in the environ", "app-wide callbacks", "response callbacks"
 
 
 class Workload:
     """An app to measure.
 
-    ``bare`` is what stands for it where nothing offers a list to register in. ``chunks`` is not 1
-    if the figures are those of one chunk.
+    :param app: makes it. Imports what it needs only then: under valgrind each import takes seconds.
+    :param bare: makes what stands for it where nothing offers what it needs.
+    :param chunks: not 1 if the figures are those of one chunk.
+    :param needs: what the middleware must have.
+    :param environ: what the server puts there, besides.
     """
 
-    def __init__(self, title, app, bare=None, chunks=1):
+    def __init__(self, title, app, bare=None, chunks=1, needs=None, **environ):
         self.title = title
         self.app = app
         self.bare = bare or app
         self.chunks = chunks
+        self.needs = needs
+        self.environ = {**ENVIRON, **{f"wsgi.{key}": value for key, value in environ.items()}}
+
+
+def plain():
+    """The app that most of them vary."""
+    return list_app
 
 
 WORKLOADS = {
-    "list": Workload("list of one chunk", list_app),
-    "list-1": Workload("list, 1 callback", list_app_with_one_callback, list_app),
-    "list-3": Workload("list, 3 callbacks", list_app_with_three_callbacks, list_app),
-    "object": Workload("response object", object_app),
-    "stream": Workload("1000 chunks, per chunk", stream_app, chunks=CHUNKS),
+    "list": Workload("list of one chunk", plain),
+    "list-1": Workload("list, 1 callback", lambda: list_app_with_one_callback, plain, needs=LIST),
+    "list-3": Workload(
+        "list, 3 callbacks", lambda: list_app_with_three_callbacks, plain, needs=LIST
+    ),
+    "object": Workload("response object", lambda: object_app),
+    "flask": Workload("Flask's response", flask_app),
+    "django": Workload("Django's response", django_app),
+    "stream": Workload("1000 chunks, per chunk", lambda: app_of_chunks(CHUNKS), chunks=CHUNKS),
+    "wrapper": Workload("list, file_wrapper a class", plain, file_wrapper=FileWrapper),
+    "function": Workload("list, file_wrapper a function", plain, file_wrapper=file_wrapper),
+    "file": Workload("file in a file_wrapper", lambda: file_app, file_wrapper=FileWrapper),
+    "app-wide": Workload("list, 1 app-wide callback", plain, needs=APP_WIDE),
+    "prepare": Workload(
+        "cookie by response callback", lambda: app_with_response_callback, cookie_app, needs=PREPARE
+    ),
 }
+
+
+def workload(name):
+    """The workload of a name: those above, and ``chunks-N`` and ``callbacks-N``."""
+    kind, _, number = name.partition("-")
+    if kind == "chunks":
+        return Workload(name, lambda: app_of_chunks(int(number)))
+    if kind == "callbacks":
+        count = int(number)
+        return Workload(
+            name, lambda: app_with_callbacks(count), lambda: app_that_loops(count), needs=LIST
+        )
+    return WORKLOADS[name]

@@ -1,73 +1,113 @@
-"""Each benchmark runs, prints its table, and writes what pyperf reads. No time is asserted."""
+"""Each benchmark runs, prints its tables, and writes what pyperf reads. No time is asserted."""
 
-import shutil
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pyperf
-from servers.harness import require
+import pytest
+from servers.harness import find, require
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKLOADS = ["list", "list-1", "list-3", "object", "stream"]
-CONTENDERS = ["bare", "recipe", "ours"]
+MODULES = {
+    "request": (
+        "bottle",
+        "django",
+        "flask",
+        "opentelemetry.sdk",
+        "paste",
+        "repoze.tm",
+        "sentry_sdk",
+    ),
+    "memory": (),
+    "imports": (),
+    "latency": ("flask", "gunicorn", "waitress"),
+    "instructions": (),
+    "growth": (),
+    "throughput": ("gunicorn", "granian"),
+}
+PROGRAMS = {
+    "instructions": ("valgrind",),
+    "growth": ("valgrind",),
+    "throughput": ("wrk", "uwsgi"),
+}
+#: How many benchmarks of pyperf each has, and words of its tables.
+WRITTEN = {
+    "request": (84, ["list of one chunk", "+ Sentry", "wsgi_after to the recipe"]),
+    "memory": (3, ["bytes in flight", "list of one chunk"]),
+    "imports": (4, ["import wsgiref", "All others than its own are standard library."]),
+    "latency": (48, ["waitress, no Content-Length", "in the view"]),
+    "instructions": (3, ["list of one chunk", "+ recipe"]),
+    "growth": (36, ["requests in flight", "callbacks of a request", "chunks"]),
+    "throughput": (15, ["granian, greeting", "uWSGI, 20 MB file"]),
+}
 
 
-def run_fast(benchmark, directory):
-    """Run the benchmark with --fast; return what it printed and what it wrote."""
+def missing(benchmark):
+    """What of it is not installed."""
+    modules = [
+        name
+        for name in MODULES[benchmark]
+        if importlib.util.find_spec(name.partition(".")[0]) is None
+    ]
+    return modules + [name for name in PROGRAMS.get(benchmark, ()) if not find(name)]
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("benchmark", WRITTEN)
+def test_it_runs_and_writes_what_pyperf_reads(benchmark, tmp_path):
+    require(missing(benchmark))
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{benchmark}", "--fast", "--json", str(directory)],
+        [sys.executable, "-m", f"benchmarks.{benchmark}", "--fast", "--json", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout, pyperf.BenchmarkSuite.load(str(directory / f"{benchmark}.json"))
+    count, words = WRITTEN[benchmark]
+    suite = pyperf.BenchmarkSuite.load(str(tmp_path / f"{benchmark}.json"))
+    assert len(suite.get_benchmark_names()) == count
+    assert [word for word in words if word not in done.stdout] == []
 
 
-def test_the_cost_of_a_request_is_measured_beside_the_recipe(tmp_path):
-    printed, suite = run_fast("request", tmp_path)
+def test_one_command_runs_all():
+    from benchmarks.__main__ import BENCHMARKS
 
-    assert suite.get_benchmark_names() == [f"{w}: {c}" for w in WORKLOADS for c in CONTENDERS]
-    assert {benchmark.get_nvalue() for benchmark in suite} == {20}
-    assert {benchmark.get_unit() for benchmark in suite} == {"second"}
-    assert "list of one chunk" in printed
-    assert "1000 chunks, per chunk" in printed
+    names = {module.__name__.rpartition(".")[2] for module in BENCHMARKS}
+    assert names == set(WRITTEN)
 
 
-def test_the_import_is_timed_and_loads_nothing_but_the_standard_library(tmp_path):
-    printed, suite = run_fast("imports", tmp_path)
+@pytest.mark.parametrize("benchmark", WRITTEN)
+def test_the_page_shows_the_committed_figures(benchmark):
+    module = importlib.import_module(f"benchmarks.{benchmark}")
+    from benchmarks import page
 
-    imports = ["wsgiref", "logging", "wsgi_after", "wsgi_after after logging"]
-    assert suite.get_benchmark_names() == [f"import {name}" for name in imports]
-    assert "ratio to wsgiref" in printed
-    assert " wsgi_after.middleware" in printed
-    assert "All others than its own are standard library." in printed
-
-
-def test_the_ways_to_do_some_work_are_measured_side_by_side(tmp_path):
-    printed, suite = run_fast("latency", tmp_path)
-
-    ways = ["none", "view", "after_request", "close", "default", "executor"]
-    assert suite.get_benchmark_names() == [
-        f"{server}: {response}: {way}: {measure}"
-        for server in ("gunicorn gthread", "waitress")
-        for response in ("sized", "stream")
-        for way in ways
-        for measure in ("last byte", "next response")
-    ]
-    p50 = {b.get_name(): b.get_metadata()["p50"] for b in suite}
-    assert p50["waitress: stream: view: last byte"] >= 0.05  # the work itself
-    assert "waitress, no Content-Length" in printed
+    if not (page.FIGURES / f"{benchmark}.json").exists():
+        pytest.fail(f"run: python -m benchmarks.{benchmark} --write")
+    figures = page.load(benchmark)
+    shown = page.block(benchmark).search(page.PAGE.read_text(encoding="utf-8"))
+    assert shown[0] == module.report(figures)
+    if hasattr(module, "plot"):
+        drawn = (page.FIGURES / f"{benchmark}.svg").read_text(encoding="utf-8")
+        assert page.digest(figures) in drawn
 
 
-def test_the_instructions_of_a_request_are_counted(tmp_path):
-    require([] if shutil.which("valgrind") else ["valgrind"])
-    printed, suite = run_fast("instructions", tmp_path)
+def test_what_is_linear_counts_as_such():
+    from benchmarks.growth import is_linear, slopes
 
-    counts = [benchmark.median() for benchmark in suite]
-    assert suite.get_benchmark_names() == [f"list: {contender}" for contender in CONTENDERS]
-    assert counts[0] < counts[2] < counts[1]
-    assert "list of one chunk" in printed
+    linear = [[number, 5000 + 100 * number] for number in (0, 1, 10, 100, 1000)]
+    quadratic = [[number, 5000 + number * number] for number in (0, 1, 10, 100, 1000)]
+    assert slopes(linear) == [100, 100, 100, 100]
+    assert is_linear(linear)
+    assert not is_linear(quadratic)
+
+
+def test_the_figures_of_growth_on_the_page_are_linear():
+    from benchmarks import page
+    from benchmarks.growth import is_linear
+
+    growths = page.load("growth")["growths"]
+    assert [growth for growth, of in growths.items() if not is_linear(of["ours"])] == []

@@ -1,0 +1,170 @@
+"""Requests per second on real servers, by wrk: bare, behind the recipe, behind this package.
+
+The three run side by side, each in a server of its own, and wrk asks one after the other, in turns
+of about a second: what the machine does meanwhile meets all alike. A ratio is that of one round.
+wrk takes part of the same machine, so it is the ratios that tell something.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
+
+import pyperf
+
+from .contenders import CONTENDERS, FEW
+from .report import machine, main, quartiles, run, spread, table
+from .servers import HOST, serving
+
+APP = "benchmarks.throughput_app"
+SIZE = 20_000_000  # bytes of the file
+SERVERS = {
+    "gunicorn gthread": (
+        "gunicorn", "--threads=4", "--bind={host}:{port}", "--keep-alive=30", f"{APP}:{{app}}"
+    ),
+    "uWSGI": (
+        "uwsgi", "--http-socket={host}:{port}", "--add-header=Connection: close",
+        "--master", "--die-on-term", "--need-app",
+        "--enable-threads", "--threads=4", "--disable-logging", f"--module={APP}:{{app}}",
+    ),
+    "granian": (
+        "granian", "--interface=wsgi", "--host={host}", "--port={port}", "--no-ws",
+        f"{APP}:{{app}}",
+    ),
+}  # fmt: skip
+PACKAGES = ("gunicorn", "uWSGI", "granian")
+#: Server, path, and what the ratio of ours to the bare app must be.
+CASES = (
+    ("gunicorn gthread", "/", 0.98),
+    ("uWSGI", "/", 0.95),
+    ("granian", "/", 0.95),
+    ("gunicorn gthread", "/file", 0.97),
+    ("uWSGI", "/file", 0.97),
+)
+WHAT = {"/": "greeting", "/file": "20 MB file"}
+
+
+def wrk(port, path, seconds):
+    """Requests per second that the server answered; stop if one of them failed."""
+    connections = 2 if path == "/file" else 4
+    command = ["wrk", "--threads=1", f"--connections={connections}", f"--duration={seconds}s"]
+    command.append("--timeout=30s")  # a busy machine is no failure
+    done = subprocess.run(
+        [*command, f"http://{HOST}:{port}{path}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60 + seconds,
+    )
+    if failed := re.search(r"Non-2xx.*|Socket errors: .*", done.stdout):
+        sys.exit(f"{path}: {failed[0]}")
+    return float(re.search(r"Requests/sec: +([\d.]+)", done.stdout)[1])
+
+
+def measure(server, path, file, rounds, seconds):
+    """Requests per second of each contender, by round."""
+    found = {contender: [] for contender in FEW}
+    with ExitStack() as stack:
+        ports = {
+            c: stack.enter_context(
+                serving([part.replace("{app}", c) for part in SERVERS[server]], BENCHMARK_FILE=file)
+            )
+            for c in FEW
+        }
+        for number in range(1 + rounds):
+            turns = FEW[number % len(FEW) :] + FEW[: number % len(FEW)]
+            for contender in turns:
+                found[contender].append(wrk(ports[contender], path, seconds))
+    return {contender: values[1:] for contender, values in found.items()}  # the first warmed up
+
+
+def collect(fast=False):
+    """Measure; return a suite with a benchmark of each case and contender: seconds a request."""
+    if shutil.which("wrk") is None:
+        sys.exit("Throughput cannot be measured: wrk is not installed.")
+    benchmarks = []
+    with TemporaryDirectory() as directory:
+        file = f"{directory}/file"
+        with open(file, "wb") as content:
+            content.write(b"0123456789abcdef" * (SIZE // 16))
+        for server, path, _ in CASES:
+            found = measure(server, path, file, *((2, 1) if fast else (9, 1)))
+            for contender, rates in found.items():
+                values = [1 / rate for rate in rates]
+                name = f"{server}: {path}: {contender}"
+                packages = ("werkzeug", *PACKAGES)
+                benchmarks.append(pyperf.Benchmark([run(name, values, packages=packages)]))
+    return pyperf.BenchmarkSuite(benchmarks)
+
+
+def summarise(suite):
+    """Medians of requests per second, and the quartiles of the ratios to the bare app."""
+    done = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)
+    return {
+        "machine": machine(suite, " ".join((done.stdout + done.stderr).split()[:2])),
+        "rounds": suite.get_benchmarks()[0].get_nvalue(),
+        "cases": [of_case(suite, *case) for case in CASES],
+    }
+
+
+def of_case(suite, server, path, limit):
+    """The figures of one server and path."""
+    rates = {
+        c: [1 / s for s in suite.get_benchmark(f"{server}: {path}: {c}").get_values()] for c in FEW
+    }
+    ratios = {
+        c: [round(q, 3) for q in quartiles([a / b for a, b in pairs(rates[c], rates["bare"])])]
+        for c in FEW[1:]
+    }
+    medians = {c: round(quartiles(values)[1], 1) for c, values in rates.items()}
+    return {"server": server, "path": path, "limit": limit, "rates": medians, "ratios": ratios}
+
+
+def pairs(values, others):
+    """Those of the same round."""
+    return zip(values, others, strict=True)
+
+
+def row(case):
+    """One line of the table."""
+    low, ratio, high = case["ratios"]["ours"]
+    return [
+        f"{case['server']}, {WHAT[case['path']]}",
+        *(f"{case['rates'][c]:,.0f}" for c in FEW),
+        f"{case['ratios']['recipe'][1]:.3f}",
+        f"{ratio:.3f}",
+        spread(low, ratio, high),
+        f"{case['limit']:.2f} {'held' if ratio >= case['limit'] else 'MISSED'}",
+    ]
+
+
+def report(figures):
+    """The table, and what it was measured on."""
+    titles = [CONTENDERS[c].title for c in FEW]
+    header = ["requests a second", *titles, "recipe/bare", "ours/bare", "quartiles", "at least"]
+    return f"Medians of {figures['rounds']} rounds. {figures['machine']}\n\n" + table(
+        header, [row(case) for case in figures["cases"]]
+    )
+
+
+def plot(figures, drawing):
+    """Ratios to the bare app, with their quartiles."""
+    axes = drawing.subplots()
+    for shift, contender, colour in ((-0.1, "recipe", "tab:gray"), (0.1, "ours", "tab:blue")):
+        for place, case in enumerate(figures["cases"]):
+            low, ratio, high = case["ratios"][contender]
+            label = None if place else CONTENDERS[contender].title
+            error = [[ratio - low], [high - ratio]]
+            axes.errorbar(ratio, place + shift, xerr=error, fmt="o", color=colour, label=label)
+    axes.axvline(1, color="black", linewidth=0.5)
+    names = [f"{case['server']}, {WHAT[case['path']]}" for case in figures["cases"]]
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="requests a second, over those of the bare app")
+    axes.invert_yaxis()
+    axes.legend()
+
+
+if __name__ == "__main__":
+    main(sys.modules["__main__"])
