@@ -184,7 +184,7 @@ def plot(figures, drawing):
     all_.set_yticks(places, [WORKLOADS[workload].title for workload in shown])
     all_.set(xlabel="µs over the bare app", title="Beside the recipe")
     all_.invert_yaxis()
-    all_.legend()
+    all_.legend(loc="lower right", fontsize=7)
 
 
 if __name__ == "__main__":
