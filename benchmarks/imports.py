@@ -81,7 +81,8 @@ def summarise(suite):
             benchmark.get_name(): [round(v * 1e6) for v in quartiles(benchmark.get_values())]
             for benchmark in suite
         },
-        "loaded": loaded(),
+        "loaded": (modules := loaded()),
+        "strangers": foreign(modules),  # as of the Python that measured
     }
 
 
@@ -93,7 +94,7 @@ def report(figures):
         [name, f"{median:,} us", f"{low:,} to {high:,}", f"{median / baseline:.1f}"]
         for name, (low, median, high) in figures["imports"].items()
     ]
-    strangers = foreign(figures["loaded"])
+    strangers = figures["strangers"]
     return "\n\n".join(
         [
             f"{figures['interpreters']} interpreters each. {figures['machine']}",

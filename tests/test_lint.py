@@ -236,8 +236,10 @@ def test_each_way_to_put_an_entry_into_the_list_is_watched() -> None:
 
 
 def test_what_was_registered_for_every_request_is_looked_at_too() -> None:
+    async def log(environ: dict[str, Any]) -> None: ...
+
     application = inside(hello)
-    application.after_response(lambda: None)
+    application.after_response(log)
     with violations((lint.ENTRY, "app")) as seen:
         environ = make_environ()
         result = application(environ, lambda *args: None)

@@ -111,19 +111,18 @@ class ListBody(Body):
         """
         callbacks = self._callbacks
         self._callbacks = None
-        if callbacks is None:
-            return
-        try:
-            if not callbacks:
-                callbacks.__class__ = EndedCallbackList
+        if callbacks is not None:
+            try:
                 if not callbacks:
-                    callbacks._environ = callbacks._error = None
-                    callbacks._server_start_response = callbacks._write = None
-                    return
-            finish(callbacks)
-        except BaseException as error:
-            finish_interrupted(callbacks, error)
-            raise
+                    callbacks.__class__ = EndedCallbackList
+                    if not callbacks:
+                        callbacks._environ = callbacks._error = None
+                        callbacks._server_start_response = callbacks._write = None
+                        return
+                finish(callbacks)
+            except BaseException as error:
+                finish_interrupted(callbacks, error)
+                raise
 
 
 for _name in dir(list):
