@@ -2,9 +2,10 @@
 
 CPython lets another thread run, and runs the handlers of signals, between two instructions of a
 function only where it looks for such work: where a function begins, after a call, and after a jump
-back (on 3.10 after some others, too; "eval breaker" in Python/ceval.c). A tracer counts these places in the
-code of the package and of the test that uses it; at the ones it is told, it has the other thread go
-on, or raises. What is explored is what can happen, all of it, and each failure can be repeated.
+back (on 3.10 after some others, too; "eval breaker" in Python/ceval.c). A tracer counts these
+places in the code of the package and of the test that uses it; at the ones it is told, it has the
+other thread go on, or raises. What is explored is what can happen, all of it, and each failure can
+be repeated.
 """
 
 from __future__ import annotations
