@@ -217,6 +217,6 @@ if __name__ == "__main__":
     if "--update" in sys.argv:
         update(summarise(collect()))
     elif "--check" in sys.argv:
-        sys.exit(check())
+        sys.exit(check() or 0)  # an empty text would be a failure
     else:
         main(sys.modules["__main__"])
