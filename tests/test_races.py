@@ -25,7 +25,8 @@ import pytest
 from conftest import Exchange, File, count, make_environ
 from interleave import interleavings, interruptions
 
-from wsgi_after import AfterResponseMiddleware
+from wsgi_after import AfterResponseMiddleware, run_callbacks
+from wsgi_after.callbacks import logger
 
 SWITCHES = 2
 
@@ -314,6 +315,80 @@ def test_a_close_that_cannot_be_looked_up_costs_no_callbacks(events):
     assert events == ["ValueError('unbound')"]
 
 
+def test_where_the_body_failed_before_close_could_not_be_looked_up_that_is_the_error(events):
+    class Broken:
+        def __iter__(self):
+            raise OSError("first")
+
+        @property
+        def close(self):
+            raise ValueError("second")
+
+    def app(environ, start_response):
+        after = environ["wsgi.after"]
+        after.append(lambda: events.append(repr(after.error)))
+        start_response("200 OK", [])
+        return Broken()
+
+    body = Exchange(AfterResponseMiddleware(app)).result
+    with pytest.raises(OSError, match="first"):
+        list(body)
+    with pytest.raises(ValueError, match="second"):
+        body.close()
+    assert events == ["OSError('first')"]
+
+
+class RaisingHandler(logging.Handler):
+    """Raises, while it emits the first record, as a handler of a signal may at that moment."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.errors = [error]
+
+    def emit(self, record):
+        if self.errors:
+            raise self.errors.pop()
+
+
+@pytest.fixture
+def raise_while_logging():
+    """Have this raised while the next record is logged."""
+    handlers = []
+
+    def add(error):
+        handlers.append(RaisingHandler(error))
+        logger.addHandler(handlers[0])
+
+    yield add
+    logger.removeHandler(handlers[0])
+
+
+def test_what_comes_out_of_the_log_of_one_failure_costs_the_others_nothing(
+    raise_while_logging, events, caplog
+):
+    raise_while_logging(SystemExit(1))
+    run_callbacks([lambda: 1 / 0, partial(events.append, "ran")], "GET /x")
+    assert (events, caplog.messages[-1][:48]) == (
+        ["ran"],
+        "Something was raised between the callbacks of GE",
+    )
+
+
+def test_of_two_that_are_to_be_let_out_the_one_from_the_log_is_logged(
+    raise_while_logging, events, caplog
+):
+    def interrupt():
+        raise KeyboardInterrupt("first")
+
+    raise_while_logging(KeyboardInterrupt("second"))
+    with pytest.raises(KeyboardInterrupt, match="first"):
+        run_callbacks([interrupt, lambda: 1 / 0, partial(events.append, "ran")], "GET /x")
+    assert (events, caplog.messages[-1][:48]) == (
+        ["ran"],
+        "Something was raised between the callbacks of GE",
+    )
+
+
 def test_a_greenlet_that_is_killed_in_a_callback_runs_the_others(events):
     """And another time in the next one: the first kill is let out, the second logged."""
     began = gevent.event.Event()
@@ -367,7 +442,8 @@ def test_a_greenlet_that_is_killed_while_a_failure_is_logged_runs_the_others(eve
 TIMED_OUT = """
 import os, time
 from functools import partial
-from wsgi_after import AfterResponseMiddleware
+from wsgi_after import AfterResponseMiddleware, run_callbacks
+from wsgi_after.callbacks import logger
 
 def note(line):
     with open(os.environ["NOTES"], "a") as notes:

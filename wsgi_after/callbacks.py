@@ -377,17 +377,13 @@ def _run_pending(
             _log(_kind(callback, error), callback, began, request, callbacks, error)
         except BaseException as error:
             if raised is None:
-                raised = error
-            else:
-                _log(_FAILED, callback, began, request, callbacks, error)
+                return error  # to whoever keeps it, come what may, and calls this again
+            _log(_FAILED, callback, began, request, callbacks, error)
         ended = monotonic()
         if ended - began > patience:
             _log_slow(callback, request, callbacks, ended - began)
         began = ended
-    try:
-        return raised
-    finally:
-        del raised  # or this frame and the traceback would hold each other
+    return raised
 
 
 # What can become of a callback that fails: the outcome, for machines to read, and the sentence.
