@@ -25,7 +25,7 @@ import pytest
 from conftest import Exchange, File, count, make_environ
 from interleave import interleavings, interruptions
 
-from wsgi_after import AfterResponseMiddleware, run_callbacks
+from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
 from wsgi_after.callbacks import logger
 
 SWITCHES = 2
@@ -338,6 +338,14 @@ def test_where_the_body_failed_before_close_could_not_be_looked_up_that_is_the_e
     assert events == ["OSError('first')"]
 
 
+def test_what_came_too_late_but_was_run_all_the_same_is_not_refused():
+    """Whoever ended the list ran it before it could be taken back: here, it is gone."""
+    after = CallbackList()
+    run_callbacks(after)
+    after._take_back(print)
+    assert after == []
+
+
 class RaisingHandler(logging.Handler):
     """Raises, while it emits the first record, as a handler of a signal may at that moment."""
 
@@ -442,7 +450,7 @@ def test_a_greenlet_that_is_killed_while_a_failure_is_logged_runs_the_others(eve
 TIMED_OUT = """
 import os, time
 from functools import partial
-from wsgi_after import AfterResponseMiddleware, run_callbacks
+from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
 from wsgi_after.callbacks import logger
 
 def note(line):
