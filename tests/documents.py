@@ -7,7 +7,8 @@ from pathlib import Path
 from docutils import nodes
 from docutils.core import publish_doctree
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def parse(name: str) -> nodes.document:

@@ -9,17 +9,14 @@ import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import django.test
 import flask
 import pytest
+from commands import environment, serving
 from conftest import make_environ
 from django.conf import settings
 from django.core.signals import request_finished
@@ -28,7 +25,6 @@ from django.test import override_settings
 from django.urls import path
 from docutils import nodes
 from docutils.core import publish_doctree
-from servers.harness import require
 from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
@@ -36,7 +32,6 @@ import wsgi_after
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
-PACKAGE_PARENT = Path(wsgi_after.__file__).parents[1]  # of a checkout, or of an installation
 
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/python -m wsgi_after"
 TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest"
@@ -147,10 +142,6 @@ def hello(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def environment(**extra: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT), **extra}
-
-
 def masked(output: str) -> str:
     return re.sub(r"(?m)^ +\d+\.\d(?=  \w)", " #", output).strip()
 
@@ -183,31 +174,6 @@ def test_the_command_that_installs_and_runs_the_demo(tmp_path: Path) -> None:
     assert masked(out).endswith("The client did not wait for the callback.")
 
 
-@contextmanager
-def started(command: str, cwd: Path) -> Iterator[int]:
-    """Run a server by the command that is shown, on a free port, from its readiness to its end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program, *arguments = shlex.split(command.replace("8000", str(port)))
-    scripts = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
-    found = shutil.which(program, path=scripts)
-    require([] if found else [program])
-    assert found
-    with (cwd / "log").open("w") as log:
-        process = subprocess.Popen([found, *arguments], cwd=cwd, env=environment(), stderr=log)
-    try:
-        for _ in range(400):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            assert process.poll() is None, (cwd / "log").read_text()
-            Event().wait(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 @pytest.mark.parametrize("program", ["gunicorn", pytest.param("uwsgi", marks=pytest.mark.servers)])
 def test_a_client_does_not_wait_on_a_server_that_is_started_as_shown(
     hello: Path, program: str
@@ -220,7 +186,7 @@ def test_a_client_does_not_wait_on_a_server_that_is_started_as_shown(
         source = snippet("hello.py").replace("time.sleep(0.5)", wait)
         (hello / "hello.py").write_text(source, encoding="utf-8")
         listener.settimeout(30)
-        with started(command, hello) as port:
+        with serving(command, hello) as port:
             client = HTTPConnection("127.0.0.1", port, timeout=30)
             client.request("GET", "/")
             assert client.getresponse().read() == b"Hello\n"

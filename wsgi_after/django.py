@@ -39,7 +39,7 @@ from .callbacks import (
 )
 from .file_wrapper import FileClose
 from .finish import finish
-from .middleware import KEY
+from .middleware import KEY, not_a_list
 from .servers import recognise
 
 if TYPE_CHECKING:
@@ -132,10 +132,7 @@ class AfterResponseMiddleware:
     def _share(self, present: Any, request: HttpRequest) -> HttpResponse:
         """The view's response, with the list that is there."""
         if not isinstance(present, list):
-            raise TypeError(
-                f'environ["wsgi.after"] is {type(present).__name__}, where a list was expected: '
-                f"{present!r}."
-            )
+            raise not_a_list(present)
         token = set_current(present)
         try:
             return self.get_response(request)

@@ -138,14 +138,19 @@ class AfterResponseMiddleware:
     ) -> Iterable[bytes]:
         """Call the app with the list that is there: whoever made it runs what is in it."""
         if not isinstance(present, list):
-            raise TypeError(
-                f'environ["wsgi.after"] is {type(present).__name__}, where a list was expected: '
-                f"{present!r}. The usual cause is an app or a middleware that assigned to the key: "
-                "use environ['wsgi.after'].append(fn)."
-            )
+            raise not_a_list(present)
         self._register_app_wide(present, environ)
         token = set_current(present)
         try:
             return self.app(environ, start_response)
         finally:
             reset_current(token)
+
+
+def not_a_list(present: object) -> TypeError:
+    """What to raise where something else is at the list's place in the environ."""
+    return TypeError(
+        f'environ["wsgi.after"] is {type(present).__name__}, where a list was expected: '
+        f"{present!r}. The usual cause is an app or a middleware that assigned to the key: use "
+        "environ['wsgi.after'].append(fn)."
+    )

@@ -9,45 +9,25 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import Event
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from commands import PACKAGE_PARENT, ask, environment, serving, wait_until
 from databases import PostgreSQL
-from documents import DOCS, blocks
+from documents import DOCS, ROOT, blocks
 from mail import MailServer
-from test_readme import PACKAGE_PARENT, ROOT, environment, started
 
 PAGE = blocks("flask.rst")
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+ORDER = urlencode({"email": "ada@example.com"})
 
 
 def command(name: str) -> str:
     """What a block of the page shows behind its prompt."""
     return re.findall(r"(?m)^\$ (.*)", PAGE[name])[0]
-
-
-def ask(port: int, method: str, path: str, **form: str) -> tuple[int, str]:
-    client = HTTPConnection("127.0.0.1", port, timeout=30)
-    client.request(method, path, urlencode(form), FORM)
-    with client.getresponse() as response:
-        answer = response.status, response.read().decode()
-    client.close()
-    return answer
-
-
-def wait_for(look: Callable[[], Any], seconds: float = 30) -> None:
-    """Wait until ``look`` finds something."""
-    for _ in range(int(seconds / 0.05)):
-        if look():
-            return
-        Event().wait(0.05)
-    raise AssertionError(f"not so after {seconds} seconds")
 
 
 # The page.
@@ -67,8 +47,8 @@ def test_the_mail_is_sent_under_flask_run(
     monkeypatch.setenv("FLASK_SMTP_PORT", str(mail_server.port))
     (tmp_path / "shop.py").write_text(PAGE["shop.py"], encoding="utf-8")
     run = command("run").removeprefix(".venv/bin/") + option
-    with started(run, tmp_path) as port:
-        answer = ask(port, "POST", "/orders", email="ada@example.com")
+    with serving(run, tmp_path) as port:
+        answer = ask(port, "/orders", ORDER)
         [message] = mail_server.wait()
     assert answer == (200, PAGE["order"].partition("\n")[2] + "\n")
     assert (message["To"], message["Subject"]) == ("ada@example.com", "Your order")
@@ -134,11 +114,12 @@ def test_the_example_project_runs_by_the_command_that_is_shown(
     monkeypatch.setenv("FLASK_SMTP_PORT", str(mail_server.port))
     left_out = shutil.ignore_patterns("__pycache__", "instance")
     project = shutil.copytree(DOCS / "examples" / "flask", tmp_path / "flask", ignore=left_out)
-    with started(command(server), project) as port:
-        status, answer = ask(port, "POST", "/orders", email="ada@example.com")
+    with serving(command(server), project) as port:
+        status, answer = ask(port, "/orders", ORDER)
         [message] = mail_server.wait()
         order = json.loads(answer)["id"]
-        wait_for(lambda: json.loads(ask(port, "GET", f"/orders/{order}")[1])["mailed"])
+        mailed = lambda: json.loads(ask(port, f"/orders/{order}")[1])["mailed"]  # noqa: E731
+        wait_until(mailed, project / "log")
     assert (status, message["To"], message["Subject"]) == (201, "ada@example.com", "Your order 1")
     assert "POST /orders: 201 CREATED" in (project / "log").read_text()
 
@@ -163,10 +144,10 @@ def test_each_of_1000_callbacks_writes_its_row_and_gives_its_connection_back(
     monkeypatch.setenv("FLASK_SQLALCHEMY_DATABASE_URI", url)
     shutil.copy(Path(__file__).with_name("flask_rows.py"), tmp_path)
     gunicorn = "gunicorn --bind 127.0.0.1:8000 --worker-class gthread --threads 4 flask_rows:app"
-    with started(gunicorn, tmp_path) as port, ThreadPoolExecutor(4) as clients:
+    with serving(gunicorn, tmp_path) as port, ThreadPoolExecutor(4) as clients:
 
         def state() -> Any:
-            return json.loads(ask(port, "GET", "/state")[1])
+            return json.loads(ask(port, "/state")[1])
 
         def add(client: int) -> None:
             connection = HTTPConnection("127.0.0.1", port, timeout=60)
@@ -176,5 +157,6 @@ def test_each_of_1000_callbacks_writes_its_row_and_gives_its_connection_back(
             connection.close()
 
         list(clients.map(add, range(4)))
-        wait_for(lambda: state() == {"numbers": list(range(REQUESTS)), "checked_out": 0})
+        all_there = {"numbers": list(range(REQUESTS)), "checked_out": 0}
+        wait_until(lambda: state() == all_there, tmp_path / "log")
     assert (tmp_path / "log").read_text().count("ValueError: on purpose") == REQUESTS // 10

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from commands import environment
 from documents import blocks
-from test_readme import environment
 from werkzeug.test import Client
 
 PAGE = blocks("integrations.rst")

@@ -3,92 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import subprocess
 import sys
-import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import Event
-from time import monotonic
 from typing import Any
 
 import pytest
+from commands import ask, serving, wait_until
 from conftest import Exchange, make_environ
 from databases import PostgreSQL
 from documents import DOCS, blocks
 from mail import MailServer
 from paste.deploy import loadapp
-from servers.harness import end, find, free_port, require
-
-import wsgi_after
+from servers.harness import free_port
 
 PAGE = blocks("pyramid.rst")
 FILES = {name: text for name, text in PAGE.items() if name.endswith((".py", ".ini"))}
 COMMANDS = {name: text.removeprefix("$ ") for name, text in PAGE.items() if name not in FILES}
-
-
-@contextmanager
-def serving(command: str, directory: Path, port: int | None = None) -> Iterator[int]:
-    """Run a server by this command, but on a free port, from its readiness to its end."""
-    program, *arguments = shlex.split(command)
-    found = find(program)
-    require([] if found else [program])
-    port = port or free_port()
-    with (directory / "log").open("w") as log:
-        process = subprocess.Popen(
-            [str(found), *(argument.replace("8000", str(port)) for argument in arguments)],
-            cwd=directory,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        wait_until(lambda: answers(port, process), directory / "log")
-        yield port
-    finally:
-        end(process)
-
-
-def environment() -> dict[str, str]:
-    """That of a terminal in which the virtual environment of this Python is active."""
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
-        "PYTHONPATH": str(Path(wsgi_after.__file__).parents[1]),
-        "PYTHONUNBUFFERED": "1",
-        "VIRTUAL_ENV": sys.prefix,
-    }
-
-
-def wait_until(condition: Callable[[], bool], log: Path, seconds: float = 120) -> None:
-    deadline = monotonic() + seconds
-    while not condition():
-        assert monotonic() < deadline, log.read_text()[-4000:]
-        Event().wait(0.05)
-
-
-def answers(port: int, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "the server has ended"
-    with suppress(OSError), closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
-        client.connect()
-        return True
-    return False
-
-
-def ask(port: int, path: str, body: str | None = None) -> tuple[int, str]:
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
-        client.request("POST" if body else "GET", path, body, form)
-        response = client.getresponse()
-        return response.status, response.read().decode()
 
 
 # The page.
