@@ -113,6 +113,24 @@ def test_an_error_in_next_is_recorded(events):
     assert events == [caught.value]
 
 
+@pytest.mark.parametrize("begin", [iter, lambda body: body])
+def test_of_two_errors_in_two_passes_the_first_is_recorded(begin, events):
+    class Fails:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            raise ValueError(self.passes)
+
+    exchange = Exchange(returning(Fails, lambda: events.append(repr(after.error))))
+    after = exchange.environ["wsgi.after"]
+    for number in "12":
+        with pytest.raises(ValueError, match=number):
+            next(begin(exchange.result))
+    exchange.result.close()
+    assert events == ["ValueError(1)"]
+
+
 def test_a_body_equals_what_it_wraps():
     result = [b"1"]
     body = Exchange(returning(result)).result

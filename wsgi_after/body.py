@@ -48,7 +48,8 @@ class Body:
         except GeneratorExit:  # the server stopped reading
             raise
         except BaseException as error:
-            callbacks._error = error
+            if callbacks.error is None:  # of two passes, the first one's
+                callbacks._error = error
             raise
         callbacks._completed = True
 
@@ -64,7 +65,8 @@ class Body:
             callbacks._completed = True
             raise
         except BaseException as error:
-            callbacks._error = error
+            if callbacks.error is None:  # of two passes, the first one's
+                callbacks._error = error
             raise
 
     def close(self) -> None:
