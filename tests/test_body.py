@@ -131,6 +131,14 @@ def test_of_two_errors_in_two_passes_the_first_is_recorded(begin, events):
     assert events == ["ValueError(1)"]
 
 
+def test_a_second_pass_by_next_that_is_cut_short_is_not_completed(events):
+    exchange = Exchange(returning([b"1", b"2"], lambda: events.append(after.completed)))
+    after = exchange.environ["wsgi.after"]
+    assert (list(exchange.result), next(exchange.result)) == ([b"1", b"2"], b"1")
+    exchange.result.close()
+    assert events == [False]
+
+
 def test_a_body_equals_what_it_wraps():
     result = [b"1"]
     body = Exchange(returning(result)).result

@@ -59,6 +59,7 @@ class Body:
             callbacks = CallbackList()
         try:
             if self._iterator is None:
+                callbacks._completed = False  # there may have been a pass by iter()
                 self._iterator = iter(self._iterable)
             return next(self._iterator)
         except StopIteration:
