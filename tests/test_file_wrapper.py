@@ -75,3 +75,22 @@ def test_an_iterable_that_is_no_file_wrapper_is_wrapped_as_ever(events):
     environ = make_environ(**{"wsgi.file_wrapper": wsgiref.util.FileWrapper})
     assert Exchange(AfterResponseMiddleware(app), environ).finish() == [b"1"]
     assert events == ["callback"]
+
+
+def test_a_close_of_a_file_wrapper_that_cannot_be_looked_up_costs_no_callbacks(events):
+    """The server gets what it raises where the bare app has it: in place of ``close()``."""
+
+    class Unbound(wsgiref.util.FileWrapper):
+        @property
+        def close(self):
+            raise ValueError("unbound")
+
+        @close.setter
+        def close(self, close):
+            pass
+
+    exchange = send(Unbound, File(events), events)
+    assert list(exchange.result) == [b"content\n"]
+    with pytest.raises(ValueError, match="unbound"):
+        exchange.result.close()
+    assert events == ["callback True ValueError('unbound')"]

@@ -150,7 +150,11 @@ def arm(result: Any, callbacks: CallbackList, environ: WSGIEnvironment) -> bool:
         target = result
     if target is None:
         return False
-    file_close = FileClose(getattr(target, "close", None), callbacks)
+    try:
+        close = getattr(target, "close", None)
+    except Exception:  # the server shall see it, where it looks: a body has it so
+        return False
+    file_close = FileClose(close, callbacks)
     if recognise(environ).closes_files_elsewhere:
         file_close._thread = threading.get_ident()
     try:
