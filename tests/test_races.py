@@ -6,6 +6,7 @@ needs more has yet to be seen in this field, and three multiply the orders by fi
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -16,7 +17,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
 from functools import partial
+from types import SimpleNamespace
 from wsgiref.util import FileWrapper
 
 import gevent
@@ -180,6 +183,32 @@ def test_registering_while_an_executor_runs_the_job_runs_or_raises_in_every_orde
 
     runs, wrong = race(register, 1, Queue)
     tell(f"{register.__name__} and the job of an executor", runs, wrong)
+
+
+def append_late(after):
+    with contextlib.suppress(RuntimeError):
+        after.append(str)
+
+
+def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost_in_every_order(caplog):
+    """Nothing stays behind in the list: it was in it when that was reported, or it is refused."""
+    runs, wrong = 0, []
+    after: list[object] = []
+
+    def make():
+        nonlocal after
+        future = Future()
+        exchange = exhausted("list", [], int, executor=SimpleNamespace(submit=lambda *job: future))
+        after = exchange.environ["wsgi.after"]
+        exchange.result.close()
+        caplog.clear()
+        return future.cancel, partial(append_late, after)
+
+    for order in interleavings(make, __file__, SWITCHES):
+        runs += 1
+        if after or [record.levelname for record in caplog.records] != ["ERROR"]:
+            wrong.append((order, list(after)))
+    tell("append() and a job that is cancelled", runs, wrong)
 
 
 def test_a_method_that_was_looked_up_before_the_end_refuses_after_it(events):

@@ -87,8 +87,8 @@ def _look_at(callbacks: CallbackList, label: str, future: Any) -> None:
     error = _error_of(future)
     ran = not callbacks
     if not ran:  # not in this process, at least
+        callbacks.__class__ = EndedCallbackList  # first, or what comes in between were lost
         callbacks.clear()
-        callbacks.__class__ = EndedCallbackList
         callbacks._error = None
     if error is not None:
         log(logger.error, _LET_OUT if ran else _LOST, label, exc_info=error)
