@@ -118,17 +118,31 @@ def call(after, events):
     after(events.append, "late")
 
 
+def generator(events):
+    yield partial(events.append, "late")
+
+
 def extend(after, events):
     after.extend([partial(events.append, "late")])
 
 
+def extend_by_generator(after, events):
+    after.extend(generator(events))
+
+
 def insert(after, events):
-    fn = partial(events.append, "late")
-    after.insert(0, fn)
+    after.insert(0, partial(events.append, "late"))
 
 
 def iadd(after, events):
     after += [partial(events.append, "late")]
+
+
+def iadd_generator(after, events):
+    after += generator(events)
+
+
+REGISTER = [append, call, extend, extend_by_generator, insert, iadd, iadd_generator]
 
 
 def race(register, number, executor=None):
@@ -169,7 +183,7 @@ def race(register, number, executor=None):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("register", [append, call, insert, iadd])
+@pytest.mark.parametrize("register", REGISTER)
 def test_registering_while_the_request_is_closed_runs_or_raises_in_every_order(register, number):
     runs, wrong = race(register, number)
     tell(f"{register.__name__} and close(), {number} callbacks", runs, wrong)

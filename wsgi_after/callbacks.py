@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeVar
 
 from .throttle import Throttle
 
@@ -85,6 +86,23 @@ class CallbackList(list[Callable[[], object]]):
         # request ends while make() runs.
         if type(self) is EndedCallbackList:
             self._take_back(fn)
+
+    # The next three as append(): extend() and += may even run a generator meanwhile.
+
+    def insert(self, index: SupportsIndex, fn: Callable[[], object], /) -> None:
+        list.insert(self, index, fn)
+        if type(self) is EndedCallbackList:
+            self._take_back(fn)
+
+    def extend(self, fns: Iterable[Callable[[], object]], /) -> None:
+        fns = [*fns]
+        list.extend(self, fns)
+        if type(self) is EndedCallbackList:
+            self._take_back(*fns)
+
+    def __iadd__(self, fns: Any, /) -> Any:  # type: ignore[misc]  # __add__ makes a plain list
+        self.extend(fns)
+        return self
 
     def __call__(self, fn: F, /, *args: Any, **kwargs: Any) -> F:
         """Register ``fn(*args, **kwargs)`` to run after the response, and return ``fn``.
@@ -188,8 +206,7 @@ class DirectedCallbackList(CallbackList):
 class EndedCallbackList(CallbackList):
     """A list whose callbacks have run.
 
-    The class of the list is the mark of its end: until then ``append`` is the one of ``list``, and
-    costs what it costs there.
+    The class of the list is the mark of its end: to ask for that costs nothing before it.
     """
 
     __slots__ = ()
@@ -201,13 +218,15 @@ class EndedCallbackList(CallbackList):
             'environ["wsgi.after"], that outlived the request it came from.'
         )
 
-    def _take_back(self, fn: Callable[[], object]) -> None:
-        """Refuse what was appended too late, unless whoever ended the list has run it."""
-        try:
-            self.remove(fn)
-        except ValueError:
-            return
-        self._refuse()
+    def _take_back(self, *fns: Callable[[], object]) -> None:
+        """Refuse what was registered too late, unless whoever ended the list has run it."""
+        late = 0
+        for fn in fns:
+            with suppress(ValueError):
+                self.remove(fn)
+                late += 1
+        if late:
+            self._refuse()
 
     append = extend = insert = _refuse
     __call__ = __iadd__ = __setitem__ = on_prepare = _refuse
