@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import pickle
@@ -449,6 +450,7 @@ def test_a_future_that_takes_no_callback_does_not_make_the_job_run_twice(queue, 
 
 def test_a_list_pickles_as_the_list_that_it_is():
     after = CallbackList([partial(int, "1")])
+    assert pickle.loads(pickle.dumps(after))[0]() == 1
     after._environ = {"unpicklable": lambda: None}
     copied = pickle.loads(pickle.dumps(after))
     assert type(copied) is list
@@ -470,6 +472,43 @@ def test_another_process_runs_the_callbacks_and_the_list_ends_here(tmp_path):
     assert path.read_text() == "ab"
     with pytest.raises(RuntimeError, match="have run already"):
         after.append(print)
+
+
+class Broker:
+    """A queue that sends jobs to other processes, and returns no future."""
+
+    def __init__(self, late):
+        self.late = late
+        self.sent = []
+
+    def submit(self, *job):
+        self.job = job
+        if not self.late:
+            self.send()
+
+    def send(self):
+        self.sent.append(pickle.dumps(self.job))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_comes_after_a_job_has_left_the_process_is_refused(late):
+    """Nobody would run it: the broker has it without that."""
+    broker = Broker(late)
+    after = serve(broker, partial(int, "1")).environ["wsgi.after"]
+    if late:
+        after.append(partial(int, "2"))
+        broker.send()
+    with pytest.raises(RuntimeError, match="have run already"):
+        after.append(partial(int, "3"))
+    (_, sent, label) = pickle.loads(broker.sent[0])
+    assert ([callback() for callback in sent], label) == ([1, 2][: 1 + late], "GET /path")
+
+
+def test_a_copy_of_the_list_is_a_plain_one_and_ends_nothing(queue):
+    after = serve(queue, partial(int, "1")).environ["wsgi.after"]
+    copied = copy.copy(after)
+    after.append(partial(int, "2"))
+    assert (type(copied), len(copied), len(after)) == (list, 1, 2)
 
 
 def test_a_process_pool_that_cannot_pickle_them_has_lost_them(events, caplog):

@@ -61,6 +61,7 @@ class CallbackList(list[Callable[[], object]]):
         "_environ",
         "_error",
         "_executor",
+        "_pickled",
         "_prepared",
         "_server_start_response",
         "_started",
@@ -71,6 +72,7 @@ class CallbackList(list[Callable[[], object]]):
     _environ: WSGIEnvironment | None
     _error: BaseException | None
     _executor: SupportsSubmit | None  # of a DirectedCallbackList; None: run in close()
+    _pickled: bool
     _prepared: tuple[Any, Any]
     _server_start_response: StartResponse | None
     _started: tuple[Any, Any]
@@ -179,8 +181,17 @@ class CallbackList(list[Callable[[], object]]):
         self.__class__ = DirectedCallbackList
 
     def __reduce_ex__(self, protocol: object) -> tuple[type, tuple[list[Callable[[], object]]]]:
-        """Pickle, and copy, as a plain list of the callbacks: the rest belongs to this process."""
+        """Pickle as a plain list of the callbacks: the rest belongs to this process.
+
+        Once an executor has the list, it ends here with that: nobody would run what comes later.
+        """
+        self._pickled = True
+        if getattr(self, "_environ", self) is None:  # handed over; else that looks for the mark
+            self.__class__ = EndedCallbackList
         return list, (list(self),)
+
+    def __copy__(self) -> list[Callable[[], object]]:
+        return list(self)
 
     def _start_response(self, /, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
         """Call the server's ``start_response`` with just these arguments, and record them.

@@ -52,7 +52,7 @@ def announce(server: str, end: str) -> None:
 def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseException | None:
     """Submit the job of a request; return what ``submit`` raised, if it did not take it.
 
-    The list ends when the job has run. It lets go of what is the server's now: that need not wait,
+    The list ends when the job has run, or has been pickled. It lets go of what is the server's now: that need not wait,
     and a job that runs in another process never comes back to do so.
     """
     label = callbacks._request_line()
@@ -62,6 +62,8 @@ def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseExceptio
         _log_refusal(error, label)
         return error
     callbacks._environ = callbacks._write = None
+    if hasattr(callbacks, "_pickled"):  # it has left this process
+        callbacks.__class__ = EndedCallbackList
     try:
         future.add_done_callback(partial(_look_at, callbacks, label))
     except AttributeError:  # no future: a queue's job, or nothing
