@@ -225,6 +225,43 @@ def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost_in_ever
     tell("append() and a job that is cancelled", runs, wrong)
 
 
+@pytest.mark.parametrize("first", [[], [lambda response: None]], ids=["the first", "another"])
+def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(first):
+    """Its function runs, or registering it says that it is too late."""
+    runs, wrong = 0, []
+    events: list[str] = []
+
+    def make():
+        nonlocal events
+        events = []
+
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            yield b""
+
+        def app_that_registers(environ, start_response):
+            for fn in first:
+                environ["wsgi.after"].on_prepare(fn)
+            return app(environ, start_response)
+
+        environ = make_environ()
+        body = AfterResponseMiddleware(app_that_registers)(environ, lambda *args: None)
+
+        def registers(after=environ["wsgi.after"], events=events):
+            try:
+                after.on_prepare(lambda response: events.append("ran"))
+            except RuntimeError:
+                events.append("refused")
+
+        return partial(next, body), registers
+
+    for order in interleavings(make, __file__, SWITCHES):
+        runs += 1
+        if events not in (["ran"], ["refused"]):
+            wrong.append((order, events))
+    tell("on_prepare and start_response()", runs, wrong)
+
+
 def test_a_method_that_was_looked_up_before_the_end_refuses_after_it(events):
     """``after.append(make())``: the request ends while ``make()`` runs."""
     exchange = exhausted("list", events)

@@ -199,6 +199,7 @@ class CallbackList(list[Callable[[], object]]):
         This is what the app gets. Whatever it passes reaches the server, which is the one to judge
         it; a call that the server refused is not recorded.
         """
+        self._write = None  # from here on it is too late for on_prepare()
         write = self._write = self._server_start_response(*args, **kwargs)  # type: ignore[misc]
         # The exc_info is not kept: its frames refer to the environ.
         self._started = args if len(args) == 2 else status_and_headers(args, kwargs)

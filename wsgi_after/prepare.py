@@ -72,9 +72,10 @@ class Preparation:
         self._open: list[Prepare] | None = self._functions
 
     def register(self, fn: Prepare) -> None:
-        if self._open is None:
-            raise too_late()
-        self._open.append(fn)
+        try:  # not "if": CPython 3.10 may switch threads behind one
+            self._open.append(fn)  # type: ignore[union-attr]
+        except AttributeError:
+            raise too_late() from None
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
         """Run the functions, then call the server with what came out, passed as the app did."""
@@ -104,6 +105,7 @@ class Preparation:
 
     def _run(self, response: Response) -> None:
         pending = self._open = self._functions.copy()
+        pending += self._functions[len(pending) :]  # what another thread registered meanwhile
         # The list of this request may not be the current one: the app may be a body by now, or
         # may have called another app, whose start_response led here.
         token = set_current(self._callbacks)
@@ -131,11 +133,21 @@ def on_prepare(callbacks: CallbackList, fn: Prepare) -> None:
         )
     preparation: Any = getattr(callbacks, "_server_start_response", None)
     if not isinstance(preparation, Preparation):
-        if preparation is None or hasattr(callbacks, "_started"):
-            raise too_late()
-        preparation = Preparation(callbacks, preparation)
-        callbacks._server_start_response = preparation
+        preparation = stand_in(callbacks, preparation)
     preparation.register(fn)
+
+
+def stand_in(callbacks: CallbackList, start_response: StartResponse | None) -> Preparation:
+    """Have the app's call of ``start_response`` led to a :class:`Preparation`, if it is not out."""
+    if start_response is None:
+        raise too_late()
+    preparation = Preparation(callbacks, start_response)
+    try:
+        callbacks._write  # noqa: B018  # that it has a value is the mark of the first call
+    except AttributeError:  # CPython does not switch threads here
+        callbacks._server_start_response = preparation
+        return preparation
+    raise too_late()
 
 
 def call(fn: Prepare, response: Response) -> None:
