@@ -52,8 +52,8 @@ def announce(server: str, end: str) -> None:
 def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseException | None:
     """Submit the job of a request; return what ``submit`` raised, if it did not take it.
 
-    The list ends when the job has run, or has been pickled. It lets go of what is the server's now: that need not wait,
-    and a job that runs in another process never comes back to do so.
+    The list ends when the job has run, or has been pickled. It lets go of what is the server's now:
+    that need not wait, and a job that runs in another process never comes back to do so.
     """
     label = callbacks._request_line()
     try:

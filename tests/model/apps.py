@@ -1,0 +1,133 @@
+"""Apps at random: what they return, when they start the response, where they fail.
+
+An app passes places, in order: it is called, it returns, its first chunk is read, its second, its
+iterable is closed. :meth:`Script.reach` does what is due at one.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+PLACES = ["call", "return", "first chunk", "mid-body", "close"]
+STARTS = ["call", "return", "first chunk", "never"]
+
+
+class Boom(Exception):
+    """What fails."""
+
+
+class BaseBoom(BaseException):
+    """A greenlet's kill, a timeout."""
+
+
+FAILS = {"boom": Boom, "exit": SystemExit, "base": BaseBoom, "interrupt": KeyboardInterrupt}
+
+
+class Plan(NamedTuple):
+    """What was drawn for an app."""
+
+    kind: str
+    starts: str  # where it calls start_response
+    writes: bool  # and then what that returned
+    restarts: str | None  # where it calls start_response with exc_info
+    fails: str | None  # where it raises
+    error: str
+
+
+@dataclass
+class Script:
+    """One call of an app: it does what is planned, and writes down where it came by."""
+
+    plan: Plan
+    log: list[Any]
+    environ: dict[str, Any]
+    start_response: Any
+
+    def run(self) -> Any:
+        self.reach("call")
+        result = KINDS[self.plan.kind](self)
+        self.reach("return")
+        return result
+
+    def reach(self, place: str) -> None:
+        self.log.append(place)
+        if place == self.plan.starts:
+            write = self.start_response("200 OK", [("Content-Type", "image/x-none")])
+            if self.plan.writes:
+                write(b"written")
+        if place == self.plan.restarts:
+            try:
+                raise Boom
+            except Boom:
+                self.start_response("500 Restarted", [("X-Restarted", place)], sys.exc_info())
+        if place == self.plan.fails:
+            raise FAILS[self.plan.error]
+
+
+class Closable:
+    """Closes once: OpenTelemetry's middleware closes what it was given twice, ours once."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.closed = False
+
+    def chunks(self):
+        for place, chunk in (("first chunk", b"1"), ("mid-body", b"2"), ("last chunk", b"3")):
+            self.script.reach(place)
+            yield chunk
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.script.reach("close")
+
+
+class SeparateIterator(Closable):
+    def __iter__(self):
+        return self.chunks()
+
+
+class OwnIterator(Closable):
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self.pass_ = self.chunks()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.pass_)
+
+
+class Sized(SeparateIterator):
+    def __len__(self):
+        return 3
+
+
+class File(OwnIterator):
+    """What a file wrapper gets: the three chunks are read from it."""
+
+    def read(self, size: int = -1) -> bytes:
+        return next(self, b"")
+
+
+def generator(script: Script):
+    try:
+        yield from Closable(script).chunks()
+    finally:
+        script.reach("close")
+
+
+KINDS = {
+    "list": lambda script: [b"1", b"2", b"3"],
+    "tuple": lambda script: (b"1", b"2", b"3"),
+    "empty": lambda script: [],
+    "generator": generator,
+    "own iterator": OwnIterator,
+    "separate iterator": SeparateIterator,
+    "sized": Sized,
+    "file": lambda script: script.environ["wsgi.file_wrapper"](File(script)),
+    "not iterable": lambda script: None,
+}

@@ -1,0 +1,185 @@
+"""The contract, told once more: plain, slow, and for one kind of server.
+
+:class:`Reference` takes the place of ``AfterResponseMiddleware`` in the same stack, around the same
+app. Whatever the middlewares around it do with what it returns, what becomes of the callbacks there
+has to become of them with the real one, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+from wsgiref.util import FileWrapper
+
+from .apps import File
+
+
+class ReferenceList(list[Any]):
+    """The callbacks, what became of the response, and what has to be in the log."""
+
+    def __init__(self, executor: str, later: list[Any]) -> None:
+        super().__init__()
+        self.executor, self.later = executor, later
+        self.status = self.headers = self.error = None
+        self.completed: bool | None = False
+        self.ended = self.pooled = False
+        self.differs = False  # from the bare app: something was let out, or closed by a finalizer
+        self.logged: list[str] = []
+        self.lost = 0
+
+    def append(self, fn: Any) -> None:
+        if self.ended:
+            raise RuntimeError("ended")
+        super().append(fn)
+
+    def fail(self, error: BaseException) -> None:
+        # The first one counts. Its type alone: the traceback would keep what is to be dropped.
+        self.error = self.error or type(error).__new__(type(error))
+
+    def finish(self, error: BaseException | None = None, in_place: bool = False) -> None:
+        """The callbacks run, here or elsewhere: rules 4 and 6, and those of executors."""
+        if error is not None:
+            self.fail(error)
+        executor = "None" if in_place else self.executor
+        if not self:
+            self.ended = True
+        elif executor == "loses":
+            self.lost += len(self)
+            self.logged.append("lost")
+            self.clear()
+            self.ended = True
+        elif executor == "later":
+            self.later.append(self.run_job)
+        elif executor == "pool":
+            self.pooled = True
+        elif (out := self.run(error)) is not error:
+            self.differs = True
+            raise out
+
+    def drain(self) -> None:
+        """Run what is in the pool."""
+        if self.pooled:
+            self.pooled = False
+            if self.run(None) is not None:
+                self.logged.append("let out")
+
+    def run_job(self) -> None:
+        out = self.run(None)
+        if out is not None:
+            raise out
+
+    def run(self, out: BaseException | None) -> BaseException | None:
+        """Run all; what is to be let out, which is ``out`` if that is on its way."""
+        while self:
+            try:
+                outcome = self.pop(0)()
+                if isinstance(outcome, Coroutine):
+                    outcome.close()
+                    self.logged.append("coroutine")
+            except SystemExit:
+                self.logged.append("system exit")
+            except Exception:
+                self.logged.append("failed")
+            except BaseException as error:
+                if out is not None:
+                    self.logged.append("failed")
+                out = out or error
+        self.ended = True
+        self.error = None
+        return out
+
+
+class Result:
+    """What the server gets: a pass writes down how it went, the end of it all is ``close()``."""
+
+    def __init__(self, result: Any, after: ReferenceList) -> None:
+        self.result, self.after = result, after
+        self.next: Any = None
+        # The server sends a file itself: nothing is known of that.
+        self.is_file = isinstance(result, (File, FileWrapper))
+        if self.is_file:
+            after.completed = None
+
+    def __iter__(self) -> Any:
+        self.completed(False)
+        try:
+            for chunk in self.result:  # yield from would close it
+                yield chunk
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.failed(error)
+            raise
+        self.completed(True)
+
+    def __next__(self) -> Any:
+        try:
+            if self.next is None:
+                self.completed(False)
+                self.next = iter(self.result)
+            return next(self.next)
+        except StopIteration:
+            self.completed(True)
+            raise
+        except BaseException as error:
+            self.failed(error)
+            raise
+
+    def completed(self, completed: bool) -> None:
+        if self.after is not None and not self.is_file:
+            self.after.completed = completed
+
+    def failed(self, error: BaseException) -> None:
+        if self.after is not None and not self.is_file:
+            self.after.fail(error)
+
+    def close(self, in_place: bool = False) -> None:
+        after, self.after = self.after, None
+        if after is None:
+            return
+        try:
+            close = getattr(self.result, "close", None)
+            if close is not None:
+                close()
+        except BaseException as error:
+            after.finish(error, in_place)
+            raise
+        after.finish(in_place=in_place)
+
+    def __del__(self) -> None:
+        if self.after is not None:
+            self.after.differs = True  # the bare app's iterable is not closed
+            self.close(in_place=True)
+
+
+class SizedResult(Result):
+    def __len__(self) -> int:
+        return len(self.result)
+
+
+class Reference:
+    def __init__(self, app: Any, after: ReferenceList) -> None:
+        self.app, self.after = app, after
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        after = environ["wsgi.after"] = self.after
+
+        def recording(status: str, headers: Any, *exc_info: Any) -> Any:
+            write = start_response(status, headers, *exc_info)
+            after.status, after.headers = status, headers
+            return write
+
+        try:
+            result = self.app(environ, recording)
+        except BaseException as error:
+            after.finish(error)
+            raise
+        if hasattr(result, "__len__"):
+            return SizedResult(result, after)
+        if hasattr(result, "__iter__"):
+            made = Result(result, after)
+            if isinstance(result, File):  # a function for a file wrapper: nothing else can know it
+                environ["model.made"] = made  # so if it is not closed, it waits for the environ
+            return made
+        after.finish()
+        return result
