@@ -11,6 +11,7 @@ logged has to be the same.
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import sys
 import warnings
@@ -30,6 +31,7 @@ import wsgi_after.callbacks
 
 log = Log()
 counts: Counter[str] = Counter(examples=0)
+numbers = itertools.count()  # of requests: no two have the same path
 patched = []
 
 
@@ -87,8 +89,7 @@ class Server(RuleBasedStateMachine):
     )
     def request(self, plan, does, around, inside, executor, file_wrapper):
         named = [(f"callback {number}", each) for number, each in enumerate(does)]
-        number = len(self.made)
-        request = Request(number, plan, named, around, inside, executor, file_wrapper, log)
+        request = Request(next(numbers), plan, named, around, inside, executor, file_wrapper, log)
         self.made.append(request)
         return request
 

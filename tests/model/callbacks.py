@@ -44,7 +44,7 @@ class Callback:
         after = self.after
         headers = after.headers and [*after.headers]
         error = type(after.error).__name__
-        self.ran.append((self.name, after.status, headers, error, after.completed, self.is_mine()))
+        self.ran.append((self.name, self.is_mine(), after.status, headers, after.completed, error))
         if self.does == "registers":
             name = f"{self.name}, nested"
             self.register(Callback(after, self.ran, self.register, name, "nothing"))

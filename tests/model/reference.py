@@ -101,6 +101,10 @@ class Result:
             after.completed = None
 
     def __iter__(self) -> Any:
+        # A file that a function returned as it is: ours has its close() alone, too.
+        return iter(self.result) if isinstance(self.result, File) else self.chunks()
+
+    def chunks(self) -> Any:
         self.completed(False)
         try:
             for chunk in self.result:  # yield from would close it
