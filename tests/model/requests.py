@@ -202,10 +202,13 @@ class Request:
             name = f"late {self.names}"
             self.step(lambda side: side.register(ways[side], name, does), bare=False)
 
-    def drop(self) -> None:
-        self.expected.differs = self.is_garbage = True
+    def forget(self) -> None:
         for side in self.sides:
             side.drop()
+
+    def drop(self) -> None:
+        self.expected.differs = self.is_garbage = True
+        self.forget()
         gc.collect(0)
         self.step(lambda side: None)
         self.is_open = False
