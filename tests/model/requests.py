@@ -13,6 +13,7 @@ from wsgiref.util import FileWrapper
 from conftest import make_environ
 
 from wsgi_after import AfterResponseMiddleware, after_this_response
+from wsgi_after.callbacks import EndedCallbackList
 
 from .apps import Plan, Script
 from .callbacks import Callback
@@ -178,7 +179,12 @@ class Request:
         """Wait for the pool; and for garbage, where the environ, or an error, holds the body."""
         pool.drain()
         self.expected.drain()
-        if (self.real.log, self.told(self.real)) != (self.reference.log, self.told(self.reference)):
+        ended = isinstance(self.real.after, EndedCallbackList)
+        real, reference = (
+            (side.log, self.told(side), has_ended)
+            for side, has_ended in ((self.real, ended), (self.reference, self.expected.ended))
+        )
+        if real != reference:
             for side in self.sides:
                 side.environ = side.after = None
             self.is_garbage = True
