@@ -9,7 +9,7 @@ import pytest
 from conftest import hello, make_environ
 
 from wsgi_after import AfterResponseMiddleware, hand_off
-from wsgi_after.servers import SERVERS, UNKNOWN, recognise
+from wsgi_after.servers import CHUNKED, CONNECTION, ERROR, SERVERS, UNKNOWN, recognise
 
 OK = "200 OK"
 SIZED, EMPTY = [("content-LENGTH", "5")], [("Content-Length", " 0 ")]
@@ -189,3 +189,9 @@ def test_a_test_client_runs_them_in_close(events):
     assert events == ["ran"]
     Client(AfterResponseMiddleware(app)).get("/", buffered=True)
     assert events == ["ran", "ran"]
+
+
+def test_who_says_where_chunks_end_only_keeps_errors_and_connections_back():
+    """What is not looked at more closely where a response is complete, and of HTTP/1.1."""
+    late = {server.late for server in SERVERS if CHUNKED not in server.late}
+    assert late == {frozenset({ERROR, CONNECTION})}

@@ -356,16 +356,45 @@ def run(
 
     :param patience: how many seconds a callback may take before it is reported as slow.
     """
+    ours = isinstance(callbacks, CallbackList)
     token = set_current(callbacks)
     try:
         while True:
-            if not callbacks:
-                if isinstance(callbacks, CallbackList):
-                    callbacks.__class__ = EndedCallbackList
+            try:
+                began = monotonic()
+                while callbacks:
+                    try:
+                        # Not pop(0): after a call, a handler of a signal may raise, and the
+                        # callback be lost.
+                        callback = callbacks[0]
+                        del callbacks[0]
+                    except (
+                        IndexError
+                    ):  # an executor took the job, said that it did not, and runs it
+                        break
+                    try:
+                        outcome = callback()
+                        if outcome is not None and isinstance(outcome, Coroutine):
+                            outcome.close()
+                            _log(_COROUTINE, callback, began, request, callbacks)
+                    # As wide as this because one callback's bug must not cost the others their run.
+                    # SystemExit too: passed on, it ends whole workers of several servers.
+                    except (Exception, SystemExit) as error:
+                        _log(_kind(callback, error), callback, began, request, callbacks, error)
+                    except BaseException as error:
+                        if raised is not None:
+                            _log(_FAILED, callback, began, request, callbacks, error)
+                        else:
+                            raised = error
+                    ended = monotonic()
+                    if ended - began > patience:
+                        _log_slow(callback, request, callbacks, ended - began)
+                    began = ended
+                if not ours:
+                    break
+                callbacks.__class__ = EndedCallbackList
                 if not callbacks:  # else another thread registered before the mark
                     break
-            try:
-                raised = _run_pending(callbacks, request, raised, patience)
             # Raised between two callbacks, or while one's failure was being logged: by a handler of
             # a signal, or where a greenlet is killed. It must not cost the others their run either.
             except (Exception, SystemExit) as error:
@@ -375,46 +404,12 @@ def run(
                     raised = error
                 else:
                     log(logger.error, _INTERRUPTED, _label(request, callbacks), exc_info=error)
-        if isinstance(callbacks, CallbackList):
-            callbacks._environ = callbacks._error = callbacks._write = None
+        if ours:
+            callbacks._environ = callbacks._error = callbacks._write = None  # type: ignore[attr-defined]
         return raised
     finally:
         reset_current(token)
         del raised  # or this frame and the traceback would hold each other
-
-
-def _run_pending(
-    callbacks: list[Callable[[], object]],
-    request: str | None,
-    raised: BaseException | None,
-    patience: float,
-) -> BaseException | None:
-    began = monotonic()
-    while callbacks:
-        try:
-            # Not pop(0): after a call, a handler of a signal may raise, and the callback be lost.
-            callback = callbacks[0]
-            del callbacks[0]
-        except IndexError:  # an executor took the job, said that it did not, and runs it now
-            break
-        try:
-            outcome = callback()
-            if outcome is not None and isinstance(outcome, Coroutine):
-                outcome.close()
-                _log(_COROUTINE, callback, began, request, callbacks)
-        # As wide as this because one callback's bug must not cost the others their run. SystemExit
-        # too: passed on, it ends whole workers of several servers.
-        except (Exception, SystemExit) as error:
-            _log(_kind(callback, error), callback, began, request, callbacks, error)
-        except BaseException as error:
-            if raised is None:
-                return error  # to whoever keeps it, come what may, and calls this again
-            _log(_FAILED, callback, began, request, callbacks, error)
-        ended = monotonic()
-        if ended - began > patience:
-            _log_slow(callback, request, callbacks, ended - began)
-        began = ended
-    return raised
 
 
 # What can become of a callback that fails: the outcome, for machines to read, and the sentence.
