@@ -1,18 +1,22 @@
 """How the cost grows: with requests in flight, callbacks of a request, chunks of a response.
 
-In instructions, which repeat, as :mod:`benchmarks.instructions` counts them. The slope between two
-points is what one more costs there. The cost is linear if no slope is much steeper than the first
-one that the fixed cost does not hide.
+In instructions, which repeat, as :mod:`benchmarks.instructions` counts them; callbacks in time, as
+:mod:`benchmarks.request` takes it, because to take the first one out of a list moves the others:
+many instructions that take next to no time. The slope between two points is what one more costs
+there. The cost is linear if no slope is much steeper than the first one that the fixed cost does
+not hide.
 """
 
+import statistics
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pyperf
 
 from .contenders import CONTENDERS, FEW
 from .instructions import per_request
-from .report import machine, main, run, table
+from .report import machine, main, run, table, workers
+from .request import WARMUPS, server, take_turns
 
 #: Title, workload, how it is served, and how many of what.
 GROWTHS = {
@@ -24,6 +28,11 @@ GROWTHS = {
 ONCE = 100_000
 #: How much steeper it may become: of memory that is allocated anew, of caches that are outgrown.
 STEEPER = 0.25
+
+
+def unit(growth):
+    """What its cost is told in."""
+    return "nanoseconds" if growth == "callbacks" else "instructions"
 
 
 def points(growth, fast):
@@ -41,62 +50,76 @@ def case(growth, contender, number):
 
 
 def collect(fast=False):
-    """Count; return a suite with a benchmark of each point: instructions of all of them."""
+    """Time, and count; return a suite with a benchmark of each point: that of all of them."""
+    processes, rounds = (1, 5) if fast else (4, 20)
+    suite = workers(
+        __spec__.name, *([rounds, *points("callbacks", fast)] for _ in range(processes))
+    )
     wanted = [
         (growth, contender, number)
         for growth in GROWTHS
+        if growth != "callbacks"
         for contender in FEW
         for number in points(growth, fast)
     ]
     counts = per_request([case(*one) for one in wanted])
+    for (g, c, n), count in zip(wanted, counts, strict=True):
+        # Of one request, or of those that are in flight together.
+        instructions = round(count * n if GROWTHS[g][2] == "hold" else count)
+        counted = run(f"{g}: {c}: {n}", [instructions], unit="integer")
+        suite.add_benchmark(pyperf.Benchmark([counted]))
+    return suite
+
+
+def measure(rounds, numbers):
+    """Let the contenders take turns with so many callbacks; return a suite with a run of each."""
+    servers = {(c, n): server(f"callbacks-{n}", c) for c in FEW for n in numbers}
+    taken, loops = take_turns(servers, WARMUPS + rounds)
     return pyperf.BenchmarkSuite(
         [
-            pyperf.Benchmark([run(f"{g}: {c}: {n}", [total(g, n, count)], unit="integer")])
-            for (g, c, n), count in zip(wanted, counts, strict=True)
+            pyperf.Benchmark([run(f"callbacks: {c}: {n}", taken[c, n][WARMUPS:], loops[c, n])])
+            for c, n in servers
         ]
     )
 
 
-def total(growth, number, count):
-    """Instructions of all: of one request, or of those that are in flight together."""
-    return round(count * number if GROWTHS[growth][2] == "hold" else count)
-
-
 def summarise(suite):
-    """Points of each growth: how many, and the instructions of them all, by contender."""
+    """Points of each growth: how many, and the cost of them all, by contender."""
     counts = {}
     for benchmark in suite:
         growth, contender, number = benchmark.get_name().split(": ")
         values = counts.setdefault(growth, {}).setdefault(contender, [])
-        values.append([int(number), round(benchmark.get_values()[0])])
+        cost = statistics.median(benchmark.get_values())
+        values.append([int(number), round(cost * 1e9 if growth == "callbacks" else cost)])
     return {"machine": machine(suite), "growths": counts}
 
 
 def slopes(points):
-    """Instructions of one more, between each two points."""
+    """What one more costs, between each two points."""
     return [(second[1] - first[1]) / (second[0] - first[0]) for first, second in pairwise(points)]
 
 
 def is_linear(points):
-    """Whether the last one costs no more than those before it, by what the machine adds."""
+    """Whether later ones cost no more than those before, by what the machine adds."""
     _, *found = slopes(points)
-    return max(found) <= (1 + STEEPER) * min(found)
+    return all(later <= (1 + STEEPER) * sooner for sooner, later in combinations(found, 2))
 
 
 def told(values):
-    """Slopes, or a range of them."""
+    """The slopes."""
     return " ".join(f"{value:,.0f}" for value in values)
 
 
 def report(figures):
     """A table of slopes for each growth."""
-    header = ["one more", "of how many", "contender", "slopes, in instructions", "linear"]
+    header = ["one more", "of how many", "contender", "slopes", "of", "linear"]
     rows = [
         [
             GROWTHS[growth][0],
             f"{of[contender][0][0]} to {of[contender][-1][0]:,}",
             CONTENDERS[contender].title,
             told(slopes(of[contender])),
+            unit(growth),
             "yes" if is_linear(of[contender]) else "NO",
         ]
         for growth, of in figures["growths"].items()
@@ -113,9 +136,13 @@ def plot(figures, drawing):
         for contender, colour in zip(FEW, ("tab:green", "tab:gray", "tab:blue"), strict=True):
             numbers, counts = zip(*of[contender], strict=True)
             axes.plot(numbers, counts, marker=".", color=colour, label=CONTENDERS[contender].title)
-        axes.set(xscale="symlog", yscale="log", xlabel=GROWTHS[growth][0], ylabel="instructions")
+        axes.set(xscale="symlog", yscale="log", xlabel=GROWTHS[growth][0], ylabel=unit(growth))
     axes.legend()
 
 
 if __name__ == "__main__":
-    main(sys.modules["__main__"])
+    if sys.argv[1:2] == ["--worker"]:
+        rounds, *numbers = map(int, sys.argv[2:])
+        measure(rounds, numbers).dump(sys.stdout)
+    else:
+        main(sys.modules["__main__"])

@@ -25,7 +25,7 @@ from .report import build, interpreter, machine, main, run, table
 from .workloads import WORKLOADS
 
 #: Those that import little.
-COUNTED = ("list", "list-1", "list-3", "object", "stream")
+COUNTED = ("list", "list-1", "list-3", "gunicorn", "object", "stream")
 
 REQUESTS = 100
 STREAMS = 2  # requests, of many chunks each
@@ -52,7 +52,8 @@ for line in sys.argv[1:]:
     if not child:
         for _ in range(int(shift)):
             hasattr(type("Shift", (), {})(), "attribute")
-        ended = getattr(workloads, how)(app, int(times), workload.environ)
+        served = getattr(workloads, how)
+        ended = served(app, int(times), workload.environ, workload.start_response)
         if ended is not None:
             ended()
         os._exit(0)

@@ -37,9 +37,9 @@ def server(workload, contender):
     spec = importlib.util.find_spec("benchmarks.workloads")
     workloads = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(workloads)
-    own = workloads.WORKLOADS[workload]
+    own = workloads.workload(workload)
     app = CONTENDERS[contender].make(own)
-    return lambda times: workloads.serve(app, times, own.environ)
+    return lambda times: workloads.serve(app, times, own.environ, own.start_response)
 
 
 def timed(serve, times):
@@ -62,17 +62,22 @@ def contenders(workload):
     return [name for name, one in CONTENDERS.items() if one.serves(WORKLOADS[workload])]
 
 
+def take_turns(servers, rounds):
+    """Seconds a request of each server, in each round, and how many requests made a turn."""
+    loops = {name: calibrate(serve) for name, serve in servers.items()}
+    taken = {name: [] for name in servers}
+    for number in range(rounds):
+        # Another one begins each time: who comes after whom must not matter.
+        turns = list(servers)[number % len(servers) :] + list(servers)[: number % len(servers)]
+        for name in turns:
+            taken[name].append(timed(servers[name], loops[name]) / loops[name])
+    return taken, loops
+
+
 def measure(workload, rounds):
     """Let the contenders take turns; return a suite with a run of each."""
     servers = {contender: server(workload, contender) for contender in contenders(workload)}
-    loops = {contender: calibrate(serve) for contender, serve in servers.items()}
-    taken = {contender: [] for contender in servers}
-    for number in range(WARMUPS + rounds):
-        # Another one begins each time: who comes after whom must not matter.
-        turns = list(servers)[number % len(servers) :] + list(servers)[: number % len(servers)]
-        for contender in turns:
-            seconds = timed(servers[contender], loops[contender])
-            taken[contender].append(seconds / loops[contender])
+    taken, loops = take_turns(servers, WARMUPS + rounds)
     return pyperf.BenchmarkSuite(
         [pyperf.Benchmark([result(workload, c, taken[c], loops[c])]) for c in servers]
     )

@@ -1,7 +1,9 @@
 """Requests per second on real servers, by wrk: bare, behind the recipe, behind this package.
 
-The three run side by side, each in a server of its own, and wrk asks one after the other, in turns
-of about a second: what the machine does meanwhile meets all alike. A ratio is that of one round.
+Beside them the least wrapper, whose only work is to be no list, as anything that is to learn of
+``close()``. The four run side by side, each in a server of its own, and wrk asks one after the
+other, in turns of about a second: what the machine does meanwhile meets all alike. A ratio is that
+of one round.
 wrk takes part of the same machine, so it is the ratios that tell something.
 """
 
@@ -43,6 +45,7 @@ CASES = (
     ("gunicorn gthread", "/file", 0.97),
     ("uWSGI", "/file", 0.97),
 )
+TITLES = {contender: CONTENDERS[contender].title for contender in FEW} | {"least": "least wrapper"}
 WHAT = {"/": "greeting", "/file": "20 MB file"}
 
 
@@ -65,16 +68,16 @@ def wrk(port, path, seconds):
 
 def measure(server, path, file, rounds, seconds):
     """Requests per second of each contender, by round."""
-    found = {contender: [] for contender in FEW}
+    found = {contender: [] for contender in TITLES}
     with ExitStack() as stack:
         ports = {
             c: stack.enter_context(
                 serving([part.replace("{app}", c) for part in SERVERS[server]], BENCHMARK_FILE=file)
             )
-            for c in FEW
+            for c in TITLES
         }
         for number in range(1 + rounds):
-            turns = FEW[number % len(FEW) :] + FEW[: number % len(FEW)]
+            turns = [*TITLES][number % len(TITLES) :] + [*TITLES][: number % len(TITLES)]
             for contender in turns:
                 found[contender].append(wrk(ports[contender], path, seconds))
     return {contender: values[1:] for contender, values in found.items()}  # the first warmed up
@@ -112,11 +115,13 @@ def summarise(suite):
 def of_case(suite, server, path, limit):
     """The figures of one server and path."""
     rates = {
-        c: [1 / s for s in suite.get_benchmark(f"{server}: {path}: {c}").get_values()] for c in FEW
+        c: [1 / s for s in suite.get_benchmark(f"{server}: {path}: {c}").get_values()]
+        for c in TITLES
     }
     ratios = {
         c: [round(q, 3) for q in quartiles([a / b for a, b in pairs(rates[c], rates["bare"])])]
-        for c in FEW[1:]
+        for c in TITLES
+        if c != "bare"
     }
     medians = {c: round(quartiles(values)[1], 1) for c, values in rates.items()}
     return {"server": server, "path": path, "limit": limit, "rates": medians, "ratios": ratios}
@@ -132,8 +137,8 @@ def row(case):
     low, ratio, high = case["ratios"]["ours"]
     return [
         f"{case['server']}, {WHAT[case['path']]}",
-        *(f"{case['rates'][c]:,.0f}" for c in FEW),
-        f"{case['ratios']['recipe'][1]:.3f}",
+        *(f"{case['rates'][c]:,.0f}" for c in TITLES),
+        *(f"{case['ratios'][c][1]:.3f}" for c in ("recipe", "least")),
         f"{ratio:.3f}",
         spread(low, ratio, high),
         f"{case['limit']:.2f} {'held' if ratio >= case['limit'] else 'MISSED'}",
@@ -142,8 +147,8 @@ def row(case):
 
 def report(figures):
     """The table, and what it was measured on."""
-    titles = [CONTENDERS[c].title for c in FEW]
-    header = ["requests a second", *titles, "recipe/bare", "ours/bare", "quartiles", "at least"]
+    ratios = ["recipe/bare", "least/bare", "ours/bare", "quartiles", "at least"]
+    header = ["requests a second", *TITLES.values(), *ratios]
     return f"Medians of {figures['rounds']} rounds. {figures['machine']}\n\n" + table(
         header, [row(case) for case in figures["cases"]]
     )
@@ -152,10 +157,11 @@ def report(figures):
 def plot(figures, drawing):
     """Ratios to the bare app, with their quartiles."""
     axes = drawing.subplots()
-    for shift, contender, colour in ((-0.1, "recipe", "tab:gray"), (0.1, "ours", "tab:blue")):
+    drawn = (-0.2, "recipe", "tab:gray"), (0, "least", "tab:green"), (0.2, "ours", "tab:blue")
+    for shift, contender, colour in drawn:
         for place, case in enumerate(figures["cases"]):
             low, ratio, high = case["ratios"][contender]
-            label = None if place else CONTENDERS[contender].title
+            label = None if place else TITLES[contender]
             error = [[ratio - low], [high - ratio]]
             axes.errorbar(ratio, place + shift, xerr=error, fmt="o", color=colour, label=label)
     axes.axvline(1, color="black", linewidth=0.5)

@@ -46,7 +46,18 @@ def start_response(status, headers, exc_info=None):
     return write
 
 
-def handle(app, environ):
+class Gunicorn:
+    """The response of a server that is recognised, and of which it is known who waits for what."""
+
+    def start_response(self, status, headers, exc_info=None):
+        """Return ``write``."""
+        return write
+
+
+Gunicorn.start_response.__module__ = "gunicorn.http.wsgi"
+
+
+def handle(app, environ, start_response):
     """One request, as the example server of PEP 3333 has it."""
     result = app(environ.copy(), start_response)
     try:
@@ -57,13 +68,13 @@ def handle(app, environ):
             result.close()
 
 
-def serve(app, times, environ=ENVIRON):
+def serve(app, times, environ=ENVIRON, start_response=start_response):
     """``times`` requests, one after the other."""
     for _ in range(times):
-        handle(app, environ)
+        handle(app, environ, start_response)
 
 
-def hold(app, times, environ=ENVIRON):
+def hold(app, times, environ=ENVIRON, start_response=start_response):
     """``times`` requests at once: each begins before the first one ends. Return how to end them."""
     environs = [environ.copy() for _ in range(times)]  # which the server keeps until the end
     results = [app(of_one, start_response) for of_one in environs]
@@ -262,15 +273,26 @@ class Workload:
     :param bare: makes what stands for it where nothing offers what it needs.
     :param chunks: not 1 if the figures are those of one chunk.
     :param needs: what the middleware must have.
+    :param start_response: the server's.
     :param environ: what the server puts there, besides.
     """
 
-    def __init__(self, title, app, bare=None, chunks=1, needs=None, **environ):
+    def __init__(
+        self,
+        title,
+        app,
+        bare=None,
+        chunks=1,
+        needs=None,
+        start_response=start_response,
+        **environ,
+    ):
         self.title = title
         self.app = app
         self.bare = bare or app
         self.chunks = chunks
         self.needs = needs
+        self.start_response = start_response
         self.environ = {**ENVIRON, **{f"wsgi.{key}": value for key, value in environ.items()}}
 
 
@@ -284,6 +306,13 @@ WORKLOADS = {
     "list-1": Workload("list, 1 callback", lambda: list_app_with_one_callback, plain, needs=LIST),
     "list-3": Workload(
         "list, 3 callbacks", lambda: list_app_with_three_callbacks, plain, needs=LIST
+    ),
+    "gunicorn": Workload(
+        "list, 1 callback, gunicorn",
+        lambda: list_app_with_one_callback,
+        plain,
+        needs=LIST,
+        start_response=Gunicorn().start_response,
     ),
     "object": Workload("response object", lambda: object_app),
     "flask": Workload("Flask's response", flask_app),
