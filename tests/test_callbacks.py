@@ -17,7 +17,7 @@ from wsgi_after import (
     after_this_response,
     run_callbacks,
 )
-from wsgi_after.callbacks import describe
+from wsgi_after.logs import describe
 
 
 def test_every_operation_of_list_works_until_the_end(events):

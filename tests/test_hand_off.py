@@ -64,7 +64,7 @@ def queue():
 def throttles(monkeypatch):
     """Each test is the first to be warned."""
     monkeypatch.setattr(hand_off, "_refusals", Throttle())
-    monkeypatch.setattr(callbacks, "slow_ones", Throttle())
+    monkeypatch.setattr("wsgi_after.run.slow_ones", Throttle())
     monkeypatch.setattr(hand_off, "_announced_in", set())
 
 
@@ -562,7 +562,7 @@ def test_where_the_server_reuses_the_environ_the_app_gets_a_copy_with_an_executo
 def clock(monkeypatch):
     """What time it is; a callback may move it on."""
     clock = [1000.0]
-    for module in ("callbacks", "throttle"):
+    for module in ("run", "throttle"):
         monkeypatch.setattr(f"wsgi_after.{module}.monotonic", lambda: clock[0])
     return clock
 

@@ -46,12 +46,12 @@ def setup_module():
     until_the_end.enter_context(finalizers_may_fail())
     logging.getLogger("wsgi_after").addHandler(log)
     logging.getLogger("opentelemetry.context").disabled = True  # at each close in another thread
-    patched[:] = [wsgi_after.callbacks.monotonic]
-    wsgi_after.callbacks.monotonic = clock
+    patched[:] = [wsgi_after.run.monotonic]
+    wsgi_after.run.monotonic = clock
 
 
 def teardown_module():
-    wsgi_after.callbacks.monotonic = patched[0]
+    wsgi_after.run.monotonic = patched[0]
     logging.getLogger("opentelemetry.context").disabled = False
     logging.getLogger("wsgi_after").removeHandler(log)
     gc.collect()  # not in another module's test

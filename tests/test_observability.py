@@ -15,7 +15,7 @@ from conftest import Exchange, hello, make_environ
 from documents import blocks
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
-from wsgi_after import AfterResponseMiddleware, callbacks, run_callbacks
+from wsgi_after import AfterResponseMiddleware, run_callbacks
 
 DSN = "https://key@sentry.invalid/1"
 
@@ -82,7 +82,7 @@ def test_a_record_tells_callback_request_seconds_and_outcome(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(callbacks, "monotonic", iter([100.0, 100.25, 100.5]).__next__)
+    monkeypatch.setattr("wsgi_after.run.monotonic", iter([100.0, 100.25, 100.5]).__next__)
     post(entry)
     [record] = caplog.records
     assert (record.callback, record.request_line) == (name, "POST /orders")
@@ -98,7 +98,7 @@ def test_each_callback_has_its_own_seconds(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 0.25, 0.5, 1.25, 1.5])  # none of them takes so long that it is reported
-    monkeypatch.setattr(callbacks, "monotonic", clock.__next__)
+    monkeypatch.setattr("wsgi_after.run.monotonic", clock.__next__)
     post(send_mail, send_mail)
     assert [record.seconds for record in caplog.records] == [0.25, 0.75]
 
@@ -106,7 +106,7 @@ def test_each_callback_has_its_own_seconds(
 def test_a_request_without_callbacks_never_looks_at_the_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(callbacks, "monotonic", None)
+    monkeypatch.setattr("wsgi_after.run.monotonic", None)
     post()
 
 

@@ -29,7 +29,7 @@ from conftest import Exchange, File, count, make_environ
 from interleave import interleavings, interruptions
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
-from wsgi_after.callbacks import logger
+from wsgi_after.logs import logger
 
 SWITCHES = 2
 
@@ -531,7 +531,7 @@ TIMED_OUT = """
 import os, time
 from functools import partial
 from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
-from wsgi_after.callbacks import logger
+from wsgi_after.logs import logger
 
 def note(line):
     with open(os.environ["NOTES"], "a") as notes:

@@ -75,7 +75,7 @@ def test_no_client_forges_a_line_of_the_log(name, executor, caplog, monkeypatch)
 
 def test_the_report_of_a_slow_callback_is_escaped(caplog, monkeypatch):
     monkeypatch.setattr("wsgi_after.finish.PATIENCE", -1)
-    monkeypatch.setattr("wsgi_after.callbacks.slow_ones.passes", lambda: 1)
+    monkeypatch.setattr("wsgi_after.run.slow_ones.passes", lambda: 1)
     Exchange(AfterResponseMiddleware(app), make_environ(PATH_INFO=FORGED)).finish()
     assert any("took" in message for message in caplog.messages)
     assert all(message.isprintable() for message in caplog.messages)

@@ -12,8 +12,9 @@
 Server and client see what they would have seen without it.
 """
 
-from .callbacks import CallbackList, after_this_request, after_this_response, run_callbacks
+from .callbacks import CallbackList, after_this_request, after_this_response
 from .middleware import AfterResponseMiddleware
+from .run import run_callbacks
 
 __all__ = [
     "AfterResponseMiddleware",

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .callbacks import describe
+from .logs import describe
 
 
 def check_arguments(

@@ -11,8 +11,10 @@ from contextvars import copy_context
 from types import EllipsisType
 from typing import TYPE_CHECKING
 
-from .callbacks import CallbackList, EndedCallbackList, logger, run
+from .callbacks import CallbackList, EndedCallbackList
 from .hand_off import announce, hand_over
+from .logs import logger
+from .run import run
 from .servers import CHUNKED, CONNECTION, EMPTY, ERROR, SIZED, UNKNOWN, Server, recognise
 
 if TYPE_CHECKING:

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from .callbacks import CallbackList, EndedCallbackList, log, logger, printable, run_callbacks
+from .callbacks import CallbackList, EndedCallbackList
+from .logs import log, logger, printable
+from .run import run_callbacks
 from .throttle import Throttle
 
 

@@ -23,14 +23,9 @@ from itertools import pairwise
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
 
-from .callbacks import (
-    CallbackList,
-    DirectedCallbackList,
-    EndedCallbackList,
-    describe,
-    request_line,
-)
+from .callbacks import CallbackList, DirectedCallbackList, EndedCallbackList
 from .file_wrapper import FileWrapper
+from .logs import describe, request_line
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from werkzeug import datastructures
 from werkzeug.sansio import response as sansio
 
-from .callbacks import CallbackList, describe, reset_current, set_current, status_and_headers
+from .callbacks import CallbackList, reset_current, set_current, status_and_headers
+from .logs import describe
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse

@@ -29,8 +29,9 @@ from importlib import import_module
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from .callbacks import CallbackList, EndedCallbackList, failure_hooks, run_callbacks
+from .callbacks import CallbackList, EndedCallbackList
 from .finish import capture_hooks
+from .run import failure_hooks, run_callbacks
 
 T = TypeVar("T")
 
