@@ -23,10 +23,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 from model.apps import FAILS, KINDS, PLACES, STARTS, Plan
-from model.callbacks import DOES, clock
+from model.callbacks import DOES, WAYS, WAYS_IN_CONTEXT, clock
 from model.executors import EXECUTORS, pool
-from model.requests import FILE_WRAPPERS, Log, Request
-from model.stacks import STACK
+from model.requests import CANCELS, FILE_WRAPPERS, Log, Request
+from model.stacks import INSIDE, STACK
 
 import wsgi_after.callbacks
 
@@ -88,7 +88,6 @@ class Server(RuleBasedStateMachine):
     """Any number of requests at once."""
 
     requests = Bundle("requests")
-    stack = st.lists(st.sampled_from([*STACK]), max_size=2)
     does = st.sampled_from(DOES)
 
     def __init__(self):
@@ -99,35 +98,37 @@ class Server(RuleBasedStateMachine):
         self.until_the_end.enter_context(finalizers_may_fail())
         self.until_the_end.enter_context(garbage_of_its_own())
 
-    drawn = dict(  # noqa: C408
-        plan=st.builds(
-            Plan,
-            kind=st.sampled_from([*KINDS]),
-            starts=st.sampled_from(STARTS),
-            writes=st.booleans(),
-            restarts=st.none() | st.sampled_from(PLACES),
-            fails=st.none() | st.sampled_from(PLACES),
-            error=st.sampled_from([*FAILS]),
-        ),
-        does=st.lists(does, max_size=4),
-        around=stack,
-        inside=stack,
-        executor=st.sampled_from(EXECUTORS),
-        file_wrapper=st.sampled_from([*FILE_WRAPPERS]),
+    drawn = st.fixed_dictionaries(
+        {
+            "plan": st.builds(
+                Plan,
+                kind=st.sampled_from([*KINDS]),
+                starts=st.sampled_from(STARTS),
+                writes=st.booleans(),
+                restarts=st.none() | st.sampled_from(PLACES),
+                fails=st.none() | st.sampled_from(PLACES),
+                error=st.sampled_from([*FAILS]),
+            ),
+            "registers": st.lists(st.tuples(st.sampled_from([*WAYS_IN_CONTEXT]), does), max_size=4),
+            "app_wide": st.lists(does, max_size=2),
+            "around": st.lists(st.sampled_from([*STACK]), max_size=2),
+            "inside": st.lists(st.sampled_from([*STACK, *INSIDE]), max_size=2),
+            "executor": st.sampled_from(EXECUTORS),
+            "file_wrapper": st.sampled_from([*FILE_WRAPPERS]),
+        }
     )
 
-    @initialize(target=requests, **drawn)
-    def first_request(self, **drawn):
-        return self.request(**drawn)
+    @initialize(target=requests, drawn=drawn)
+    def first_request(self, drawn):
+        return self.request(drawn)
 
-    @rule(target=requests, **drawn)
-    def request(self, plan, does, around, inside, executor, file_wrapper):
-        named = [(f"callback {number}", each) for number, each in enumerate(does)]
-        request = Request(next(numbers), plan, named, around, inside, executor, file_wrapper, log)
+    @rule(target=requests, drawn=drawn)
+    def request(self, drawn):
+        request = Request(next(numbers), log, **drawn)
         self.made.append(request)
         return request
 
-    @rule(request=requests, how=st.sampled_from(["same", "fresh", "next"]), thread=st.booleans())
+    @rule(request=requests, how=st.sampled_from(["all", "same", "fresh", "next"]), thread=st.booleans())
     def read(self, request, how, thread):
         if request.is_open:
             request.read(how, thread)
@@ -142,9 +143,13 @@ class Server(RuleBasedStateMachine):
     def run_job(self, request):
         request.run_job()
 
-    @rule(request=requests, does=does)
-    def register(self, request, does):
-        request.register(does)
+    @rule(request=requests, way=st.sampled_from([*WAYS]), does=does)
+    def register(self, request, way, does):
+        request.register(way, does)
+
+    @rule(request=requests, how=st.sampled_from([*CANCELS]))
+    def cancel(self, request, how):
+        request.cancel(how)
 
     @rule(request=requests)
     def drop(self, request):

@@ -22,7 +22,13 @@ class BaseBoom(BaseException):
     """A greenlet's kill, a timeout."""
 
 
-FAILS = {"boom": Boom, "exit": SystemExit, "base": BaseBoom, "interrupt": KeyboardInterrupt}
+FAILS = {
+    "boom": Boom,
+    "stop": StopIteration,
+    "exit": SystemExit,
+    "base": BaseBoom,
+    "interrupt": KeyboardInterrupt,
+}
 
 
 class Plan(NamedTuple):
@@ -44,6 +50,7 @@ class Script:
     log: list[Any]
     environ: dict[str, Any]
     start_response: Any
+    is_current: Any  # whether after_this_response() finds what it should, by place
 
     def run(self) -> Any:
         self.reach("call")
@@ -52,7 +59,7 @@ class Script:
         return result
 
     def reach(self, place: str) -> None:
-        self.log.append(place)
+        self.log.append(place if self.is_current(place) else f"{place}, in the wrong context")
         if place == self.plan.starts:
             write = self.start_response("200 OK", [("Content-Type", "image/x-none")])
             if self.plan.writes:
@@ -106,6 +113,31 @@ class Sized(SeparateIterator):
         return 3
 
 
+class Falsy(SeparateIterator):
+    def __bool__(self):
+        return False
+
+
+class ByIndex(Closable):
+    """Iterated as of old; when it has raised, it ends, as a generator does."""
+
+    raised = False
+
+    def __getitem__(self, index):
+        if index == 3 or self.raised:
+            raise IndexError
+        self.raised = True
+        self.script.reach(["first chunk", "mid-body", "last chunk"][index])
+        self.raised = False
+        return b"123"[index : index + 1]
+
+
+class ListWithClose(list):
+    def __init__(self, script: Script) -> None:
+        super().__init__([b"1", b"2", b"3"])
+        self.close = Closable(script).close
+
+
 class File(OwnIterator):
     """What a file wrapper gets: the three chunks are read from it."""
 
@@ -124,10 +156,15 @@ KINDS = {
     "list": lambda script: [b"1", b"2", b"3"],
     "tuple": lambda script: (b"1", b"2", b"3"),
     "empty": lambda script: [],
+    "bytes": lambda script: b"123",
+    "list with close": ListWithClose,
+    "iterator of a list": lambda script: iter([b"1", b"2", b"3"]),
     "generator": generator,
     "own iterator": OwnIterator,
     "separate iterator": SeparateIterator,
     "sized": Sized,
+    "falsy": Falsy,
+    "by index": ByIndex,
     "file": lambda script: script.environ["wsgi.file_wrapper"](File(script)),
     "not iterable": lambda script: None,
 }

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import wsgi_after.callbacks
 
 from .apps import FAILS
 
-DOES = ["nothing", "registers", "removes", "clears", "returns a coroutine", "takes long", *FAILS]
+DOES = [
+    *("nothing", "registers", "inserts", "removes", "clears", "returns a coroutine", "takes long"),
+    *FAILS,
+]
+
+#: How one is registered: on any list, on ours, and while the app is called. Where one is not
+#: possible, it is appended.
+WAYS_OF_LISTS = {
+    "append": lambda after, fn: after.append(fn),
+    "insert": lambda after, fn: after.insert(0, fn),
+    "extend": lambda after, fn: after.extend(iter([fn])),
+    "+=": lambda after, fn: operator.iadd(after, [fn]),
+}
+WAYS = {
+    **WAYS_OF_LISTS,
+    "call": lambda after, fn: after(fn),
+    "call with arguments": lambda after, fn: after(called_with, fn, fn=fn),
+}
+WAYS_IN_CONTEXT = {
+    **WAYS,
+    "after_this_response": lambda after, fn: wsgi_after.after_this_response(fn),
+}
+
+
+def called_with(*args: Any, **kwargs: Any) -> object:
+    """Call what came both ways, if both are the same."""
+    [by_position], by_name = args, kwargs["fn"]
+    assert by_position is by_name
+    return by_name()
 
 
 class Clock:
@@ -31,23 +60,28 @@ async def coroutine() -> None:
 class Callback:
     """An entry of a list.
 
-    :param ran: where it writes itself down: its name, what the list says of the response, and
-        whether that list is the current one.
-    :param register: the way to register that it uses.
+    :param seen: what app and server have seen so far.
+    :param ran: where it writes itself down: its name, whether its list is the current one, what
+        that says of the response, how much has been seen.
+    :param is_real: whether its list is one of the package.
     """
 
-    def __init__(self, after: Any, ran: list[Any], register: Any, name: str, does: str) -> None:
-        self.after, self.ran, self.register = after, ran, register
+    def __init__(
+        self, after: Any, seen: list[Any], ran: list[Any], is_real: bool, name: str, does: str
+    ) -> None:
+        self.after, self.seen, self.ran, self.is_real = after, seen, ran, is_real
         self.name, self.does = name, does
 
     def __call__(self) -> object:
         after = self.after
         headers = after.headers and [*after.headers]
+        told = (after.status, headers, after.completed)
         error = type(after.error).__name__
-        self.ran.append((self.name, self.is_mine(), after.status, headers, after.completed, error))
+        self.ran.append((self.name, self.is_mine(), *told, (error, len(self.seen))))
         if self.does == "registers":
-            name = f"{self.name}, nested"
-            self.register(Callback(after, self.ran, self.register, name, "nothing"))
+            (wsgi_after.after_this_response if self.is_real else after.append)(self.nested())
+        elif self.does == "inserts":
+            after.insert(0, self.nested())
         elif self.does == "removes" and after:
             after.remove(after[0])
         elif self.does == "clears":
@@ -60,8 +94,17 @@ class Callback:
             raise FAILS[self.does]
         return None
 
+    def nested(self) -> Callback:
+        name = f"{self.name}, nested"
+        return Callback(self.after, self.seen, self.ran, self.is_real, name, "nothing")
+
     def is_mine(self) -> bool:
         """Whether the current list is that of this request, where one is told to be current."""
-        if self.register is not wsgi_after.after_this_response:
-            return True
-        return wsgi_after.callbacks.current.get(None) is self.after
+        return not self.is_real or wsgi_after.callbacks.current.get(None) is self.after
+
+
+def for_each(name: str, does: str, environ: dict[str, Any]) -> object:
+    """What ``AfterResponseMiddleware.after_response`` calls, with the environ of the request."""
+    after, side = environ["wsgi.after"], environ["model.side"]
+    name = f"{name} of {environ['PATH_INFO']}"
+    return Callback(after, side.log, side.ran, side.is_real, name, does)()

@@ -8,29 +8,54 @@ has to become of them with the real one, too.
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 from wsgiref.util import FileWrapper
 
 from .apps import File
 
 
-class ReferenceList(list[Any]):
-    """The callbacks, what became of the response, and what has to be in the log."""
+class Expected:
+    """What becomes of a request. The test holds it, and so nothing of the request."""
 
-    def __init__(self, executor: str, later: list[Any]) -> None:
-        super().__init__()
-        self.executor, self.later = executor, later
-        self.status = self.headers = self.error = None
-        self.completed: bool | None = False
-        self.ended = self.pooled = False
+    def __init__(self) -> None:
+        self.ended = False
         self.differs = False  # from the bare app: something was let out, or closed by a finalizer
         self.logged: list[str] = []
         self.lost = 0
+        self.pool: list[ReferenceList] = []
+
+    def drain(self) -> None:
+        """Run what is in the pool."""
+        while self.pool:
+            if self.pool.pop().run(None) is not None:
+                self.logged.append("let out")
+
+
+class ReferenceList(list[Any]):
+    """The callbacks, and what became of the response."""
+
+    def __init__(self, executor: str, later: list[Any], expected: Expected) -> None:
+        super().__init__()
+        self.executor, self.later, self.expected = executor, later, expected
+        self.status = self.headers = self.error = None
+        self.completed: bool | None = False
+
+    def insert(self, index: Any, fn: Any) -> None:
+        if self.expected.ended:
+            raise RuntimeError("ended")
+        super().insert(index, fn)
 
     def append(self, fn: Any) -> None:
-        if self.ended:
-            raise RuntimeError("ended")
-        super().append(fn)
+        self.insert(len(self), fn)
+
+    def extend(self, fns: Any) -> None:
+        for fn in fns:
+            self.append(fn)
+
+    def __iadd__(self, fns: Any) -> Any:
+        self.extend(fns)
+        return self
 
     def fail(self, error: BaseException) -> None:
         # The first one counts. Its type alone: the traceback would keep what is to be dropped.
@@ -42,26 +67,19 @@ class ReferenceList(list[Any]):
             self.fail(error)
         executor = "None" if in_place else self.executor
         if not self:
-            self.ended = True
+            self.expected.ended = True
         elif executor == "loses":
-            self.lost += len(self)
-            self.logged.append("lost")
+            self.expected.lost += len(self)
+            self.expected.logged.append("lost")
             self.clear()
-            self.ended = True
+            self.expected.ended = True
         elif executor == "later":
             self.later.append(self.run_job)
         elif executor == "pool":
-            self.pooled = True
+            self.expected.pool.append(self)
         elif (out := self.run(error)) is not error:
-            self.differs = True
+            self.expected.differs = True
             raise out
-
-    def drain(self) -> None:
-        """Run what is in the pool."""
-        if self.pooled:
-            self.pooled = False
-            if self.run(None) is not None:
-                self.logged.append("let out")
 
     def run_job(self) -> None:
         out = self.run(None)
@@ -70,21 +88,22 @@ class ReferenceList(list[Any]):
 
     def run(self, out: BaseException | None) -> BaseException | None:
         """Run all; what is to be let out, which is ``out`` if that is on its way."""
+        logged = self.expected.logged
         while self:
             try:
                 outcome = self.pop(0)()
                 if isinstance(outcome, Coroutine):
                     outcome.close()
-                    self.logged.append("coroutine")
+                    logged.append("coroutine")
             except SystemExit:
-                self.logged.append("system exit")
+                logged.append("system exit")
             except Exception:
-                self.logged.append("failed")
+                logged.append("failed")
             except BaseException as error:
                 if out is not None:
-                    self.logged.append("failed")
+                    logged.append("failed")
                 out = out or error
-        self.ended = True
+        self.expected.ended = True
         self.error = None
         return out
 
@@ -105,37 +124,38 @@ class Result:
         return iter(self.result) if isinstance(self.result, File) else self.chunks()
 
     def chunks(self) -> Any:
-        self.completed(False)
+        after = self.after  # until the pass ends, even if somebody closes meanwhile
+        self.completed(False, after)
         try:
             for chunk in self.result:  # yield from would close it
                 yield chunk
         except GeneratorExit:
             raise
         except BaseException as error:
-            self.failed(error)
+            self.failed(error, after)
             raise
-        self.completed(True)
+        self.completed(True, after)
 
     def __next__(self) -> Any:
         try:
             if self.next is None:
-                self.completed(False)
+                self.completed(False, self.after)
                 self.next = iter(self.result)
             return next(self.next)
         except StopIteration:
-            self.completed(True)
+            self.completed(True, self.after)
             raise
         except BaseException as error:
-            self.failed(error)
+            self.failed(error, self.after)
             raise
 
-    def completed(self, completed: bool) -> None:
-        if self.after is not None and not self.is_file:
-            self.after.completed = completed
+    def completed(self, completed: bool, after: ReferenceList | None) -> None:
+        if after is not None and not self.is_file:
+            after.completed = completed
 
-    def failed(self, error: BaseException) -> None:
-        if self.after is not None and not self.is_file:
-            self.after.fail(error)
+    def failed(self, error: BaseException, after: ReferenceList | None) -> None:
+        if after is not None and not self.is_file:
+            after.fail(error)
 
     def close(self, in_place: bool = False) -> None:
         after, self.after = self.after, None
@@ -152,7 +172,7 @@ class Result:
 
     def __del__(self) -> None:
         if self.after is not None:
-            self.after.differs = True  # the bare app's iterable is not closed
+            self.after.expected.differs = True  # the bare app's iterable is not closed
             self.close(in_place=True)
 
 
@@ -162,11 +182,14 @@ class SizedResult(Result):
 
 
 class Reference:
-    def __init__(self, app: Any, after: ReferenceList) -> None:
-        self.app, self.after = app, after
+    """Made with what a :class:`ReferenceList` is made with, and with ``fn(environ)`` for all."""
+
+    def __init__(self, app: Any, app_wide: list[Any], *arguments: Any) -> None:
+        self.app, self.app_wide, self.arguments = app, app_wide, arguments
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        after = environ["wsgi.after"] = self.after
+        after = environ["wsgi.after"] = ReferenceList(*self.arguments)
+        after.extend([partial(fn, environ) for fn in self.app_wide])
 
         def recording(status: str, headers: Any, *exc_info: Any) -> Any:
             write = start_response(status, headers, *exc_info)
@@ -178,9 +201,11 @@ class Reference:
         except BaseException as error:
             after.finish(error)
             raise
+        if isinstance(result, bytes):  # the one thing that the server gets otherwise
+            after.expected.differs, result = True, [result]
         if hasattr(result, "__len__"):
             return SizedResult(result, after)
-        if hasattr(result, "__iter__"):
+        if hasattr(result, "__iter__") or hasattr(result, "__getitem__"):
             made = Result(result, after)
             if isinstance(result, File):  # a function for a file wrapper: nothing else can know it
                 environ["model.made"] = made  # so if it is not closed, it waits for the environ

@@ -7,22 +7,29 @@ import logging
 import re
 import threading
 from collections import Counter
+from functools import partial
 from typing import Any
 from wsgiref.util import FileWrapper
 
 from conftest import make_environ
 
-from wsgi_after import AfterResponseMiddleware, after_this_response
-from wsgi_after.callbacks import EndedCallbackList
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.callbacks import EndedCallbackList, current
 
 from .apps import Plan, Script
-from .callbacks import Callback
+from .callbacks import WAYS_IN_CONTEXT, WAYS_OF_LISTS, Callback, for_each
 from .executors import Later, arguments, pool
-from .reference import Reference, ReferenceList
+from .reference import Expected, Reference
 from .stacks import stacked
 
 FILE_WRAPPERS = {"class": FileWrapper, "function": lambda file, size=8192: file}
 NOTHING = object()
+CHUNKS = {"first chunk", "mid-body"}
+CANCELS = {
+    "the first": lambda after: after and after.pop(0) and None,
+    "the last": lambda after: after and after.remove(after[-1]),
+    "all": lambda after: after.clear(),
+}
 
 
 class Log(logging.Handler):
@@ -54,8 +61,10 @@ def attempt(fn: Any, *args: Any) -> Any:
 class Side:
     """The server's view of one of the three, which is all that may be compared."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_real: bool = False) -> None:
+        self.is_real = is_real
         self.log: list[Any] = []  # what app and server see
+        self.started = self.sent = False
         self.ran: list[Any] = []
         self.after: Any = None
         self.environ: Any = None
@@ -63,29 +72,49 @@ class Side:
         self.pass_: Any = None  # by iter()
         self.direct: Any = None  # by next()
         self.later = Later()
-        self.is_real = False
 
-    def app(self, plan: Plan, register: Any, registered: list[tuple[str, str]]) -> Any:
+    def app(self, plan: Plan, registered: list[tuple[str, str, str]]) -> Any:
         def app(environ: dict[str, Any], start_response: Any) -> Any:
             self.after = environ["wsgi.after"]
-            for name, does in registered:
-                self.register(register, name, does)
-            return Script(plan, self.log, environ, start_response).run()
+            for each in registered:
+                self.register(*each)
+            return Script(plan, self.log, environ, start_response, self.is_current).run()
 
         return app
 
-    def register(self, register: Any, name: str, does: str) -> None:
-        after = self.after
-        self.after.append(Callback(after, self.ran, register or after.append, name, does))
+    def is_current(self, place: str) -> bool:
+        """Whether the current list is that of this request while the app is called, or else none.
 
-    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
-        self.log.append((status, [*headers], exc_info and exc_info[0]))
-        return self.log.append
+        A middleware around the app may read the body in the call already.
+        """
+        list_ = current.get(None)
+        if not self.is_real or (list_ is self.after and self.result is NOTHING):
+            return True
+        return list_ is None and place not in ("call", "return")
+
+    def register(self, name: str, way: str, does: str) -> None:
+        callback = Callback(self.after, self.log, self.ran, self.is_real, name, does)
+        ways = WAYS_IN_CONTEXT if self.is_real else WAYS_OF_LISTS
+        ways.get(way, ways["append"])(self.after, callback)
+
+    def start_response(self, *args: Any) -> Any:
+        """As PEP 3333 has it, down to the refusals."""
+        status, headers, exc_info = (*args, None)[:3]
+        self.log.append((status, [*headers], exc_info and exc_info[0], len(args)))
+        if exc_info and self.sent:
+            raise exc_info[1]
+        assert exc_info or not self.started, "start_response was called twice"
+        self.started = True
+        return self.write
+
+    def write(self, chunk: bytes) -> None:
+        self.log.append(("write", chunk))
+        self.sent = True
 
     def call(self, application: Any, number: int, file_wrapper: str) -> Any:
         self.environ = make_environ(
             **{"PATH_INFO": f"/{number}", "HTTP_ACCEPT_ENCODING": "gzip", "wsgi.after": []},
-            **{"wsgi.file_wrapper": FILE_WRAPPERS[file_wrapper]},
+            **{"wsgi.file_wrapper": FILE_WRAPPERS[file_wrapper], "model.side": self},
         )
         if self.is_real:
             del self.environ["wsgi.after"]
@@ -93,15 +122,28 @@ class Side:
         return hasattr(type(self.result), "__len__") and len(self.result)
 
     def read(self, how: str) -> Any:
-        """One chunk: by a fresh pass, the same one, or by ``next()`` of what the app returned."""
+        """One chunk, or all.
+
+        :param how: by the pass that was begun, a fresh one, or ``next()`` of what the app returned.
+        """
+        if how == "all":
+            self.pass_ = None
+            for chunk in self.result:
+                self.got(chunk)
+            return len(self.result) if hasattr(type(self.result), "__len__") else None
         if how == "next":
             if self.direct is None:  # nothing that the bare app returned need be an iterator
                 has_next = hasattr(type(self.result), "__next__")
                 self.direct = self.result if has_next else iter(self.result)
-            return next(self.direct, "end")
+            return self.got(next(self.direct, "end"))
         if how == "fresh" or self.pass_ is None:
             self.pass_ = iter(self.result)
-        return next(self.pass_, "end")
+        return self.got(next(self.pass_, "end"))
+
+    def got(self, chunk: Any) -> Any:
+        self.log.append(("got", chunk))
+        self.sent |= chunk not in (b"", "end")
+        return chunk
 
     def close(self) -> None:
         getattr(self.result, "close", lambda: None)()
@@ -120,34 +162,33 @@ class Request:
     def __init__(
         self,
         number: int,
+        log: Log,
+        *,
         plan: Plan,
-        registered: list[tuple[str, str]],
+        registers: list[tuple[str, str]],  # the way, and what the callback does
+        app_wide: list[str],  # what they do
         around: list[str],
         inside: list[str],
         executor: str,
         file_wrapper: str,
-        log: Log,
     ) -> None:
         self.number, self.log = number, log
-        self.is_garbage = False
-        self.names = len(registered)
-        self.sides = self.bare, self.reference, self.real = Side(), Side(), Side()
-        self.real.is_real = True
-        self.expected = ReferenceList(executor, self.reference.later.jobs)
-        registers = (None, None, after_this_response)
-        apps = [
-            stacked(inside, side.app(plan, register, registered))
-            for side, register in zip(self.sides, registers, strict=True)
-        ]
-        options = arguments(executor, self.real.later)
-        applications = [
-            stacked(around, apps[0]),
-            stacked(around, Reference(apps[1], self.expected)),
-            stacked(around, AfterResponseMiddleware(apps[2], **options)),
-        ]
-        made = iter(applications)
+        self.plan = plan
+        self.is_closed = self.is_garbage = False
+        self.names = len(registers)
+        named = [(f"callback {index}", *each) for index, each in enumerate(registers)]
+        for_all = [partial(for_each, f"app-wide {i}", does) for i, does in enumerate(app_wide)]
+        self.sides = self.bare, self.reference, self.real = Side(), Side(), Side(is_real=True)
+        self.expected = Expected()
+        apps = [stacked(inside, side.app(plan, named)) for side in self.sides]
+        real = AfterResponseMiddleware(apps[2], **arguments(executor, self.real.later))
+        for fn in for_all:
+            real.after_response(fn)
+        later = self.reference.later.jobs
+        reference = Reference(apps[1], for_all, executor, later, self.expected)
+        middlewares = apps[0], reference, real
+        made = iter([stacked(around, app) for app in middlewares])
         self.step(lambda side: side.call(next(made), number, file_wrapper))
-        self.is_closed = False
         self.is_open = self.real.result is not NOTHING and self.real.result is not None
 
     def step(self, do: Any, in_thread: bool = False, bare: bool = True) -> None:
@@ -159,6 +200,7 @@ class Request:
         ]
         self.settle()
         real, logged = self.real, self.log.of.get(self.number, [])
+        same("the context", current.get(None), None)
         same("the outcome", outcomes[-1], outcomes[-2])
         same("what app and server see", real.log, self.reference.log)
         same("what callbacks see", self.told(real), self.told(self.reference))
@@ -168,7 +210,7 @@ class Request:
             same("what is seen, and of the bare app", real.log, self.bare.log)
 
     def told(self, side: Side) -> list[Any]:
-        """What callbacks wrote down: without the error where garbage was collected.
+        """What callbacks wrote down: without what was before where garbage was collected.
 
         In which order that finalizes a cycle is not defined: a generator of the app may come before
         the body that would have closed it, and what it raises then is nobody's.
@@ -185,13 +227,18 @@ class Request:
             for side, has_ended in ((self.real, ended), (self.reference, self.expected.ended))
         )
         if real != reference:
+            ran = self.ran()
             for side in self.sides:
                 side.environ = side.after = None
-            self.is_garbage = True
             gc.collect()
+            self.is_garbage |= self.ran() != ran
+
+    def ran(self) -> list[int]:
+        return [len(side.ran) for side in self.sides]
 
     def read(self, how: str, in_thread: bool) -> None:
-        if not self.is_closed:
+        # After the end, our start_response is none any more.
+        if not self.is_closed or not {self.plan.starts, self.plan.restarts} & CHUNKS:
             self.step(lambda side: side.read(how), in_thread)
 
     def close(self, in_thread: bool = False) -> None:
@@ -201,12 +248,15 @@ class Request:
     def run_job(self) -> None:
         self.step(Side.run_job, bare=False)
 
-    def register(self, does: str) -> None:
+    def register(self, way: str, does: str) -> None:
         if self.real.after is not None:
             self.names += 1
-            ways = {self.reference: None, self.real: after_this_response}
             name = f"late {self.names}"
-            self.step(lambda side: side.register(ways[side], name, does), bare=False)
+            self.step(lambda side: side.register(name, way, does), bare=False)
+
+    def cancel(self, how: str) -> None:
+        if self.real.after is not None:
+            self.step(lambda side: CANCELS[how](side.after), bare=False)
 
     def forget(self) -> None:
         for side in self.sides:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.middleware.shared_data import SharedDataMiddleware
 from werkzeug.wsgi import ClosingIterator
 from whitenoise import WhiteNoise
+
+from wsgi_after import AfterResponseMiddleware
+
+from .callbacks import for_each
 
 HERE = str(Path(__file__).parent)
 tracers = TracerProvider()
@@ -64,8 +69,19 @@ STACK = {
 }
 
 
+def ours_again(app: Any) -> Any:
+    """An instance of the package within another: it shares the list of the outer one."""
+    application = AfterResponseMiddleware(app)
+    application.after_response(partial(for_each, "app-wide, of an inner one", "nothing"))
+    return application
+
+
+#: What may stand between ours and the app only.
+INSIDE = {"ours": ours_again}
+
+
 def stacked(names: list[str], app: Any) -> Any:
     """The app, with these around it; the first is the outermost."""
     for name in reversed(names):
-        app = STACK[name](app)
+        app = (STACK | INSIDE)[name](app)
     return app
