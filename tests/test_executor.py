@@ -50,6 +50,19 @@ def test_a_job_runs_in_a_thread_of_the_pool_and_its_future_has_what_it_returned(
     assert isinstance(pool, Executor)
 
 
+def test_what_stands_in_for_the_submit_of_the_standard_library_may_name_a_parameter_fn(
+    pool, monkeypatch
+):
+    """That of Sentry's integration for threads does."""
+    submit = ThreadPoolExecutor.submit
+    monkeypatch.setattr(
+        ThreadPoolExecutor,
+        "submit",
+        lambda self, fn, *args, **kwargs: submit(self, fn, *args, **kwargs),
+    )
+    assert pool.submit(lambda **kwargs: kwargs, fn=1).result(WAIT) == {"fn": 1}
+
+
 def test_a_job_sees_the_context_variables_of_who_submitted_it(pool):
     variable = ContextVar("variable")
     variable.set("at submit")

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
+from functools import partial
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
@@ -108,7 +109,8 @@ class _Jobs:
         if not self.slots.acquire(blocking=False):
             raise RuntimeError("As many jobs wait as may: this executor is full.")
         try:
-            future = self.threads.submit(self.run, fn, *args, **kwargs)
+            # In one, because Sentry's integration for threads has a "fn" of its own in submit().
+            future = self.threads.submit(partial(self.run, fn, *args, **kwargs))
         except BaseException:
             self.slots.release()
             raise
