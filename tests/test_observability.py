@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -139,8 +141,12 @@ def options(transport: Transport) -> dict[str, Any]:
 
 
 @pytest.fixture
-def transport(logger: logging.Logger) -> Iterator[Transport]:
+def transport(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
     transport = Transport()
+    # Sentry's integration for threads stands in their place, and nothing takes that back: these
+    # do, at the end.
+    monkeypatch.setattr(threading.Thread, "start", threading.Thread.start)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", ThreadPoolExecutor.submit)
     yield transport
     sentry_sdk.get_client().close()
     sentry_sdk.get_global_scope().set_client(None)
