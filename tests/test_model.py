@@ -128,7 +128,11 @@ class Server(RuleBasedStateMachine):
         self.made.append(request)
         return request
 
-    @rule(request=requests, how=st.sampled_from(["all", "same", "fresh", "next"]), thread=st.booleans())
+    @rule(
+        request=requests,
+        how=st.sampled_from(["all", "same", "fresh", "next"]),
+        thread=st.booleans(),
+    )
     def read(self, request, how, thread):
         if request.is_open:
             request.read(how, thread)
