@@ -1,4 +1,8 @@
-"""The pages in docs/: their code blocks, to be run by tests."""
+"""The pages in docs/: their code blocks, to be run by tests.
+
+Sphinx builds them, in test_docs.py. Here docutils alone reads them, which is faster: what Sphinx
+adds to it is taken as text, or left out.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,44 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.core import publish_doctree
+from docutils.parsers.rst import Directive, directives, roles
+from docutils.parsers.rst.directives.body import CodeBlock
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+
+
+class LeftOut(Directive):
+    """A directive of Sphinx."""
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Nothing of it."""
+        return []
+
+
+for role in ("class", "doc", "func", "meth", "mod", "ref"):
+    roles.register_generic_role(role, nodes.inline)
+for kind in ("class", "data", "exception", "function", "module"):
+    directives.register_directive(f"auto{kind}", LeftOut)
+for name in ("currentmodule", "data", "toctree"):
+    directives.register_directive(name, LeftOut)
+CodeBlock.option_spec["emphasize-lines"] = directives.unchanged
 
 
 def parse(name: str) -> nodes.document:
     """A page; a warning is an error."""
     return publish_doctree(
         (DOCS / name).read_text(encoding="utf-8"),
+        source_path=str(DOCS / name),
         settings_overrides={"halt_level": 2, "report_level": 5, "syntax_highlight": "none"},
     )
 
 
 def blocks(name: str) -> dict[str, str]:
     """The blocks of code of a page, by their names; each must have one."""
-    return {block["names"][0]: block.astext() for block in parse(name).findall(nodes.literal_block)}
+    found = parse(name).findall(nodes.literal_block)
+    return {block["names"][0]: block.astext() for block in found}

@@ -77,7 +77,7 @@ SIGTERM
 
 A callback was running that needed two more seconds when the server got a SIGTERM, in ``close()`` or
 in a pool of threads, as with ``executor=``. Where it was lost, the server ended at once, or did not
-wait for so long: `hand-off.rst <hand-off.rst>`_ has what helps. A server that is killed loses every
+wait for so long: :doc:`hand-off` has what helps. A server that is killed loses every
 callback that has not run: work that must survive belongs in a queue.
 """
 

@@ -5,44 +5,55 @@ from __future__ import annotations
 import os
 import signal
 from importlib.util import find_spec
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Exchange, make_environ
+from conftest import Exchange, hello, make_environ
+from documents import blocks, parse
 from docutils import nodes
-from docutils.core import publish_doctree
+
+from wsgi_after import AfterResponseMiddleware
 
 from .descriptions import BY_NAME, PYTHON
 from .harness import Place, Server, find, require, running
 from .measure import measured
 from .test_executor import gunicorn, send
 
-PAGE = Path(__file__).parents[2] / "docs" / "hand-off.rst"
-
-
-def parse() -> nodes.document:
-    """The page; a warning is an error."""
-    settings = {"halt_level": 2, "report_level": 5, "syntax_highlight": "none"}
-    return publish_doctree(PAGE.read_text(encoding="utf-8"), settings_overrides=settings)
-
-
-def snippets() -> dict[str, str]:
-    found = parse().findall(nodes.literal_block)
-    return {block["names"][0]: block.astext() for block in found if block["names"]}
+PAGE = blocks("hand-off.rst")
 
 
 def test_its_examples_are_those_that_are_tested() -> None:
-    assert list(snippets()) == [
+    assert list(PAGE) == [
         *("pool.py", "gunicorn.conf.py", "on_uwsgi.py", "on_waitress.py"),
+        *("celery.py", "rq.py"),
         *("rq_executor.py", "dask_executor.py"),  # by test_queues.py
     ]
+
+
+def test_a_callback_fills_a_queue(events: list[Any]) -> None:
+    """The queues are real ones in test_queues.py."""
+    task, queue = SimpleNamespace(delay=events.append), SimpleNamespace(enqueue=apply)
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        names = {"environ": environ, "task": task, "queue": queue, "send_mail": events.append}
+        for name in ("celery.py", "rq.py"):
+            exec(PAGE[name], {**names, "user_id": name})
+        assert events == []
+        return hello(environ, start_response)
+
+    Exchange(AfterResponseMiddleware(app)).finish()
+    assert events == ["celery.py", "rq.py"]
+
+
+def apply(fn: Any, *args: Any) -> None:
+    fn(*args)
 
 
 @pytest.mark.servers
 @pytest.mark.parametrize("name", [name for name in BY_NAME if not name.startswith("nginx")])
 def test_its_table_says_what_becomes_of_a_job_at_sigterm(name: str) -> None:
-    [table] = parse().findall(nodes.table)
+    [table] = parse("hand-off.rst").findall(nodes.table)
     rows = [
         [entry.astext() for entry in row.findall(nodes.entry)]
         for row in list(table.findall(nodes.row))[1:]
@@ -53,7 +64,7 @@ def test_its_table_says_what_becomes_of_a_job_at_sigterm(name: str) -> None:
 
 def test_the_pool_runs_the_callback(capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, Any] = {}
-    exec(snippets()["pool.py"], namespace)
+    exec(PAGE["pool.py"], namespace)
     assert Exchange(namespace["application"], make_environ()).finish() == [b"Hello\n"]
     assert namespace["pool"].drain(10)
     assert capsys.readouterr().out == "after the response\n"
@@ -64,19 +75,19 @@ POOL = "from pooled import application, pool\n"
 
 
 def on_gunicorn(where: Place) -> list[list[str]]:
-    where.write("gunicorn.conf.py", snippets()["gunicorn.conf.py"])
+    where.write("gunicorn.conf.py", PAGE["gunicorn.conf.py"])
     return gunicorn("--threads=2", app="pool").commands(where)  # type: ignore[return-value]
 
 
 def on_uwsgi(where: Place) -> list[list[str]]:
-    where.write("on_uwsgi.py", snippets()["on_uwsgi.py"])
+    where.write("on_uwsgi.py", PAGE["on_uwsgi.py"])
     listen = f"--http-socket=127.0.0.1:{where.port}"
     options = ["--master", "--die-on-term", "--enable-threads", "--lazy-apps", "--need-app"]
     return [[find("uwsgi") or "uwsgi", *options, listen, "--wsgi-file=on_uwsgi.py"]]
 
 
 def on_waitress(where: Place) -> list[list[str]]:
-    source = snippets()["on_waitress.py"].replace("8000", str(where.port))
+    source = PAGE["on_waitress.py"].replace("8000", str(where.port))
     return [[PYTHON, str(where.write("on_waitress.py", source))]]
 
 

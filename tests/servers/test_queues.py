@@ -23,7 +23,7 @@ from wsgi_after import AfterResponseMiddleware, hand_off
 from wsgi_after.throttle import Throttle
 
 from .harness import APPS, end, find, free_port, require
-from .test_hand_off_page import snippets
+from .test_hand_off_page import PAGE
 
 pytestmark = pytest.mark.servers
 
@@ -118,7 +118,7 @@ def levels(caplog: pytest.LogCaptureFixture) -> list[int]:
 def executor(queue: Any) -> Any:
     """The lines of the page."""
     namespace: dict[str, Any] = {}
-    exec(snippets()["rq_executor.py"], namespace)
+    exec(PAGE["rq_executor.py"], namespace)
     return namespace["RQExecutor"](queue)
 
 
@@ -302,7 +302,7 @@ def test_the_processes_of_dask_run_the_callbacks(tmp_path: Path) -> None:
     require([] if find_spec("distributed") else ["distributed"])
     script = tmp_path / "script.py"
     script.write_text(DASK)
-    (tmp_path / "dask_executor.py").write_text(snippets()["dask_executor.py"])
+    (tmp_path / "dask_executor.py").write_text(PAGE["dask_executor.py"])
     env = environment()
     env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent.parent)
     env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent.parent.parent)
