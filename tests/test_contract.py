@@ -1,21 +1,25 @@
-"""The contract: README.rst, the checks of lint, and the tests are one list of sentences."""
+"""The contract: docs/contract.rst, the checks of lint, and the tests are one list of sentences."""
 
 from __future__ import annotations
 
 import ast
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import pytest
+from conftest import hello
+from documents import blocks, parse
 from docutils import nodes
 from docutils.core import publish_doctree
 
-from wsgi_after import lint
+from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response, lint
 
 TESTS = Path(__file__).parent
-README = TESTS.parent / "README.rst"
 
 #: For each sentence of each rule, in order, the tests that fail when it stops being true. Those of
 #: test_lint.py break what somebody else has to keep, and see that it is reported.
@@ -86,11 +90,8 @@ def words(text: str) -> str:
     return " ".join(publish_doctree(text).astext().split())
 
 
-def test_the_rules_in_the_readme_are_the_ones_of_lint_word_by_word() -> None:
-    readme = publish_doctree(
-        README.read_text(encoding="utf-8"), settings_overrides={"syntax_highlight": "none"}
-    )
-    [rules] = list(readme.findall(nodes.enumerated_list))
+def test_the_rules_on_the_page_are_the_ones_of_lint_word_by_word() -> None:
+    [rules] = list(parse("contract.rst").findall(nodes.enumerated_list))
     assert [" ".join(rule.astext().split()) for rule in rules] == [
         words(" ".join([f"**{title}**", *sentences])) for title, sentences in lint.CONTRACT
     ]
@@ -110,11 +111,65 @@ def test_every_sentence_has_a_test(number: int) -> None:
     assert set(PROOFS[number]) - existing_tests() == set()
 
 
+def test_the_page_names_the_tests() -> None:
+    [shown] = parse("contract.rst").findall(nodes.definition_list)
+    assert [
+        (item[0].astext(), [line.astext() for line in item.findall(nodes.line)]) for item in shown
+    ] == [
+        (f"Rule {number}: {lint.CONTRACT[number - 1].title}", proofs)
+        for number, proofs in PROOFS.items()
+    ]
+
+
 def test_what_others_have_to_keep_is_proven_by_the_tests_of_lint() -> None:
     checked = {value.sentence for value in vars(lint).values() if isinstance(value, lint.Check)}
     for proofs, (_, sentences) in zip(PROOFS.values(), lint.CONTRACT, strict=True):
         for proof, sentence in zip(proofs, sentences, strict=True):
             assert proof.startswith("test_lint.") == (sentence in checked), sentence
+
+
+def test_what_a_callback_can_know_is_what_the_page_says() -> None:
+    [known] = [
+        rows
+        for table in parse("contract.rst").findall(nodes.table)
+        for [header, *rows] in [
+            [row[0].astext() for row in table.findall(nodes.row)],
+        ]
+        if header == "Attribute"
+    ]
+    attributes = vars(CallbackList).items()
+    assert known == [name for name, value in attributes if isinstance(value, property)]
+
+
+def test_the_server_that_is_shown_keeps_the_contract_and_no_client_waits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A stream without Content-Length, to a server that ends it by closing the connection."""
+    [native] = blocks("contract.rst").values()
+    names: dict[str, Any] = {}
+    exec(native, names)
+    handler = type("Handler", (names["Handler"],), {"log_message": lambda *args: None})
+    read, events = Event(), []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        environ["wsgi.after"].append(lambda: 1 / 0)
+        after_this_response(lambda: events.append(read.wait(30)))
+        return iter(hello(environ, start_response))
+
+    with names["Server"](("127.0.0.1", 0), handler) as server:
+        server.set_app(lint.LintMiddleware(AfterResponseMiddleware(lint.LintMiddleware(app))))
+        thread = Thread(target=server.handle_request)
+        thread.start()
+        with socket.create_connection(server.server_address) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b"".join(iter(lambda: client.recv(1000), b"")).endswith(b"\r\n\r\nhello")
+        read.set()
+        thread.join()
+    assert events == [True]
+    assert [
+        record.getMessage().endswith("of a request of 127.0.0.1 failed.")
+        for record in caplog.records
+    ] == [True]
 
 
 KILLED = """

@@ -1,39 +1,20 @@
-"""The examples of README.rst, section "Changing the response", are run as they stand there."""
+"""The examples of docs/prepare.rst are run as they stand there."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import textwrap
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import werkzeug.http
 from conftest import Exchange, hello, make_environ
+from documents import blocks
 
 from wsgi_after import AfterResponseMiddleware
 
-README = Path(__file__).parent.parent / "README.rst"
-HEADING = "Changing the response"
-
 # Pyramid 2 imports it, and setuptools warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*pkg_resources")
-
-
-def section(text, heading):
-    """From the heading to the next one that is underlined with the same character."""
-    found = re.search(rf"^{heading}\n(\W)\1+\n(.*?)(?=^\S[^\n]*\n\1\1\1+\n|\Z)", text, re.M | re.S)
-    assert found, f"README.rst has no section {heading!r}"
-    return found[2]
-
-
-def python_blocks(text):
-    blocks = re.findall(
-        r"^\.\. code(?:-block)?:: python\n(?: +:.*\n)*\n((?: +.*\n|\n)+)", text, re.M
-    )
-    return [textwrap.dedent(block) for block in blocks]
 
 
 @pytest.fixture
@@ -56,7 +37,7 @@ def examples():
         "forget_sessions": forget_sessions,
         "forgotten": forgotten,
     }
-    for block in python_blocks(section(README.read_text(encoding="utf-8"), HEADING)):
+    for block in blocks("prepare.rst").values():
         exec(block, names)
     return SimpleNamespace(**names)
 
@@ -121,8 +102,3 @@ def test_the_helper_far_from_the_request_deletes_its_cookie(examples):
     cookie = "session=; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0; Path=/"
     assert answer(app) == (b"hello", [cookie])
     assert examples.forgotten == ["alice"]
-
-
-def test_a_section_ends_at_the_next_heading_of_its_kind():
-    text = "A\n-\n\nB\n---\n\none\n\nC\n~~~\n\ntwo\n\nD\n---\n\nthree\n"
-    assert section(text, "B") == "\none\n\nC\n~~~\n\ntwo\n\n"

@@ -96,7 +96,7 @@ FILE = Check(
 
 
 class Rule(NamedTuple):
-    """One rule of the contract: its sentences are the text that README.rst has."""
+    """One rule of the contract: its sentences are the text of docs/contract.rst."""
 
     title: str
     sentences: tuple[str, ...]
@@ -228,7 +228,7 @@ class Place(NamedTuple):
 class WSGIAfterWarning(UserWarning):
     """A rule of the contract was broken.
 
-    :ivar rule: the number of the rule, as in README.rst.
+    :ivar rule: the number of the rule, as in the contract.
     :ivar sentence: its sentence, word by word.
     :ivar fault: ``"app"``, ``"middleware"`` or ``"server"``: who broke it, most likely.
     :ivar culprit: where in the code that is, such as ``"module.function (file.py, line 7)"``;
