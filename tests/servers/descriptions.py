@@ -60,7 +60,13 @@ def uwsgi(option: str) -> Callable[[Place], Commands]:
 
 
 def nginx(where: Place, location: str) -> list[str]:
-    """Nginx in one process, which passes everything on as ``location`` says."""
+    """Nginx which passes everything on as ``location`` says."""
+    listen = f"listen 127.0.0.1:{where.port};"
+    return nginx_with(where, f"server {{ {listen} location / {{ {location} }} }}")
+
+
+def nginx_with(where: Place, server: str) -> list[str]:
+    """Nginx in one process."""
     temporary = "".join(
         f"{name}_temp_path {where.directory}/{name};"
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -72,7 +78,7 @@ def nginx(where: Place, location: str) -> list[str]:
         events {{}}
         http {{
             access_log off; {temporary}
-            server {{ listen 127.0.0.1:{where.port}; location / {{ {location} }} }}
+            {server}
         }}
         """,
     )
@@ -111,37 +117,46 @@ def apache(daemon: bool) -> Callable[[Place], Commands]:
 
     def commands(where: Place) -> Commands:
         directory = where.directory
-        modules = ("mpm_event", "authz_core", "wsgi")
         lines = [
-            f"ServerRoot {directory}",
-            f"DefaultRuntimeDir {directory}",
-            f"PidFile {directory}/apache.pid",
-            f"ErrorLog {where.log}",
-            "ServerName localhost",
-            f"Listen 127.0.0.1:{where.port}",
-            *(f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so" for name in modules),
-            *("StartServers 1", "ServerLimit 1", "ThreadsPerChild 8", "MaxRequestWorkers 8"),
-            *("EnableSendfile On", "WSGIEnableSendfile On"),
-            # Seconds until it ends a response that broke off, the bare app's too: not 5.
-            "KeepAliveTimeout 1",
+            "WSGIEnableSendfile On",
             f"WSGIScriptAlias / {directory}/kinds.py",
             "WSGIApplicationGroup %{GLOBAL}",
             f"<Directory {directory}>\nRequire all granted\n</Directory>",
         ]
-        if os.geteuid() == 0:
-            lines += ["User www-data", "Group www-data"]
         if daemon:
             lines += [
-                f"WSGISocketPrefix {directory}/wsgi",
                 f"WSGIDaemonProcess kinds processes=1 threads=4 python-path={directory}",
                 "WSGIProcessGroup kinds",
             ]
         else:
             lines += [f"WSGIPythonPath {directory}"]
-        path = where.write("apache.conf", "\n".join([*lines, ""]))
-        return [[find("apache2") or "apache2", "-f", path, "-D", "FOREGROUND"]]
+        return [apache_with(where, lines)]
 
     return commands
+
+
+def apache_with(where: Place, settings: Sequence[str]) -> Sequence[str | Path]:
+    """Apache with one child process."""
+    directory = where.directory
+    modules = ("mpm_event", "authz_core", "wsgi")
+    lines = [
+        f"ServerRoot {directory}",
+        f"DefaultRuntimeDir {directory}",
+        f"PidFile {directory}/apache.pid",
+        f"ErrorLog {where.log}",
+        "ServerName localhost",
+        f"Listen 127.0.0.1:{where.port}",
+        *(f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so" for name in modules),
+        *("StartServers 1", "ServerLimit 1", "ThreadsPerChild 8", "MaxRequestWorkers 8"),
+        *("EnableSendfile On", f"WSGISocketPrefix {directory}/wsgi"),
+        # Seconds until it ends a response that broke off, the bare app's too: not 5.
+        "KeepAliveTimeout 1",
+        *settings,
+    ]
+    if os.geteuid() == 0:
+        lines += ["User www-data", "Group www-data"]
+    path = where.write("apache.conf", "\n".join([*lines, ""]))
+    return [find("apache2") or "apache2", "-f", path, "-D", "FOREGROUND"]
 
 
 def apache_version() -> str:

@@ -1,0 +1,109 @@
+"""docs/tutorial.rst, followed step by step: its files, its commands, and a real mail server."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commands import ask, environment, serving, wait_until
+from documents import blocks
+from mail import MailServer, mail_server
+
+PAGE = blocks("tutorial.rst")
+COMMANDS = {
+    name: text.split("\n")[0].removeprefix("$ ")
+    for name, text in PAGE.items()
+    if text.startswith("$ ")
+}
+ORDER = "/order?email=ada@example.com"
+
+
+@pytest.fixture
+def mails() -> Iterator[MailServer]:
+    """In place of the one in the second terminal."""
+    with mail_server() as server:
+        yield server
+
+
+def write(directory: Path, name: str, mail_port: int, sleep: str = "pass") -> None:
+    """``shop.py``, as this block of the page has it."""
+    source = PAGE[name].replace("8025", str(mail_port)).replace("time.sleep(2)", sleep)
+    (directory / "shop.py").write_text(source, encoding="utf-8")
+
+
+@contextmanager
+def shop(directory: Path) -> Iterator[int]:
+    """By the page's command, but without its ``--reload``, which is for a reader who edits."""
+    with serving(COMMANDS["gunicorn"].replace("--reload ", ""), directory) as port:
+        yield port
+
+
+def test_everything_on_the_page_is_run_by_a_test() -> None:
+    assert list(PAGE) == [
+        *("begin", "mails", "waits.py", "gunicorn", "order", "shop.py", "timeline", "failed"),
+        *("test_shop.py", "pytest"),
+    ]
+    install = PAGE["begin"].splitlines()[-1]
+    assert (
+        install == "$ pip install wsgi-after gunicorn aiosmtpd pytest"
+    )  # as the tests' extra does
+    assert shlex.split(COMMANDS["order"]) == ["curl", f"http://127.0.0.1:8000{ORDER}"]
+
+
+def test_the_first_shop_sends_the_mail_before_its_answer(tmp_path: Path, mails: MailServer) -> None:
+    write(tmp_path, "waits.py", mails.port)
+    with shop(tmp_path) as port:
+        assert ask(port, ORDER) == (200, "Thank you.\n")
+    assert [message["To"] for message in mails.messages] == ["ada@example.com"]
+
+
+def test_the_second_one_after_it(tmp_path: Path, mails: MailServer) -> None:
+    """The callback connects to the test, and waits for a word from there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        wait = f"__import__('socket').create_connection({listener.getsockname()}).recv(1)"
+        write(tmp_path, "shop.py", mails.port, sleep=wait)
+        with shop(tmp_path) as port:
+            assert ask(port, ORDER) == (200, "Thank you.\n")
+            callback, _ = listener.accept()
+            assert mails.messages == []
+            callback.close()
+            [message] = mails.wait()
+    assert (message["To"], message["Subject"]) == ("ada@example.com", "Your order")
+
+
+def masked(output: str) -> str:
+    return re.sub(r"(?m)^ +\d+\.\d(?=  \w)", " #", output).strip()
+
+
+def test_the_timeline(tmp_path: Path, mails: MailServer) -> None:
+    write(tmp_path, "shop.py", mails.port, sleep="time.sleep(0.1)")
+    argv = shlex.split(COMMANDS["timeline"])
+    out = subprocess.check_output(argv, cwd=tmp_path, env=environment(), text=True)
+    assert masked(out) == masked(PAGE["timeline"].split("\n", 1)[1])
+    assert len(mails.messages) == 1
+
+
+def test_without_a_mail_server_the_client_has_its_answer_and_the_log_the_error(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "shop.py", mail_port=9)  # where nobody listens
+    with shop(tmp_path) as port:
+        assert ask(port, ORDER) == (200, "Thank you.\n")
+        log = tmp_path / "log"
+        wait_until(lambda: "ConnectionRefusedError: " in log.read_text(), log)
+    assert f"\n{PAGE['failed']}\nTraceback (most recent call last):\n" in log.read_text()
+
+
+def test_the_test(tmp_path: Path) -> None:
+    write(tmp_path, "shop.py", mail_port=9)
+    (tmp_path / "test_shop.py").write_text(PAGE["test_shop.py"], encoding="utf-8")
+    argv = shlex.split(COMMANDS["pytest"])
+    out = subprocess.check_output(argv, cwd=tmp_path, env=environment(), text=True)
+    assert out.splitlines()[-1].startswith("1 passed")
