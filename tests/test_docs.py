@@ -1,0 +1,231 @@
+"""The manual: Sphinx builds it without a warning, its links lead somewhere, each snippet is run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
+
+import pytest
+from commands import environment
+from conftest import Exchange
+from documents import DOCS, ROOT, blocks, parse
+from docutils import nodes
+
+import wsgi_after
+
+PAGES = sorted(path.name for path in DOCS.glob("*.rst"))
+PICTURES = sorted(DOCS.glob("pictures/*.svg"))
+
+
+# What Sphinx makes.
+
+
+class Page(HTMLParser):
+    """The links of an HTML file, and the ids that links can lead to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if name == "id":
+                self.ids.add(value or "")
+            elif name in {"href", "src"}:
+                self.links.append(value or "")
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the pages are, built with warnings as errors and each reference resolved."""
+    if sys.version_info < (3, 11):
+        pytest.skip("to build it on one of the later Pythons is enough")
+    out = tmp_path_factory.mktemp("html")
+    argv = ["sphinx-build", "-W", "-n", "-q", "--keep-going", str(DOCS), str(out)]
+    built = subprocess.run(argv, env=environment(), capture_output=True, text=True)
+    assert (built.returncode, built.stderr) == (0, "")
+    return out
+
+
+@pytest.fixture(scope="module")
+def pages(html: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in html.rglob("*.html")}
+
+
+def targets(pages: dict[Path, Page]) -> Iterator[tuple[Path, str, Path, str]]:
+    """Each link within the manual: on which page, as it stands, to which file, to which id."""
+    for path, page in pages.items():
+        for link in page.links:
+            url = urlsplit(link)
+            if not url.scheme and not url.netloc:
+                file = (path.parent / unquote(url.path)).resolve() if url.path else path
+                yield path, link, file, unquote(url.fragment)
+
+
+def test_each_link_within_the_manual_leads_somewhere(pages: dict[Path, Page]) -> None:
+    broken = [
+        (path.name, link)
+        for path, link, file, fragment in targets(pages)
+        if not file.is_file() or (fragment and fragment not in pages[file].ids)
+    ]
+    assert broken == []
+
+
+def test_each_page_is_there(html: Path) -> None:
+    assert {path.stem for path in html.glob("*.html")} == {
+        *(name.removesuffix(".rst") for name in PAGES),
+        *("genindex", "py-modindex", "search"),
+    }
+
+
+def test_the_reference_has_what_is_public(pages: dict[Path, Page], html: Path) -> None:
+    public = {f"wsgi_after.{name}" for name in wsgi_after.__all__}
+    assert public - pages[html / "api.html"].ids == set()
+
+
+# The snippets.
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "contributing.rst"])
+def test_each_snippet_has_a_name_by_which_a_test_takes_it(name: str) -> None:
+    """That it is run, the test of the page says; for the page that is left out, those below."""
+    found = [block for block in parse(name).findall(nodes.literal_block) if block["classes"]]
+    assert [block.astext() for block in found if not block["names"]] == []
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    assert not found or any(f'blocks("{name}")' in test for test in tests)
+
+
+def test_the_first_page(capsys: pytest.CaptureFixture[str]) -> None:
+    page = blocks("index.rst")
+    assert list(page) == ["hello.py", "install"]
+    assert page["install"] == "$ pip install wsgi-after"
+    names: dict[str, Any] = {}
+    exec(page["hello.py"].replace("0.5", "0"), names)
+    exchange = Exchange(names["application"])
+    assert (list(exchange.result), capsys.readouterr().out) == ([b"Hello\n"], "")
+    exchange.result.close()
+    assert capsys.readouterr().out == "a mail to ada@example.com\n"
+
+
+def test_the_page_on_performance() -> None:
+    """What its command does is tested by test_benchmarks.py."""
+    [command] = blocks("performance.rst").values()
+    install, run = command.removeprefix("$ ").split(" && ")
+    assert install == ".venv/bin/pip install -e '.[bench]'"
+    assert run == ".venv/bin/python -m benchmarks --write"
+
+
+# What a release, and who contributes, needs.
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository of git's, with one commit."""
+    who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
+    for arguments in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "Begin"]):
+        subprocess.check_call(["git", *arguments], cwd=tmp_path)
+    return tmp_path
+
+
+def test_the_commands_of_a_release(repository: Path) -> None:
+    """Those that build are run by .ci/run; here the tag is made."""
+    page = blocks("release.rst")
+    assert list(page) == ["build", "upload"]
+    version, tag, push, upload = re.findall(r"(?m)^\$ (.*)$", page["upload"])
+    who = {"GIT_COMMITTER_NAME": "Ada", "GIT_COMMITTER_EMAIL": "ada@example.com"}
+    subprocess.check_call(f"{version}; {tag}", shell=True, cwd=repository, env=environment(**who))
+    tags = subprocess.check_output(["git", "tag", "-n"], cwd=repository, text=True)
+    current = wsgi_after.__version__
+    assert tags.split(maxsplit=1) == [f"v{current}", f"wsgi_after {current}\n"]
+    assert (push, upload) == ('git push origin "v$VERSION"', "python -m twine upload dist/*")
+
+
+def test_the_newest_changes_are_those_of_this_version() -> None:
+    newest = next(iter(parse("changes.rst").findall(nodes.subtitle)), None) or next(
+        section[0] for section in parse("changes.rst").findall(nodes.section)
+    )
+    assert newest.astext().split()[0] == wsgi_after.__version__
+
+
+def contributing() -> list[str]:
+    """The commands of CONTRIBUTING.rst."""
+    shown = [block.astext() for block in parse("contributing.rst").findall(nodes.literal_block)]
+    return re.findall(r"(?m)^\$ (.*)$", "\n".join(shown))
+
+
+def test_the_commands_for_who_contributes() -> None:
+    """They are CI's, where they are not those of a test by name."""
+    install, everything, one, *_ = contributing()
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert f"{install} && {everything}" in run
+    sources = (ROOT / "tests" / "test_callbacks.py").read_text(encoding="utf-8")
+    assert f"def test_{one.split()[-1]}" in sources
+    assert [command for command in contributing() if "sphinx-build" in command] == [
+        ".venv/bin/sphinx-build -W -n docs build/docs"
+    ]
+    for tool in ("ruff check .", "ruff format --check .", "mypy"):
+        assert (
+            f'"$scratch/tools/bin/{tool.split()[0]}"{tool.removeprefix(tool.split()[0])}\n' in run
+        )
+
+
+def test_the_hook_for_git(repository: Path) -> None:
+    [make] = [command for command in contributing() if "pre-commit" in command]
+    [check] = [command for command in contributing() if command.startswith(".venv/bin/ruff")]
+    subprocess.check_call(make, shell=True, cwd=repository)
+    hook = repository / ".git" / "hooks" / "pre-commit"
+    assert hook.read_text() == f"#!/bin/sh\n{check}\n"
+    commit = ["git", "commit", "--allow-empty", "-m", "Nothing here is checked"]
+    assert subprocess.run(commit, cwd=repository, stderr=subprocess.DEVNULL).returncode != 0
+
+
+TEXTS = [*ROOT.glob("*.rst"), *DOCS.glob("*.rst")]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
+def test_each_file_that_a_text_names_is_there(text: Path) -> None:
+    named = re.findall(r"``((?:\.ci|benchmarks|docs|tests)/[\w./-]*)``", text.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+# The pictures.
+
+WHITE, DARK = "#ffffff", "#131416"  # the grounds of furo's two modes
+
+
+def luminance(colour: str) -> float:
+    """As WCAG has it."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted([luminance(one), luminance(other)])
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
+def test_a_picture_is_told_in_words_and_seen_in_light_and_dark(path: Path) -> None:
+    svg = ElementTree.parse(path).getroot()
+    title, desc = svg[0], svg[1]
+    assert svg.get("role") == "img"
+    assert svg.get("aria-labelledby", "").split() == [title.get("id"), desc.get("id")]
+    assert all(len(element.text or "") > 20 for element in (title, desc))
+    used = {element.get(name) for element in svg.iter() for name in ("fill", "stroke")}
+    own = used - {None, "none", "currentColor", "#fff"}
+    weak = [c for c in own for ground in (WHITE, DARK) if contrast(str(c), ground) < 3]
+    assert weak == []
+    texts = {element.get("fill") for element in svg.iter() if element.tag.endswith("}text")}
+    assert texts <= {"currentColor", "#fff"}
