@@ -1,5 +1,7 @@
 """How Sphinx makes the manual: ``sphinx-build -W -n docs build/docs``."""
 
+from docutils import nodes
+
 import wsgi_after
 
 project = "wsgi_after"
@@ -8,6 +10,8 @@ release = wsgi_after.__version__
 
 extensions = ["sphinx.ext.autodoc"]
 exclude_patterns = ["examples"]
+
+smartquotes_action = "qe"  # of quotes and dots; not of dashes, because --http is an option
 
 html_theme = "furo"
 html_title = f"wsgi_after {release}"
@@ -28,3 +32,15 @@ nitpick_ignore = [
     ("py:meth", "concurrent.futures.Executor.shutdown"),
     ("py:meth", "flask.testing.FlaskClient.open"),
 ]
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("doctree-read", print_dashes)
+
+
+def print_dashes(app, page):
+    """Those that Sphinx writes between a parameter and what is said of it."""
+    for text in list(page.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))

@@ -38,9 +38,17 @@ def bugs() -> list[tuple[int, str, str, str]]:
     return found
 
 
+TABLE = """\
+.. list-table::
+   :class: wrapped
+   :header-rows: 1
+   :widths: 5 30 30 35
+"""
+
+
 def page() -> str:
     """The whole page."""
-    lines = [HEAD, ".. list-table::", "   :header-rows: 1", ""]
+    lines = [HEAD, TABLE]
     header = ("no.", "bug", "where", "test")
     rows = [(str(number), bug, where, f"``{test}``") for number, bug, where, test in bugs()]
     for row in (header, *rows):
