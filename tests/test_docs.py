@@ -140,6 +140,10 @@ def test_the_commands_of_a_release(repository: Path) -> None:
     """Those that build are run by .ci/run; here the tag is made."""
     page = blocks("release.rst")
     assert list(page) == ["build", "upload"]
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for part in ("-m build", "check --strict", ".ci/check-distributions"):
+        assert part in page["build"]
+        assert part in run
     version, tag, push, upload = re.findall(r"(?m)^\$ (.*)$", page["upload"])
     who = {"GIT_COMMITTER_NAME": "Ada", "GIT_COMMITTER_EMAIL": "ada@example.com"}
     subprocess.check_call(f"{version}; {tag}", shell=True, cwd=repository, env=environment(**who))

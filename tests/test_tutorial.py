@@ -7,7 +7,6 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,13 +36,6 @@ def write(directory: Path, name: str, mail_port: int, sleep: str = "pass") -> No
     (directory / "shop.py").write_text(source, encoding="utf-8")
 
 
-@contextmanager
-def shop(directory: Path) -> Iterator[int]:
-    """By the page's command, but without its ``--reload``, which is for a reader who edits."""
-    with serving(COMMANDS["gunicorn"].replace("--reload ", ""), directory) as port:
-        yield port
-
-
 def test_everything_on_the_page_is_run_by_a_test() -> None:
     assert list(PAGE) == [
         *("begin", "mails", "waits.py", "gunicorn", "order", "shop.py", "timeline", "failed"),
@@ -58,7 +50,7 @@ def test_everything_on_the_page_is_run_by_a_test() -> None:
 
 def test_the_first_shop_sends_the_mail_before_its_answer(tmp_path: Path, mails: MailServer) -> None:
     write(tmp_path, "waits.py", mails.port)
-    with shop(tmp_path) as port:
+    with serving(COMMANDS["gunicorn"], tmp_path) as port:
         assert ask(port, ORDER) == (200, "Thank you.\n")
     assert [message["To"] for message in mails.messages] == ["ada@example.com"]
 
@@ -69,7 +61,7 @@ def test_the_second_one_after_it(tmp_path: Path, mails: MailServer) -> None:
         listener.settimeout(30)
         wait = f"__import__('socket').create_connection({listener.getsockname()}).recv(1)"
         write(tmp_path, "shop.py", mails.port, sleep=wait)
-        with shop(tmp_path) as port:
+        with serving(COMMANDS["gunicorn"], tmp_path) as port:
             assert ask(port, ORDER) == (200, "Thank you.\n")
             callback, _ = listener.accept()
             assert mails.messages == []
@@ -94,7 +86,7 @@ def test_without_a_mail_server_the_client_has_its_answer_and_the_log_the_error(
     tmp_path: Path,
 ) -> None:
     write(tmp_path, "shop.py", mail_port=9)  # where nobody listens
-    with shop(tmp_path) as port:
+    with serving(COMMANDS["gunicorn"], tmp_path) as port:
         assert ask(port, ORDER) == (200, "Thank you.\n")
         log = tmp_path / "log"
         wait_until(lambda: "ConnectionRefusedError: " in log.read_text(), log)
