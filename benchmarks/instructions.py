@@ -137,7 +137,7 @@ def of_workload(suite, workload):
 
 def report(figures):
     """The table, and what it was counted on."""
-    header = ["instructions", "bare", *(f"+ {CONTENDERS[c].title}" for c in FEW[1:]), "ratio"]
+    header = ["instructions", "bare", *(f"+{CONTENDERS[c].title}" for c in FEW[1:]), "ratio"]
     rows = [
         [
             WORKLOADS[workload].title,

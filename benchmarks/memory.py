@@ -67,7 +67,7 @@ def summarise(suite):
 
 def report(figures):
     """The table, and what it was measured on."""
-    header = ["bytes in flight", "bare", *(f"+ {CONTENDERS[c].title}" for c in FEW[1:])]
+    header = ["bytes in flight", "bare", *(f"+{CONTENDERS[c].title}" for c in FEW[1:])]
     rows = [
         [WORKLOADS[workload].title, *(f"{of[contender]:,}" for contender in FEW)]
         for workload, of in figures["workloads"].items()

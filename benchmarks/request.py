@@ -155,7 +155,7 @@ def report(figures):
     """The tables, and what they were measured on."""
     python = tuple(map(int, figures["python"].split()[0].split(".")[:2]))
     workloads = figures["workloads"]
-    header = ["nanoseconds", "bare", *(f"+ {c.title}" for c in list(CONTENDERS.values())[1:])]
+    header = ["nanoseconds", "bare", *(f"+{c.title}" for c in list(CONTENDERS.values())[1:])]
     ratios = [ratio_row(w, of, python) for w, of in workloads.items() if "ratio" in of]
     return "\n\n".join(
         [
