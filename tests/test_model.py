@@ -106,8 +106,9 @@ class Server(RuleBasedStateMachine):
                 starts=st.sampled_from(STARTS),
                 writes=st.booleans(),
                 restarts=st.none() | st.sampled_from(PLACES),
-                fails=st.none() | st.sampled_from(PLACES),
-                error=st.sampled_from([*FAILS]),
+                fails=st.dictionaries(
+                    st.sampled_from(PLACES), st.sampled_from([*FAILS]), max_size=2
+                ),
             ),
             "registers": st.lists(st.tuples(st.sampled_from([*WAYS_IN_CONTEXT]), does), max_size=4),
             "app_wide": st.lists(does, max_size=2),

@@ -38,8 +38,7 @@ class Plan(NamedTuple):
     starts: str  # where it calls start_response
     writes: bool  # and then what that returned
     restarts: str | None  # where it calls start_response with exc_info
-    fails: str | None  # where it raises
-    error: str
+    fails: dict[str, str]  # where it raises, and what
 
 
 @dataclass
@@ -69,8 +68,8 @@ class Script:
                 raise Boom
             except Boom:
                 self.start_response("500 Restarted", [("X-Restarted", place)], sys.exc_info())
-        if place == self.plan.fails:
-            raise FAILS[self.plan.error]
+        if place in self.plan.fails:
+            raise FAILS[self.plan.fails[place]](len(self.log))  # each is another
 
 
 class Closable:

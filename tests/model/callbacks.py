@@ -76,7 +76,7 @@ class Callback:
         after = self.after
         headers = after.headers and [*after.headers]
         told = (after.status, headers, after.completed)
-        error = type(after.error).__name__
+        error = type(after.error), type(after.error) in FAILS.values() and after.error.args
         self.ran.append((self.name, self.is_mine(), *told, (error, len(self.seen))))
         if self.does == "registers":
             (wsgi_after.after_this_response if self.is_real else after.append)(self.nested())

@@ -20,6 +20,7 @@ class Expected:
 
     def __init__(self) -> None:
         self.ended = False
+        self.finalized = False  # closed by nobody but the reference's finalizer
         self.differs = False  # from the bare app: something was let out, or closed by a finalizer
         self.logged: list[str] = []
         self.lost = 0
@@ -58,8 +59,8 @@ class ReferenceList(list[Any]):
         return self
 
     def fail(self, error: BaseException) -> None:
-        # The first one counts. Its type alone: the traceback would keep what is to be dropped.
-        self.error = self.error or type(error).__new__(type(error))
+        # The first one counts. Not that very one: its traceback would keep what is to be dropped.
+        self.error = self.error or type(error).__new__(type(error), *error.args)
 
     def finish(self, error: BaseException | None = None, in_place: bool = False) -> None:
         """The callbacks run, here or elsewhere: rules 4 and 6, and those of executors."""
@@ -172,7 +173,8 @@ class Result:
 
     def __del__(self) -> None:
         if self.after is not None:
-            self.after.expected.differs = True  # the bare app's iterable is not closed
+            expected = self.after.expected
+            expected.finalized = expected.differs = True  # the bare app's iterable is not closed
             self.close(in_place=True)
 
 

@@ -222,6 +222,8 @@ class Request:
         pool.drain()
         self.expected.drain()
         ended = isinstance(self.real.after, EndedCallbackList)
+        if self.real.after is not None and self.expected.ended and not self.expected.finalized:
+            same("whether the list has ended", ended, True)
         real, reference = (
             (side.log, self.told(side), has_ended)
             for side, has_ended in ((self.real, ended), (self.reference, self.expected.ended))
