@@ -25,7 +25,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 from model.apps import FAILS, KINDS, PLACES, STARTS, Plan
 from model.callbacks import DOES, WAYS, WAYS_IN_CONTEXT, clock
 from model.executors import EXECUTORS, pool
-from model.requests import CANCELS, FILE_WRAPPERS, Log, Request
+from model.requests import CANCELS, FILE_WRAPPERS, Log, Request, Stack
 from model.stacks import INSIDE, STACK
 
 import wsgi_after.callbacks
@@ -125,7 +125,15 @@ class Server(RuleBasedStateMachine):
 
     @rule(target=requests, drawn=drawn)
     def request(self, drawn):
-        request = Request(next(numbers), log, **drawn)
+        return self.send(Stack(**drawn))
+
+    @rule(target=requests, request=requests)
+    def another(self, request):
+        """To the same application, however far the first has come."""
+        return self.send(request.stack)
+
+    def send(self, stack):
+        request = Request(next(numbers), log, stack)
         self.made.append(request)
         return request
 

@@ -51,10 +51,13 @@ class Later:
     """Keeps the jobs, for the test to run."""
 
     def __init__(self) -> None:
-        self.jobs: list[Any] = []
+        self.jobs: dict[str, Any] = {}  # by the label of the request
 
-    def submit(self, fn: Any, *args: Any) -> None:
-        self.jobs.append(partial(fn, *args))
+    def submit(self, fn: Any, callbacks: Any, label: str) -> None:
+        self.jobs[label] = partial(fn, callbacks, label)
+
+    def run(self, label: str) -> None:
+        self.jobs.pop(label, lambda: None)()
 
 
 def arguments(kind: str, later: Later) -> dict[str, Any]:

@@ -36,9 +36,10 @@ class Expected:
 class ReferenceList(list[Any]):
     """The callbacks, and what became of the response."""
 
-    def __init__(self, executor: str, later: list[Any], expected: Expected) -> None:
+    def __init__(self, executor: str, environ: dict[str, Any]) -> None:
         super().__init__()
-        self.executor, self.later, self.expected = executor, later, expected
+        self.executor, self.label = executor, f"GET {environ['PATH_INFO']}"
+        self.later, self.expected = environ["model.side"].later, environ["model.side"].expected
         self.status = self.headers = self.error = None
         self.completed: bool | None = False
 
@@ -75,14 +76,14 @@ class ReferenceList(list[Any]):
             self.clear()
             self.expected.ended = True
         elif executor == "later":
-            self.later.append(self.run_job)
+            self.later.submit(ReferenceList.run_job, self, self.label)
         elif executor == "pool":
             self.expected.pool.append(self)
         elif (out := self.run(error)) is not error:
             self.expected.differs = True
             raise out
 
-    def run_job(self) -> None:
+    def run_job(self, label: str) -> None:
         out = self.run(None)
         if out is not None:
             raise out
@@ -184,13 +185,13 @@ class SizedResult(Result):
 
 
 class Reference:
-    """Made with what a :class:`ReferenceList` is made with, and with ``fn(environ)`` for all."""
+    """In the place of ``AfterResponseMiddleware``."""
 
-    def __init__(self, app: Any, app_wide: list[Any], *arguments: Any) -> None:
-        self.app, self.app_wide, self.arguments = app, app_wide, arguments
+    def __init__(self, app: Any, app_wide: list[Any], executor: str) -> None:
+        self.app, self.app_wide, self.executor = app, app_wide, executor
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        after = environ["wsgi.after"] = ReferenceList(*self.arguments)
+        after = environ["wsgi.after"] = ReferenceList(self.executor, environ)
         after.extend([partial(fn, environ) for fn in self.app_wide])
 
         def recording(status: str, headers: Any, *exc_info: Any) -> Any:

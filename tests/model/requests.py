@@ -20,7 +20,7 @@ from .apps import Plan, Script
 from .callbacks import WAYS_IN_CONTEXT, WAYS_OF_LISTS, Callback, for_each
 from .executors import Later, arguments, pool
 from .reference import Expected, Reference
-from .stacks import stacked
+from .stacks import OF_REFERENCE, stacked
 
 FILE_WRAPPERS = {"class": FileWrapper, "function": lambda file, size=8192: file}
 NOTHING = object()
@@ -61,8 +61,10 @@ def attempt(fn: Any, *args: Any) -> Any:
 class Side:
     """The server's view of one of the three, which is all that may be compared."""
 
-    def __init__(self, is_real: bool = False) -> None:
-        self.is_real = is_real
+    def __init__(
+        self, number: int, expected: Expected, later: Later, is_real: bool = False
+    ) -> None:
+        self.number, self.expected, self.later, self.is_real = number, expected, later, is_real
         self.log: list[Any] = []  # what app and server see
         self.started = self.sent = False
         self.ran: list[Any] = []
@@ -71,16 +73,6 @@ class Side:
         self.result: Any = NOTHING
         self.pass_: Any = None  # by iter()
         self.direct: Any = None  # by next()
-        self.later = Later()
-
-    def app(self, plan: Plan, registered: list[tuple[str, str, str]]) -> Any:
-        def app(environ: dict[str, Any], start_response: Any) -> Any:
-            self.after = environ["wsgi.after"]
-            for each in registered:
-                self.register(*each)
-            return Script(plan, self.log, environ, start_response, self.is_current).run()
-
-        return app
 
     def is_current(self, place: str) -> bool:
         """Whether the current list is that of this request while the app is called, or else none.
@@ -111,10 +103,10 @@ class Side:
         self.log.append(("write", chunk))
         self.sent = True
 
-    def call(self, application: Any, number: int, file_wrapper: str) -> Any:
+    def call(self, application: Any, file_wrapper: Any) -> Any:
         self.environ = make_environ(
-            **{"PATH_INFO": f"/{number}", "HTTP_ACCEPT_ENCODING": "gzip", "wsgi.after": []},
-            **{"wsgi.file_wrapper": FILE_WRAPPERS[file_wrapper], "model.side": self},
+            **{"PATH_INFO": f"/{self.number}", "HTTP_ACCEPT_ENCODING": "gzip", "wsgi.after": []},
+            **{"wsgi.file_wrapper": file_wrapper, "model.side": self},
         )
         if self.is_real:
             del self.environ["wsgi.after"]
@@ -152,43 +144,61 @@ class Side:
         self.result = self.pass_ = self.direct = self.after = self.environ = None
 
     def run_job(self) -> None:
-        if self.later.jobs:
-            self.later.jobs.pop(0)()
+        self.later.run(f"GET /{self.number}")
 
 
-class Request:
-    """The three, and what has to be the same."""
+class Stack:
+    """The app, thrice, each with the same middlewares: for any number of requests.
+
+    :param registers: how each callback is registered, and what it does.
+    :param app_wide: what each that runs after all requests does.
+    """
 
     def __init__(
         self,
-        number: int,
-        log: Log,
         *,
         plan: Plan,
-        registers: list[tuple[str, str]],  # the way, and what the callback does
-        app_wide: list[str],  # what they do
+        registers: list[tuple[str, str]],
+        app_wide: list[str],
         around: list[str],
         inside: list[str],
         executor: str,
         file_wrapper: str,
     ) -> None:
-        self.number, self.log = number, log
-        self.plan = plan
-        self.is_closed = self.is_garbage = False
-        self.names = len(registers)
-        named = [(f"callback {index}", *each) for index, each in enumerate(registers)]
+        self.plan, self.registers = plan, registers
+        self.executor, self.later = executor, Later()
+        self.file_wrapper = FILE_WRAPPERS[file_wrapper]
         for_all = [partial(for_each, f"app-wide {i}", does) for i, does in enumerate(app_wide)]
-        self.sides = self.bare, self.reference, self.real = Side(), Side(), Side(is_real=True)
-        self.expected = Expected()
-        apps = [stacked(inside, side.app(plan, named)) for side in self.sides]
-        real = AfterResponseMiddleware(apps[2], **arguments(executor, self.real.later))
+        real = AfterResponseMiddleware(stacked(inside, self.app), **arguments(executor, self.later))
         for fn in for_all:
             real.after_response(fn)
-        later = self.reference.later.jobs
-        reference = Reference(apps[1], for_all, executor, later, self.expected)
-        middlewares = apps[0], reference, real
-        made = iter([stacked(around, app) for app in middlewares])
-        self.step(lambda side: side.call(next(made), number, file_wrapper))
+        told = stacked(inside, self.app, OF_REFERENCE)
+        middlewares = told, Reference(told, for_all, executor), real
+        self.applications = [stacked(around, middleware) for middleware in middlewares]
+
+    def app(self, environ: dict[str, Any], start_response: Any) -> Any:
+        side = environ["model.side"]
+        side.after = environ["wsgi.after"]
+        for index, each in enumerate(self.registers):
+            side.register(f"callback {index}", *each)
+        return Script(self.plan, side.log, environ, start_response, side.is_current).run()
+
+
+class Request:
+    """The three, and what has to be the same."""
+
+    def __init__(self, number: int, log: Log, stack: Stack) -> None:
+        self.number, self.log, self.stack = number, log, stack
+        self.is_closed = self.is_garbage = False
+        self.names = len(stack.registers)
+        self.expected = Expected()
+        self.sides = self.bare, self.reference, self.real = (
+            Side(number, self.expected, Later()),
+            Side(number, self.expected, Later()),
+            Side(number, self.expected, stack.later, is_real=True),
+        )
+        applications = iter(stack.applications)
+        self.step(lambda side: side.call(next(applications), stack.file_wrapper))
         self.is_open = self.real.result is not NOTHING and self.real.result is not None
 
     def step(self, do: Any, in_thread: bool = False, bare: bool = True) -> None:
@@ -240,7 +250,7 @@ class Request:
 
     def read(self, how: str, in_thread: bool) -> None:
         # After the end, our start_response is none any more.
-        if not self.is_closed or not {self.plan.starts, self.plan.restarts} & CHUNKS:
+        if not self.is_closed or not {self.stack.plan.starts, self.stack.plan.restarts} & CHUNKS:
             self.step(lambda side: side.read(how), in_thread)
 
     def close(self, in_thread: bool = False) -> None:

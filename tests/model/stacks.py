@@ -76,12 +76,24 @@ def ours_again(app: Any) -> Any:
     return application
 
 
-#: What may stand between ours and the app only.
+def told_of_ours(app: Any) -> Any:
+    """What that does, told again."""
+
+    def middleware(environ: dict[str, Any], start_response: Any) -> Any:
+        fn = partial(for_each, "app-wide, of an inner one", "nothing")
+        environ["wsgi.after"].append(partial(fn, environ))
+        return app(environ, start_response)
+
+    return middleware
+
+
+#: What may stand between ours and the app only, and what it is where ours is not.
 INSIDE = {"ours": ours_again}
+OF_REFERENCE = {"ours": told_of_ours}
 
 
-def stacked(names: list[str], app: Any) -> Any:
+def stacked(names: list[str], app: Any, inside: dict[str, Any] = INSIDE) -> Any:
     """The app, with these around it; the first is the outermost."""
     for name in reversed(names):
-        app = (STACK | INSIDE)[name](app)
+        app = (STACK | inside)[name](app)
     return app
