@@ -118,6 +118,10 @@ class Side:
 
         :param how: by the pass that was begun, a fresh one, or ``next()`` of what the app returned.
         """
+        if how == "all by next":
+            while self.read("next") != "end":
+                pass
+            return None
         if how == "all":
             self.pass_ = None
             for chunk in self.result:
