@@ -262,13 +262,15 @@ def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(
     tell("on_prepare and start_response()", runs, wrong)
 
 
-def test_a_method_that_was_looked_up_before_the_end_refuses_after_it(events):
+@pytest.mark.parametrize("name", ["append", "insert", "extend"])
+def test_a_method_that_was_looked_up_before_the_end_refuses_after_it(name, events):
     """``after.append(make())``: the request ends while ``make()`` runs."""
     exchange = exhausted("list", events)
-    append = exchange.environ["wsgi.after"].append
+    late = partial(events.append, "late")
+    method = getattr(exchange.environ["wsgi.after"], name)
     exchange.result.close()
     with pytest.raises(RuntimeError, match="have run already"):
-        append(partial(events.append, "late"))
+        method(*{"append": [late], "insert": [0, late], "extend": [[late]]}[name])
     assert (exchange.environ["wsgi.after"], events) == ([], [])
 
 
