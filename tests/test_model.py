@@ -18,18 +18,27 @@ import sys
 import warnings
 from collections import Counter
 
+import pytest
 import sentry_sdk
 from conftest import count
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
 from model.apps import FAILS, KINDS, PLACES, STARTS, Plan
 from model.callbacks import DOES, WAYS, WAYS_IN_CONTEXT, clock
 from model.executors import EXECUTORS, pool
+from model.faults import FAULTS, Faulty
 from model.requests import CANCELS, FILE_WRAPPERS, Log, Request, Stack
 from model.stacks import INSIDE, STACK
 
 import wsgi_after.callbacks
+from wsgi_after.callbacks import set_current
 
 log = Log()
 counts: Counter[str] = Counter(examples=0)
@@ -203,7 +212,37 @@ class Server(RuleBasedStateMachine):
 
 
 TestServer = Server.TestCase
-# An example is a run of 20 steps, with as many requests as that makes: about 30 ms.
+# An example is a run of 20 steps, with as many requests as that makes: about 15 ms.
 TestServer.settings = settings(
     max_examples=settings().max_examples * 2 // 3, stateful_step_count=20
 )
+
+
+def run_with(middleware, monkeypatch, **options):
+    """No example is kept, and none made shorter: it is enough that one fails."""
+    monkeypatch.setattr("model.requests.AfterResponseMiddleware", middleware)
+    generate = settings(
+        TestServer.settings,
+        phases=[Phase.generate],
+        database=None,
+        report_multiple_bugs=False,
+        **options,
+    )
+    counted = counts.copy()
+    try:
+        run_state_machine_as_test(Server, settings=generate)
+    finally:
+        counts.clear()
+        counts.update(counted, runs_with_planted_faults=1)
+        set_current(None)
+
+
+def test_the_model_finds_nothing_in_what_only_looks_like_a_fault(monkeypatch):
+    run_with(Faulty, monkeypatch, max_examples=66)
+
+
+@pytest.mark.skipif(settings().max_examples <= 100, reason="for the profiles ci and long")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_model_finds(fault, monkeypatch):
+    with pytest.raises(AssertionError):
+        run_with(FAULTS[fault], monkeypatch)

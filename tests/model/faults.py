@@ -1,0 +1,252 @@
+"""Middlewares with one fault each, to be found by the model: what finds nothing proves nothing.
+
+Each is the real one with something done to the app that it calls, to what it returns, or to the
+list, and so no fault depends on how the real one is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import wsgi_after
+from wsgi_after.callbacks import set_current
+
+FAULTS: dict[str, type[Faulty]] = {}
+
+
+class Passing:
+    """Around what the server, or ours, should get: nothing else is changed."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.result, name)
+
+    def __iter__(self) -> Any:
+        return iter(self.result)
+
+
+class Sized:
+    def __len__(self) -> int:
+        return len(self.result)
+
+
+class Next:
+    def __next__(self) -> Any:
+        return next(self.result)
+
+
+#: Servers look for these on the type.
+SPECIAL = {"__len__": Sized, "__next__": Next}
+
+
+def passing(result: Any, kind: type[Passing]) -> Any:
+    if not hasattr(type(result), "__iter__"):
+        return result
+    special = [base for name, base in SPECIAL.items() if hasattr(type(result), name)]
+    return type("Result", (kind, *special), {})(result)
+
+
+class Faulty(wsgi_after.AfterResponseMiddleware):
+    """As it is, it has none."""
+
+    Result = Passing
+
+    def __init_subclass__(cls) -> None:
+        FAULTS[" ".join(cls.__doc__.split()).rstrip(".")] = cls
+
+    def __init__(self, app: Any, **options: Any) -> None:
+        super().__init__(self.call, **options)
+        self.faultless = app
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        return self.wrap(super().__call__(environ, start_response))
+
+    def call(self, environ: Any, start_response: Any) -> Any:
+        result = self.faultless(environ, start_response)
+        self.spoil(environ["wsgi.after"])
+        return result
+
+    def spoil(self, after: Any) -> None:
+        pass
+
+    def wrap(self, result: Any) -> Any:
+        return passing(result, self.Result)
+
+
+class Doubles(Faulty):
+    """A callback runs twice."""
+
+    def spoil(self, after):
+        after.extend(after[:1])
+
+
+class Drops(Faulty):
+    """The last callback is lost."""
+
+    def spoil(self, after):
+        after[-1:] = []
+
+
+class DropsOnExit(Faulty):
+    """The last callback is lost where one raises SystemExit."""
+
+    def spoil(self, after):
+        if any(getattr(fn, "does", None) == "exit" for fn in after[:-1]):
+            after.pop()
+
+
+class Reverses(Faulty):
+    """The order is that of last to first."""
+
+    def spoil(self, after):
+        after.reverse()
+
+
+class AppWideLast(Faulty):
+    """App-wide callbacks come last."""
+
+    def spoil(self, after):
+        after.sort(key=lambda fn: getattr(fn, "keywords", None) is not None)
+
+
+class Ends(Faulty):
+    """Callbacks run when the app returns."""
+
+    def spoil(self, after):
+        wsgi_after.run_callbacks(after)
+
+
+class RunsAtExhaustion(Faulty):
+    """Callbacks run when the body is exhausted."""
+
+    class Result(Passing):
+        def __iter__(self):
+            yield from self.result
+            self.result.close()
+
+
+class ClosesNot(Faulty):
+    """The close() of what the app returns is forgotten."""
+
+    class Unclosed(Passing):
+        def close(self):
+            pass
+
+    def call(self, environ, start_response):
+        return passing(super().call(environ, start_response), self.Unclosed)
+
+
+class SkipsInThreads(Faulty):
+    """Nothing runs where another thread closes."""
+
+    class Result(Passing):
+        def close(self):
+            if threading.current_thread() is threading.main_thread():
+                self.result.close()
+
+
+class Swallows(Faulty):
+    """An exception of the app's call does not get to the server."""
+
+    def __call__(self, environ, start_response):
+        try:
+            return super().__call__(environ, start_response)
+        except BaseException:
+            return []
+
+
+class SwallowsInBody(Faulty):
+    """A BaseException of the body does not get to the server."""
+
+    class Result(Passing):
+        def __iter__(self):
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                yield from self.result
+
+
+class AddsHeader(Faulty):
+    """The server sees another header."""
+
+    def __call__(self, environ, start_response):
+        return super().__call__(
+            environ,
+            lambda status, headers, *rest: start_response(status, [*headers, ("X-A", "1")], *rest),
+        )
+
+
+class DropsExcInfo(Faulty):
+    """The exc_info does not get to the server."""
+
+    def __call__(self, environ, start_response):
+        return super().__call__(
+            environ, lambda status, headers, *rest: start_response(status, headers)
+        )
+
+
+class StartsEarly(Faulty):
+    """The response is started before the app does."""
+
+    def call(self, environ, start_response):
+        start_response("200 OK", [])
+        return super().call(environ, lambda *args: None)
+
+
+class ReadsAhead(Faulty):
+    """The body is read before the server asks for it."""
+
+    class Read(Passing):
+        def __init__(self, result):
+            super().__init__(result)
+            self.chunks = [*result]
+
+        def __iter__(self):
+            return iter(self.chunks)
+
+    def call(self, environ, start_response):
+        return passing(super().call(environ, start_response), self.Read)
+
+
+class SharesList(Faulty):
+    """Two requests have the same callbacks."""
+
+    kept = None
+
+    def spoil(self, after):
+        if self.kept:
+            after.extend(self.kept)
+        self.kept = [*after]
+
+
+class LeavesCurrent(Faulty):
+    """The list stays the current one."""
+
+    def __call__(self, environ, start_response):
+        try:
+            return super().__call__(environ, start_response)
+        finally:
+            set_current(environ["wsgi.after"])
+
+
+class WrongError(Faulty):
+    """Callbacks read no error."""
+
+    def spoil(self, after):
+        after.insert(0, lambda: setattr(after, "_error", None))
+
+
+class WrongCompleted(Faulty):
+    """Callbacks read that all was sent."""
+
+    def spoil(self, after):
+        after.insert(0, lambda: setattr(after, "_completed", True))
+
+
+class WrongStatus(Faulty):
+    """Callbacks read another status."""
+
+    def spoil(self, after):
+        after.insert(0, lambda: setattr(after, "_started", ("200 Fine", [])))
