@@ -91,7 +91,9 @@ def test_every_file_that_it_names_is_there() -> None:
     references = {
         node["refuri"] for node in parse(README).findall(nodes.reference) if "refuri" in node
     }
-    named = {*references, ".ci/run", "tests/test_readme.py"}
+    images = {node["uri"] for node in parse(README).findall(nodes.image)}
+    assert images
+    named = {*references, *images, ".ci/run", "tests/test_readme.py"}
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 

@@ -131,7 +131,8 @@ class AfterResponseMiddleware:
         return environ
 
     def _register_app_wide(self, callbacks: list[Any], environ: WSGIEnvironment) -> None:
-        callbacks.extend([partial(fn, environ) for fn in self._app_wide])
+        for fn in self._app_wide:
+            callbacks.append(partial(fn, environ))
 
     def _share(
         self, present: object, environ: WSGIEnvironment, start_response: StartResponse
