@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from werkzeug.sansio.response import Response
 
-    from .hand_off import SupportsSubmit
+    from .executor import SupportsSubmit
 
 #: The list of the request whose app, or whose callback, is being called in this context. ``None``
 #: where the body of a request within a request is being iterated.
@@ -124,7 +124,7 @@ class CallbackList(list[Callable[[], object]]):
         :raises TypeError: if ``fn`` is not callable, or a coroutine function.
         :raises RuntimeError: if the app has called ``start_response`` already.
         """
-        from .prepare import on_prepare  # loads werkzeug, which nothing else here needs
+        from .prepare import on_prepare  # upward: it loads werkzeug, which few requests need
 
         on_prepare(self, fn)
         return fn

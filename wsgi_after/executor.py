@@ -1,4 +1,6 @@
-"""A thread pool with a bound on what is pending, for callbacks that must not hold up a worker.
+"""What callbacks can be handed over to, and a thread pool with a bound on what is pending.
+
+Use the pool for callbacks that must not hold up a worker.
 
 ::
 
@@ -23,10 +25,22 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class SupportsSubmit(Protocol):
+    """What callbacks can be handed over to, such as a :class:`concurrent.futures.Executor`.
+
+    Nothing is expected of what ``submit`` returns. If it is a future, a failure of the job is
+    logged.
+    """
+
+    @property
+    def submit(self) -> Callable[..., Any]:
+        """``submit(fn, *args)`` sees to it that ``fn(*args)`` is called, or raises."""
 
 
 class BoundedThreadPoolExecutor(Executor):

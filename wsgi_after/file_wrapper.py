@@ -25,7 +25,7 @@ from .servers import recognise
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from .hand_off import SupportsSubmit
+    from .executor import SupportsSubmit
 
 #: The Python class that was seen last, to know it at a glance: a process has one server.
 python_class: list[object] = []

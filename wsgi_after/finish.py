@@ -20,7 +20,7 @@ from .servers import CHUNKED, CONNECTION, EMPTY, ERROR, SIZED, UNKNOWN, Server, 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from .hand_off import SupportsSubmit
+    from .executor import SupportsSubmit
 
 PATIENCE = 1.0  # seconds that a callback may keep a worker in close() before that is reported
 

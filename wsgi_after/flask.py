@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from flask.ctx import AppContext, RequestContext
     from werkzeug.test import TestResponse
 
-    from .hand_off import SupportsSubmit
+    from .executor import SupportsSubmit
 
 F = TypeVar("F", bound=Callable[..., object])
 

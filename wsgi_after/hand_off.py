@@ -1,35 +1,23 @@
 """Hand the callbacks of a request over to an executor, and lose none on the way.
 
-An executor is anything with ``submit(fn, *args)``. It gets one job for a request,
-``run_callbacks(callbacks, label)``, in which they run in order, contained, and logged with the
-request that they belong to.
+The executor gets one job for a request, ``run_callbacks(callbacks, label)``, in which they run in
+order, contained, and logged with the request that they belong to.
 """
 
 from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .callbacks import CallbackList, EndedCallbackList
 from .logs import log, logger, printable
 from .run import run_callbacks
 from .throttle import Throttle
 
-
-class SupportsSubmit(Protocol):
-    """What callbacks can be handed over to, such as a :class:`concurrent.futures.Executor`.
-
-    Nothing is expected of what ``submit`` returns. If it is a future, a failure of the job is
-    logged.
-    """
-
-    @property
-    def submit(self) -> Callable[..., Any]:
-        """``submit(fn, *args)`` sees to it that ``fn(*args)`` is called, or raises."""
-
+if TYPE_CHECKING:
+    from .executor import SupportsSubmit
 
 _refusals = Throttle()
 _announced_in: set[int] = set()  # ids of processes

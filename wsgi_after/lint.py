@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
 from .callbacks import CallbackList, DirectedCallbackList, EndedCallbackList
 from .file_wrapper import FileWrapper
 from .logs import describe, request_line
+from .middleware import KEY
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .hand_off import SupportsSubmit
+    from .executor import SupportsSubmit
 
 
 class Check(NamedTuple):
@@ -198,7 +199,6 @@ CONTRACT = (
     ),
 )
 
-KEY = "wsgi.after"
 WATCH = "wsgi_after.lint"
 PACKAGE = __name__.partition(".")[0]
 

@@ -24,7 +24,7 @@ from .servers import recognise
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .hand_off import SupportsSubmit
+    from .executor import SupportsSubmit
 
     G = TypeVar("G", bound=Callable[[WSGIEnvironment], object])
 

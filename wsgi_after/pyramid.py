@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
 
-    from .hand_off import SupportsSubmit
+    from .executor import SupportsSubmit
 
 
 def includeme(config: Configurator) -> None:
