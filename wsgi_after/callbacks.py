@@ -148,7 +148,10 @@ class CallbackList(list[Callable[[], object]]):
 
     @property
     def error(self) -> BaseException | None:
-        """The first exception of the app: from its call, its body, or the ``close()`` of that."""
+        """The first exception of the app: from its call, its body, or the ``close()`` of that.
+
+        ``None`` again when the callbacks have run: its traceback would keep the request alive.
+        """
         return getattr(self, "_error", None)
 
     @property
@@ -156,7 +159,8 @@ class CallbackList(list[Callable[[], object]]):
         """Whether the app's iterable was exhausted, in the latest pass over it.
 
         No proof of delivery: some servers stop at Content-Length, some go on after the client has
-        left. ``None`` if it is unknown because the server sent a file by itself.
+        left. ``None`` if it is unknown: the server sent a file by itself, or it is Django's
+        middleware that runs the callbacks.
         """
         return getattr(self, "_completed", False)
 

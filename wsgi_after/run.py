@@ -59,9 +59,8 @@ def run(
                         # callback be lost.
                         callback = callbacks[0]
                         del callbacks[0]
-                    except (
-                        IndexError
-                    ):  # an executor took the job, said that it did not, and runs it
+                    # An executor took the job, said that it did not, and runs it elsewhere.
+                    except IndexError:
                         break
                     try:
                         outcome = callback()

@@ -96,7 +96,7 @@ SERVERS = (
 )
 UNKNOWN = Server("unknown")
 
-# Looked through for each request that has callbacks.
+# Where recognise() looks.
 _BY_KEY = {server.key: server for server in SERVERS if server.key}
 _UWSGI, _MOD_WSGI, _WAITRESS = _BY_KEY
 _BY_ERRORS = {server.errors: server for server in SERVERS if server.errors}

@@ -6,17 +6,17 @@ from itertools import count
 from time import monotonic
 
 
+REST = 60.0  # seconds in which nothing passes after something has
+
+
 class Throttle:
     """Says whether an event may be logged; the count is of those since the last that was.
 
     It takes no lock, because a finalizer may come by at any allocation: threads that come at the
     same moment may all pass, and share what is to be counted.
-
-    :param seconds: how long nothing passes after something has.
     """
 
-    def __init__(self, seconds: float = 60) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self._closed_until = 0.0
         self._counter = count(1)
         self._told = 0
@@ -26,6 +26,6 @@ class Throttle:
         total, now = next(self._counter), monotonic()
         if now < self._closed_until:
             return 0
-        self._closed_until = now + self._seconds
+        self._closed_until = now + REST
         since, self._told = total - self._told, total
         return since
