@@ -1,10 +1,17 @@
-"""What several test modules share: a WSGI server in a few lines, and a request's environ."""
+"""What several test modules share: a server in a few lines, apps, executors, what is freed.
+
+Beside it: :mod:`commands` runs what the documentation shows, :mod:`documents` reads it,
+:mod:`databases`, :mod:`mail` and :mod:`servers.harness` start what is not ours.
+"""
 
 from __future__ import annotations
 
+import gc
 import io
 import os
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
@@ -80,6 +87,32 @@ class File(io.BytesIO):
         if not self.closed:
             self.events.append("file closed")
         super().close()
+
+
+class Marker:
+    """Something in an environ whose end can be seen: a dict cannot be referred to weakly."""
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Have reference counting alone free what is dropped in the block."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def is_freed(application: Callable[..., Any], **extra: Any) -> bool:
+    """Whether the environ of a request goes with it, without the garbage collector."""
+    environ = make_environ(marker=Marker(), **extra)
+    marker = weakref.ref(environ["marker"])
+    with collector_off():
+        with suppress(KeyboardInterrupt):
+            Exchange(application, environ).finish()
+        del environ
+        return marker() is None
 
 
 @pytest.fixture

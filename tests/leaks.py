@@ -20,16 +20,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.util import FileWrapper
 
-from conftest import make_environ
+from conftest import Marker, make_environ
 
 from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
 CHUNKS = [b"1", b"2"]
-
-
-class Marker:
-    """Dies with the environ that it is in."""
 
 
 class Immediately:

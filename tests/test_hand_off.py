@@ -13,7 +13,7 @@ from functools import partial
 from multiprocessing import get_context
 
 import pytest
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, Marker, collector_off, hello, is_freed, make_environ
 
 from wsgi_after import (
     AfterResponseMiddleware,
@@ -206,32 +206,19 @@ def test_the_threads_of_an_executor_run_the_jobs_of_many_requests(events):
 # Nothing kept
 
 
-class Environ(dict):
-    """One that can be watched."""
-
-
 @pytest.mark.parametrize("ends_by", ["job", "cancellation", "another process"])
 def test_with_the_garbage_collector_off_the_environ_is_freed(ends_by, queue):
     def app(environ, start_response):
         environ["wsgi.after"].append(print)
         return hello(environ, start_response)
 
-    gc.disable()
-    try:
-        environ = Environ(make_environ())
-        freed = weakref.ref(environ)
-        application = AfterResponseMiddleware(app, executor=queue)
-        Exchange(application, environ).finish()
-        del environ
-        assert freed() is None  # with the job still waiting
-        if ends_by == "job":
-            queue.run()
-        elif ends_by == "cancellation":
-            queue.futures[0].cancel()
-        else:
-            queue.futures[0].set_result(None)
-    finally:
-        gc.enable()
+    assert is_freed(AfterResponseMiddleware(app, executor=queue))  # with the job still waiting
+    if ends_by == "job":
+        queue.run()
+    elif ends_by == "cancellation":
+        queue.futures[0].cancel()
+    else:
+        queue.futures[0].set_result(None)
 
 
 def test_a_job_that_waits_does_not_hold_what_is_the_servers(queue):
@@ -247,8 +234,7 @@ def test_a_job_that_waits_does_not_hold_what_is_the_servers(queue):
         start_response("200 OK", [])
         return []
 
-    gc.disable()
-    try:
+    with collector_off():
         handler = Handler()
         freed = weakref.ref(handler)
         result = AfterResponseMiddleware(app, executor=queue)(
@@ -257,24 +243,19 @@ def test_a_job_that_waits_does_not_hold_what_is_the_servers(queue):
         result.close()
         del handler
         assert freed() is None
-    finally:
-        gc.enable()
 
 
 def test_app_wide_callbacks_hold_the_environ_until_the_job_has_run(queue, events):
     application = AfterResponseMiddleware(hello, executor=queue)
     application.after_response(lambda environ: events.append(environ["PATH_INFO"]))
-    gc.disable()
-    try:
-        environ = Environ(make_environ())
-        freed = weakref.ref(environ)
+    environ = make_environ(marker=Marker())
+    marker = weakref.ref(environ["marker"])
+    with collector_off():
         Exchange(application, environ).finish()
         del environ
-        assert freed() is not None
+        assert marker() is not None
         queue.run()
-        assert freed() is None
-    finally:
-        gc.enable()
+        assert marker() is None
     assert events == ["/path"]
 
 

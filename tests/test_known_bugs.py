@@ -5,7 +5,6 @@ The first line of each docstring says where the bug was seen.
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import threading
@@ -14,7 +13,7 @@ from functools import partial
 from wsgiref.util import FileWrapper
 
 import pytest
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, Marker, collector_off, hello, make_environ
 
 from wsgi_after import AfterResponseMiddleware, after_this_response
 
@@ -278,22 +277,15 @@ def test_bug_13_a_lazy_start_response_is_broken():
 
 def test_bug_14_the_environ_is_kept_past_the_request(events):
     """Uwsgi #1950: the server crashes."""
-
-    class Marker:
-        pass
-
     application = app_with([b"1"], events)
     application.after_response(lambda environ: events.append(environ["PATH_INFO"]))
     exchange = Exchange(application, make_environ(marker=Marker()))
     reference = weakref.ref(exchange.environ["marker"])
-    gc.disable()
-    try:
+    with collector_off():
         exchange.finish()
         body = exchange.result
         del exchange
         assert reference() is None
-    finally:
-        gc.enable()
     assert (body, events) == ([b"1"], ["/path", "callback"])
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
-from conftest import Exchange, count, hello, make_environ
+from conftest import count, hello, is_freed
 
 from wsgi_after import AfterResponseMiddleware
 
@@ -47,24 +44,6 @@ def test_nothing_is_left_of_requests_of_all_kinds(requests):
     assert grown["bytes_resident"] < 2_000_000
 
 
-class Marker:
-    """Dies with the environ."""
-
-
-def freed_without_collector(app, **options):
-    """Whether the environ is, of a request whose error the server has dropped."""
-    marker = Marker()
-    reference = weakref.ref(marker)
-    gc.disable()
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            Exchange(AfterResponseMiddleware(app, **options), make_environ(marker=marker)).finish()
-        del marker
-        return reference() is None
-    finally:
-        gc.enable()
-
-
 def test_the_environ_is_freed_after_a_callback_let_an_exception_out():
     def app(environ, start_response):
         def interrupt():
@@ -73,7 +52,7 @@ def test_the_environ_is_freed_after_a_callback_let_an_exception_out():
         environ["wsgi.after"].append(interrupt)
         return hello(environ, start_response)
 
-    assert freed_without_collector(app)
+    assert is_freed(AfterResponseMiddleware(app))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -86,4 +65,4 @@ def test_the_environ_is_freed_after_an_executor_refused_the_job(error):
         environ["wsgi.after"].append(lambda: environ)
         return hello(environ, start_response)
 
-    assert freed_without_collector(app, executor=Refuses())
+    assert is_freed(AfterResponseMiddleware(app, executor=Refuses()))

@@ -19,7 +19,7 @@ from wsgiref.util import FileWrapper
 
 import pytest
 from asgiref.wsgi import WsgiToAsgi
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, collector_off, hello, make_environ
 from documents import blocks, parse
 from docutils import nodes
 from elasticapm.middleware import ElasticAPM
@@ -165,15 +165,12 @@ def test_an_environ_can_be_used_again() -> None:
 
 
 def test_nothing_is_kept_of_an_environ() -> None:
-    gc.disable()
-    try:
+    with collector_off():
         exchange = Exchange(both(hello))
         exchange.finish()
         referrers = gc.get_referrers(exchange.environ)
         assert [r for r in referrers if isinstance(r, (lint.Watch, lint.LintBody))] == []
         assert all(vars(exchange) is r or not isinstance(r, dict) for r in referrers)
-    finally:
-        gc.enable()
 
 
 # What an app does.

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import pytest
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, Marker, collector_off, hello, make_environ
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response
 
@@ -244,10 +244,6 @@ def test_base_exceptions_of_the_app_go_on_too(kind, events):
 # Nothing kept, nothing mixed (rule 9)
 
 
-class Marker:
-    """Something in the environ whose end can be seen."""
-
-
 def raises_at_once(environ, start_response):
     raise ValueError
 
@@ -291,9 +287,7 @@ def test_the_environ_is_freed_when_the_server_drops_it(app, closes):
 
     application = AfterResponseMiddleware(wrapped)
     application.after_response(lambda environ: None)
-    gc.collect()
-    gc.disable()
-    try:
+    with collector_off():
         if closes:
             assert serve()() is None
         else:
@@ -302,8 +296,6 @@ def test_the_environ_is_freed_when_the_server_drops_it(app, closes):
                 if app is raises_in_body:
                     gc.collect()  # the traceback holds the server's frame, and that the body
             assert reference() is None
-    finally:
-        gc.enable()
 
 
 def test_after_the_end_the_list_keeps_nothing_of_the_request():

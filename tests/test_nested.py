@@ -6,7 +6,7 @@ import gc
 import weakref
 
 import pytest
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, Marker, collector_off, hello, make_environ
 
 from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
 
@@ -276,27 +276,20 @@ def test_the_result_of_an_inner_request_behaves_as_in_any_other(events):
 
 
 def test_nothing_is_kept_of_an_inner_request_that_is_over():
-    class Environ(dict):
-        pass
-
     def inner(environ, start_response):
-        watched.append(weakref.ref(environ))
+        watched.append(weakref.ref(environ["marker"]))
         environ["wsgi.after"].on_prepare(lambda response: environ.update(prepared=True))
         start_response("200 OK", [])
         yield b""
 
     def outer(environ, start_response):
-        exchange = Exchange(AfterResponseMiddleware(inner), Environ(make_environ()))
+        exchange = Exchange(AfterResponseMiddleware(inner), make_environ(marker=Marker()))
         exchange.finish()
         del exchange
         watched.append(watched[0]())
         return hello(environ, start_response)
 
     watched = []
-    gc.collect()
-    gc.disable()
-    try:
+    with collector_off():
         Exchange(AfterResponseMiddleware(outer)).finish()
         assert watched[1] is None
-    finally:
-        gc.enable()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 import weakref
@@ -10,7 +9,7 @@ from functools import partial
 from wsgiref.validate import validator
 
 import pytest
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, Marker, collector_off, hello, make_environ
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -619,10 +618,6 @@ def test_without_a_callback_the_servers_own_start_response_is_what_is_called(eve
     assert events == [exchange.start_response]
 
 
-class Environ(dict):
-    """An environ that can be watched."""
-
-
 def succeed(response):
     response.set_cookie("a", "1")
 
@@ -637,7 +632,7 @@ def test_nothing_is_kept_of_a_request_that_is_over(lazy, callback):
         after = environ["wsgi.after"]
         seen = lambda response: (environ, callback(response))[1]  # noqa: E731
         kept.append((after, start_response))
-        watched.extend([weakref.ref(environ), weakref.ref(seen)])
+        watched.extend([weakref.ref(environ["marker"]), weakref.ref(seen)])
         after.on_prepare(seen)
         after.on_prepare(lambda response: watched.append(weakref.ref(response)))
         start_response("200 OK", [])
@@ -646,15 +641,11 @@ def test_nothing_is_kept_of_a_request_that_is_over(lazy, callback):
     def request():
         wsgi_app = app if lazy else lambda *args: list(app(*args))
         try:
-            Exchange(AfterResponseMiddleware(wsgi_app), Environ(make_environ())).finish()
+            Exchange(AfterResponseMiddleware(wsgi_app), make_environ(marker=Marker())).finish()
         except ValueError as error:
             error.__traceback__ = None
 
     watched = []
-    gc.collect()
-    gc.disable()
-    try:
+    with collector_off():
         request()
         assert [reference() for reference in watched] == [None] * (3 if callback is succeed else 2)
-    finally:
-        gc.enable()

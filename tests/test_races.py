@@ -25,7 +25,7 @@ from wsgiref.util import FileWrapper
 import gevent
 import gevent.event
 import pytest
-from conftest import Exchange, File, count, make_environ
+from conftest import Exchange, File, collector_off, count, make_environ
 from interleave import interleavings, interruptions
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
@@ -37,10 +37,8 @@ SWITCHES = 2
 @pytest.fixture(autouse=True)
 def no_garbage_collector():
     """A finalizer of another test's garbage would come by, and its places be counted."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
+    with collector_off():
+        yield
 
 
 class Closable:

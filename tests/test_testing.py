@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, Marker, hello, make_environ
 from documents import blocks
 
 from wsgi_after import AfterResponseMiddleware, after_this_response, testing
@@ -192,11 +192,8 @@ def test_a_context_that_outlives_its_block_belongs_to_none(events: list[Any]) ->
 
 
 def test_nothing_is_kept_once_they_ran() -> None:
-    class Environ(dict[str, Any]):
-        pass
-
-    environ = Environ(make_environ())
-    gone = weakref.ref(environ)
+    environ = make_environ(marker=Marker())
+    marker = weakref.ref(environ["marker"])
     with capture() as captured:
         app = AfterResponseMiddleware(
             lambda environ, start_response: environ["wsgi.after"].append(len) or []
@@ -205,7 +202,7 @@ def test_nothing_is_kept_once_they_ran() -> None:
         del environ
         captured.run()
         gc.collect()
-    assert gone() is None
+    assert marker() is None
 
 
 def test_a_list_that_lint_watches_is_watched_when_they_run() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import count
 from time import monotonic
 
-
 REST = 60.0  # seconds in which nothing passes after something has
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from conftest import Marker, collector_off
 from flask import (
     Blueprint,
     Flask,
@@ -677,11 +678,7 @@ def test_a_request_that_is_handled_without_wsgi_has_no_callbacks(
 
 
 def test_the_environ_is_freed_without_the_garbage_collector(app: Flask) -> None:
-    class Environ(dict[str, Any]):
-        """A dict that can be referred to weakly."""
-
     app.after_response(lambda: g.user)
-    freed: list[weakref.ref[Any]] = []
 
     @app.get("/")
     def index() -> str:
@@ -689,19 +686,15 @@ def test_the_environ_is_freed_without_the_garbage_collector(app: Flask) -> None:
         after_this_response(lambda: session.get("visits"))
         return "hello"
 
-    gc.collect()
-    gc.disable()
-    try:
-        environ = Environ(app.test_request_context("/").request.environ)
-        environ.pop("werkzeug.request", None)
-        freed.append(weakref.ref(environ))
+    environ = {**app.test_request_context("/").request.environ, "marker": Marker()}
+    environ.pop("werkzeug.request", None)
+    marker = weakref.ref(environ["marker"])
+    with collector_off():
         result = app(environ, lambda *args: print)
         assert b"".join(result) == b"hello"
         result.close()
         del environ, result
-        assert freed[0]() is None
-    finally:
-        gc.enable()
+        assert marker() is None
 
 
 def test_an_app_is_freed(events: list[Any]) -> None:
