@@ -11,6 +11,7 @@ import io
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -87,6 +88,52 @@ class File(io.BytesIO):
         if not self.closed:
             self.events.append("file closed")
         super().close()
+
+
+class FailingFile(File):
+    """One that tells, and raises."""
+
+    def close(self) -> None:
+        super().close()
+        raise OSError("on purpose")
+
+
+class Immediately:
+    """An executor that runs a job when it is submitted, and returns nothing."""
+
+    def submit(self, fn: Callable[..., object], *args: object) -> None:
+        fn(*args)
+
+
+class Refuses:
+    """An executor that takes no job.
+
+    :param error: what it raises; of a class, a new one for each job.
+    """
+
+    def __init__(self, error: type[BaseException] | BaseException = RuntimeError) -> None:
+        self.error = error
+
+    def submit(self, fn: Callable[..., object], *args: object) -> None:
+        raise self.error
+
+
+class Loses:
+    """An executor that accepts each job, and cancels it."""
+
+    def submit(self, fn: Callable[..., object], *args: object) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.cancel()
+        return future
+
+
+def forgets_close(app: Any) -> Any:
+    """A bug that many middlewares have: a generator around an iterable which it does not close."""
+
+    def middleware(environ: dict[str, Any], start_response: Any) -> Any:
+        return (chunk for chunk in app(environ, start_response))
+
+    return middleware
 
 
 class Marker:

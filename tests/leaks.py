@@ -20,24 +20,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.util import FileWrapper
 
-from conftest import Marker, make_environ
+from conftest import Immediately, Marker, Refuses, make_environ
 
 from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
 CHUNKS = [b"1", b"2"]
-
-
-class Immediately:
-    """An executor whose job has run when it is submitted."""
-
-    def submit(self, fn: Callable[..., object], *args: object) -> None:
-        fn(*args)
-
-
-class Refuses:
-    def submit(self, fn: Callable[..., object], *args: object) -> None:
-        raise RuntimeError("full")
 
 
 # Counters whose next() threads may call at once.

@@ -6,11 +6,10 @@ server can see of the two is compared, by identity where it is the app's own.
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from functools import partial
 from wsgiref.util import FileWrapper
 
-from conftest import make_environ
+from conftest import Immediately, Loses, Refuses, make_environ
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,23 +47,6 @@ arguments = st.one_of(
     st.lists(anything, max_size=4).map(tuple),
 )
 chunks = st.lists(anything, max_size=4)
-
-
-class Takes:
-    def submit(self, fn, *args):
-        fn(*args)
-
-
-class Refuses:
-    def submit(self, fn, *args):
-        raise RuntimeError("full")
-
-
-class Loses:
-    def submit(self, fn, *args):
-        future = Future()
-        future.cancel()
-        return future
 
 
 SERVERS = {
@@ -135,7 +117,7 @@ def see(application, environ, strict):
     body=st.one_of(anything.filter(lambda result: type(result) is not bytes), chunks),
     make=st.sampled_from(MAKE),
     server=st.sampled_from([*SERVERS]),
-    executor=st.sampled_from([..., None, Takes(), Refuses(), Loses()]),
+    executor=st.sampled_from([..., None, Immediately(), Refuses(), Loses()]),
     method=st.one_of(st.sampled_from(["GET", "HEAD"]), anything),
     path=anything,
     strict=st.booleans(),

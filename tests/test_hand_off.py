@@ -13,7 +13,16 @@ from functools import partial
 from multiprocessing import get_context
 
 import pytest
-from conftest import Exchange, Marker, collector_off, hello, is_freed, make_environ
+from conftest import (
+    Exchange,
+    Immediately,
+    Marker,
+    Refuses,
+    collector_off,
+    hello,
+    is_freed,
+    make_environ,
+)
 
 from wsgi_after import (
     AfterResponseMiddleware,
@@ -45,14 +54,6 @@ class Queue:
             future.set_result(fn(*args))
         except BaseException as error:
             future.set_exception(error)
-
-
-class Refuses:
-    def __init__(self, error):
-        self.error = error
-
-    def submit(self, fn, *args):
-        raise self.error
 
 
 @pytest.fixture
@@ -404,12 +405,7 @@ def test_a_future_that_raises_when_asked_is_understood(events, caplog):
 
 def test_what_is_no_future_is_not_asked(events):
     """The job of a queue, or nothing at all."""
-
-    class Executor:
-        def submit(self, fn, *args):
-            fn(*args)
-
-    serve(Executor(), partial(events.append, 1))
+    serve(Immediately(), partial(events.append, 1))
     assert events == [1]
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import count, hello, is_freed
+from conftest import Refuses, count, hello, is_freed
 
 from wsgi_after import AfterResponseMiddleware
 
@@ -57,12 +57,8 @@ def test_the_environ_is_freed_after_a_callback_let_an_exception_out():
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_the_environ_is_freed_after_an_executor_refused_the_job(error):
-    class Refuses:
-        def submit(self, fn, *args):
-            raise error("full")
-
     def app(environ, start_response):
         environ["wsgi.after"].append(lambda: environ)
         return hello(environ, start_response)
 
-    assert is_freed(AfterResponseMiddleware(app, executor=Refuses()))
+    assert is_freed(AfterResponseMiddleware(app, executor=Refuses(error)))

@@ -19,7 +19,7 @@ from wsgiref.util import FileWrapper
 
 import pytest
 from asgiref.wsgi import WsgiToAsgi
-from conftest import Exchange, collector_off, hello, make_environ
+from conftest import Exchange, collector_off, forgets_close, hello, make_environ
 from documents import blocks, parse
 from docutils import nodes
 from elasticapm.middleware import ElasticAPM
@@ -432,15 +432,6 @@ def send_file(environ: Any, start_response: Any) -> Any:
     return environ["wsgi.file_wrapper"](io.BytesIO(b"file"))
 
 
-def copying(app: Any) -> Any:
-    """A middleware that copies the body."""
-
-    def middleware(environ: Any, start_response: Any) -> Any:
-        return (chunk for chunk in app(environ, start_response))
-
-    return middleware
-
-
 def passing_on(app: Any) -> Any:
     """A middleware that passes the iterable on."""
     return lambda environ, start_response: app(environ, start_response)
@@ -489,12 +480,14 @@ def test_a_file_that_is_not_closed_is_reported() -> None:
 def test_a_middleware_that_copies_a_file_is_reported() -> None:
     environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
     with violations((lint.FILE, "middleware"), (lint.CLOSED, "middleware")) as seen:
-        result = LintMiddleware(copying(LintMiddleware(send_file)))(environ, lambda *args: None)
+        result = LintMiddleware(forgets_close(LintMiddleware(send_file)))(
+            environ, lambda *args: None
+        )
         assert list(result) == [b"file"]
         result.close()
         del result
         gc.collect()
-    assert "copying" in seen[0].culprit or "middleware" in seen[0].culprit
+    assert "forgets_close" in seen[0].culprit or "middleware" in seen[0].culprit
 
 
 class Slotted:

@@ -11,16 +11,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Exchange, File, make_environ
+from conftest import Exchange, FailingFile, File, make_environ
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor, shared
-
-
-class FailingFile(File):
-    def close(self):
-        super().close()
-        raise OSError("on purpose")
 
 
 class Server:

@@ -9,12 +9,11 @@ import os
 import re
 import socket
 import threading
-from concurrent.futures import Future
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, Loses, Refuses, hello, make_environ
 
 from wsgi_after import AfterResponseMiddleware, CallbackList
 from wsgi_after.executor import BoundedThreadPoolExecutor
@@ -45,21 +44,7 @@ class Unprintable:
         raise ValueError
 
 
-class Refuses:
-    def submit(self, fn, *args):
-        raise RuntimeError(FORGED)
-
-
-class Loses:
-    """Accepts each job, and fails it."""
-
-    def submit(self, fn, *args):
-        future = Future()
-        future.set_exception(ValueError())
-        return future
-
-
-@pytest.mark.parametrize("executor", [None, Refuses(), Loses()])
+@pytest.mark.parametrize("executor", [None, Refuses(RuntimeError(FORGED)), Loses()])
 @pytest.mark.parametrize("name", ["PATH_INFO", "REQUEST_METHOD", "SCRIPT_NAME"])
 def test_no_client_forges_a_line_of_the_log(name, executor, caplog, monkeypatch):
     """Control characters are escaped, and line separators: in the request, the name, the error."""

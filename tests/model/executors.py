@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
+
+from conftest import Loses, Refuses
 
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
@@ -33,18 +34,6 @@ class Gated:
 
 
 pool = Gated()
-
-
-class Refuses:
-    def submit(self, fn: Any, *args: Any) -> Any:
-        raise RuntimeError("full")
-
-
-class Loses:
-    def submit(self, fn: Any, *args: Any) -> Any:
-        future: Future[Any] = Future()
-        future.cancel()
-        return future
 
 
 class Later:

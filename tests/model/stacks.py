@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import webob.dec
+from conftest import forgets_close
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 from paste.cascade import Cascade
@@ -37,15 +38,6 @@ def not_found(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 @webob.dec.wsgify.middleware
 def through_webob(request: Any, app: Any) -> Any:
     return request.get_response(app)
-
-
-def forgets_close(app: Any) -> Any:
-    """A bug that many have: a generator around an iterable which it does not close."""
-
-    def middleware(environ: dict[str, Any], start_response: Any) -> Any:
-        return (chunk for chunk in app(environ, start_response))
-
-    return middleware
 
 
 def with_closing_iterator(app: Any) -> Any:
