@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import Event
-from time import monotonic
 from typing import Any
 
-from servers.harness import end, find, free_port, require
+import pytest
+from documents import ROOT
+from servers.harness import end, find, free_port, listens, require, start, wait_until
 
 import wsgi_after
 
@@ -35,6 +39,52 @@ def environment(**extra: Any) -> dict[str, str]:
     }
 
 
+def run(command: str, directory: Path, **extra: Any) -> str:
+    """Run a command to its end; return what it printed. Fails if the command does.
+
+    :param extra: variables of its environment.
+    """
+    program, *arguments = shlex.split(command)
+    done = subprocess.run(
+        [str(find(program)), *arguments],
+        cwd=directory,
+        env=environment(**extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+#: The mark of a test that installs the package, and what it needs, from the package index.
+installs = pytest.mark.skipif(
+    "CI" not in os.environ or not (ROOT / "wsgi_after").is_dir(),
+    reason="it installs from the package index, and the package beside its tests: only in CI",
+)
+
+
+def copied_checkout(directory: Path) -> Path:
+    """A copy of the checkout, in which something can be installed."""
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+    return shutil.copytree(ROOT, directory / "checkout", ignore=left_out)
+
+
+def paste(command: str, directory: Path) -> str:
+    """Run a line in a shell, in which no virtual environment is active; return what it printed."""
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.check_output(
+        command, shell=True, cwd=directory, env={**without, "PATH": path}, text=True
+    )
+
+
+def masked(output: str) -> str:
+    """What the command of the package printed, without its milliseconds."""
+    return re.sub(r"(?m)^ +\d+\.\d(?=  \w)", " #", output)
+
+
 @contextmanager
 def serving(command: str, directory: Path, port: int | None = None, **extra: Any) -> Iterator[int]:
     """Run a server by this command, but on a free port, from its readiness to its end.
@@ -46,37 +96,14 @@ def serving(command: str, directory: Path, port: int | None = None, **extra: Any
     found = find(program)
     require([] if found else [program])
     port = port or free_port()
-    with (directory / "log").open("w") as log:
-        process = subprocess.Popen(
-            [str(found), *(argument.replace("8000", str(port)) for argument in arguments)],
-            cwd=directory,
-            env=environment(**extra),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    started = [str(found), *(argument.replace("8000", str(port)) for argument in arguments)]
+    with (directory / "log").open("wb") as log:
+        process = start(started, directory, log, env=environment(**extra))
     try:
-        wait_until(lambda: answers(port, process), directory / "log")
+        wait_until(lambda: listens(port), directory / "log", process)
         yield port
     finally:
         end(process)
-
-
-def wait_until(condition: Callable[[], bool], log: Path, seconds: float = 120) -> None:
-    """Return when the condition holds; fail, with the end of the log, if that takes too long."""
-    deadline = monotonic() + seconds
-    while not condition():
-        assert monotonic() < deadline, log.read_text()[-4000:]
-        Event().wait(0.05)
-
-
-def answers(port: int, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "the server has ended"
-    with suppress(OSError), closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
-        client.connect()
-        return True
-    return False
 
 
 def ask(port: int, path: str, body: str | None = None) -> tuple[int, str]:
@@ -85,3 +112,28 @@ def ask(port: int, path: str, body: str | None = None) -> tuple[int, str]:
         client.request("POST" if body else "GET", path, body, FORM)
         response = client.getresponse()
         return response.status, response.read().decode()
+
+
+def ask_json(port: int, path: str) -> Any:
+    """What the JSON says that is the response to a GET."""
+    return json.loads(ask(port, path)[1])
+
+
+def ask_all(port: int, paths: Sequence[str], clients: int = 4) -> set[tuple[int, str]]:
+    """GET all of these, by so many clients at once, each on one connection.
+
+    :return: what the responses were, by status and text; each once.
+    """
+
+    def answers(paths: Sequence[str]) -> set[tuple[int, str]]:
+        found = set()
+        with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as client:
+            for path in paths:
+                client.request("GET", path)
+                response = client.getresponse()
+                found.add((response.status, response.read().decode()))
+        return found
+
+    with ThreadPoolExecutor(clients) as pool:
+        each = [paths[number::clients] for number in range(clients)]
+        return set().union(*pool.map(answers, each))

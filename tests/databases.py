@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from pwd import getpwnam
 from typing import Any
 
-from servers.harness import end, find, free_port, require
+from servers.harness import end, find, free_port, require, start, wait_until
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ def postgresql() -> Iterator[PostgreSQL]:
         initialise(directory, identity)
         port = free_port()
         with open(directory / "log", "wb") as log:
-            process = start(directory, port, identity, log)
+            process = start(command(directory, port), directory, log, **identity)
             try:
-                wait_until_ready(process, port, directory / "log")
+                wait_until(lambda: takes_connections(port), directory / "log", process, seconds=30)
                 yield PostgreSQL(port)
             finally:
                 process.send_signal(signal.SIGINT)  # disconnects its clients; SIGTERM waits
@@ -88,31 +87,15 @@ def initialise(directory: Path, identity: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-def start(
-    directory: Path, port: int, identity: dict[str, Any], log: Any
-) -> subprocess.Popen[bytes]:
+def command(directory: Path, port: int) -> list[str]:
     # No Unix socket: Debian's would be in a directory of its own. No fsync: nothing is to survive.
     settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
-    return subprocess.Popen(
-        [
-            *(str(program("postgres")), "-D", str(directory / "data"), "-p", str(port)),
-            *(argument for setting in settings for argument in ("-c", setting)),
-        ],
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        **identity,
-    )
+    return [
+        *(str(program("postgres")), "-D", str(directory / "data"), "-p", str(port)),
+        *(argument for setting in settings for argument in ("-c", setting)),
+    ]
 
 
-def wait_until_ready(
-    process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 30
-) -> None:
-    command = [str(program("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(port)]
-    deadline = time.monotonic() + seconds
-    while subprocess.run(command, timeout=30).returncode != 0:
-        if time.monotonic() > deadline or process.poll() is not None:
-            raise RuntimeError(f"not ready:\n{log.read_text()[-4000:]}")
-        time.sleep(0.05)
+def takes_connections(port: int) -> bool:
+    asked = [str(program("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    return subprocess.run(asked, timeout=30).returncode == 0

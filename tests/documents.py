@@ -39,7 +39,7 @@ CodeBlock.option_spec["emphasize-lines"] = directives.unchanged
 
 
 def parse(name: str) -> nodes.document:
-    """A page; a warning is an error."""
+    """A page of ``docs/``, or one beside it such as ``../README.rst``; a warning is an error."""
     return publish_doctree(
         (DOCS / name).read_text(encoding="utf-8"),
         source_path=str(DOCS / name),

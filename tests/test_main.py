@@ -14,11 +14,9 @@ from threading import Event
 from typing import Any
 
 import pytest
+from commands import PACKAGE_PARENT, masked
 
-import wsgi_after
 from wsgi_after import __main__ as command
-
-PACKAGE_PARENT = Path(wsgi_after.__file__).parents[1]  # of a checkout, or of an installation
 
 TIMELINE = """\
 Status 200, 14 bytes. Milliseconds since the request was sent:
@@ -49,10 +47,6 @@ def run_as_a_script() -> None:
     """As ``python -m``. Not by runpy, which cannot use the loader pytest has for its plugins."""
     code = compile(Path(command.__file__).read_text(encoding="utf-8"), command.__file__, "exec")
     exec(code, {"__name__": "__main__", "__package__": "wsgi_after"})
-
-
-def masked(output: str) -> str:
-    return re.sub(r"(?m)^ +\d+\.\d(?=  \w)", " #", output)
 
 
 def times(output: str) -> dict[str, float]:

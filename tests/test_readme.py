@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import shutil
 import socket
-import subprocess
-import sys
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import django.test
 import pytest
-from commands import ask, environment, serving, wait_until
+from commands import ask, copied_checkout, installs, masked, paste, run, serving
 from conftest import Exchange
 from django.conf import settings
 from django.http import HttpResponse
 from django.test import override_settings
 from django.urls import path
+from documents import ROOT, parse
 from docutils import nodes
-from docutils.core import publish_doctree
+from servers.harness import wait_until
 from werkzeug.test import Client
 
 from wsgi_after import AfterResponseMiddleware
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.rst").read_text(encoding="utf-8")
+DOCUMENT = parse("../README.rst")
 
 INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install . && python -m wsgi_after"
 TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest"
 RUN = "python -m wsgi_after hello:application"
 
 
-def parse(text: str) -> nodes.document:
-    """The document; a warning is an error."""
-    settings = {"halt_level": 2, "report_level": 5, "syntax_highlight": "none"}
-    return publish_doctree(text, settings_overrides=settings)
-
-
 def blocks(language: str) -> list[nodes.literal_block]:
     return [
-        block
-        for block in parse(README).findall(nodes.literal_block)
-        if language in block["classes"]
+        block for block in DOCUMENT.findall(nodes.literal_block) if language in block["classes"]
     ]
 
 
 def snippet(name: str) -> str:
-    [found] = [
-        block for block in parse(README).findall(nodes.literal_block) if name in block["names"]
-    ]
+    [found] = [block for block in DOCUMENT.findall(nodes.literal_block) if name in block["names"]]
     return found.astext()
 
 
@@ -65,7 +51,7 @@ def commands() -> dict[str, str]:
 
 def table(first_header: str) -> list[list[str]]:
     """The rows, cell by cell, of the table whose first header is that."""
-    for found in parse(README).findall(nodes.table):
+    for found in DOCUMENT.findall(nodes.table):
         header, *rows = (
             [" ".join(entry.astext().split()) for entry in row.findall(nodes.entry)]
             for row in found.findall(nodes.row)
@@ -80,7 +66,7 @@ def table(first_header: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", ["README.rst", "CHANGES.rst"])
 def test_it_parses_without_a_warning(name: str) -> None:
-    parse((ROOT / name).read_text(encoding="utf-8"))
+    parse(f"../{name}")
 
 
 def test_it_stays_short() -> None:
@@ -88,19 +74,15 @@ def test_it_stays_short() -> None:
 
 
 def test_every_file_that_it_names_is_there() -> None:
-    references = {
-        node["refuri"] for node in parse(README).findall(nodes.reference) if "refuri" in node
-    }
-    images = {node["uri"] for node in parse(README).findall(nodes.image)}
+    references = {node["refuri"] for node in DOCUMENT.findall(nodes.reference) if "refuri" in node}
+    images = {node["uri"] for node in DOCUMENT.findall(nodes.image)}
     assert images
     named = {*references, *images, ".ci/run", "tests/test_readme.py"}
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 def test_every_example_is_run_by_a_test() -> None:
-    names = [
-        name for block in parse(README).findall(nodes.literal_block) for name in block["names"]
-    ]
+    names = [name for block in DOCUMENT.findall(nodes.literal_block) for name in block["names"]]
     assert names == [
         *("hello.py", "ways.py", "ways.out", "flask_app.py", "shop/wsgi.py", "shop/urls.py"),
         *("pyramid_app.py", "success.py", "cookie.py"),
@@ -123,14 +105,9 @@ def hello(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def masked(output: str) -> str:
-    return re.sub(r"(?m)^ +\d+\.\d(?=  \w)", " #", output).strip()
-
-
 def test_the_example_prints_what_is_shown(hello: Path) -> None:
-    argv = [sys.executable, *shlex.split(RUN)[1:]]
-    out = subprocess.check_output(argv, cwd=hello, env=environment(), text=True)
-    assert masked(out) == masked(commands()[RUN])
+    out = run(RUN, hello)
+    assert masked(out).strip() == masked(commands()[RUN]).strip()
     assert "The client did not wait for the callback." in out
 
 
@@ -139,20 +116,11 @@ def test_the_tests_are_run_in_ci_by_the_command_that_is_shown() -> None:
     assert TEST in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.skipif("CI" not in os.environ, reason="it installs from the package index: only in CI")
-@pytest.mark.skipif(
-    not (ROOT / "wsgi_after").is_dir(), reason="the package is not beside its tests"
-)
+@installs
 def test_the_command_that_installs_and_runs_the_demo(tmp_path: Path) -> None:
-    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
-    checkout = shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out)
-    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    out = subprocess.check_output(
-        INSTALL, shell=True, cwd=checkout, env={**without, "PATH": path}, text=True
-    )
+    out = paste(INSTALL, copied_checkout(tmp_path))
     assert INSTALL in commands()
-    assert masked(out).endswith("The client did not wait for the callback.")
+    assert out.strip().endswith("The client did not wait for the callback.")
 
 
 @pytest.mark.parametrize("program", ["gunicorn", pytest.param("uwsgi", marks=pytest.mark.servers)])
@@ -205,7 +173,7 @@ def test_a_framework_runs_its_callback_on_the_server_that_is_shown(
     [command] = [line for line in commands() if line.startswith(program) and "hello" not in line]
     if program == "uwsgi":
         [start] = [line for line in commands() if line.startswith("django-admin")]
-        subprocess.check_call(shlex.split(start), cwd=tmp_path, env=environment())
+        run(start, tmp_path)
     for name in SERVED[program]:
         source = snippet(name).replace("after_this_response(", way)
         (tmp_path / name).write_text(source.replace("import Flask", "import Flask, request"))

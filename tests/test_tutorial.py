@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import ask, environment, serving, wait_until
+from commands import ask, masked, run, serving
 from documents import blocks
 from mail import MailServer, mail_server
+from servers.harness import wait_until
 
 PAGE = blocks("tutorial.rst")
 COMMANDS = {
@@ -70,15 +69,10 @@ def test_the_second_one_after_it(tmp_path: Path, mails: MailServer) -> None:
     assert (message["To"], message["Subject"]) == ("ada@example.com", "Your order")
 
 
-def masked(output: str) -> str:
-    return re.sub(r"(?m)^ +\d+\.\d(?=  \w)", " #", output).strip()
-
-
 def test_the_timeline(tmp_path: Path, mails: MailServer) -> None:
     write(tmp_path, "shop.py", mails.port, sleep="time.sleep(0.1)")
-    argv = shlex.split(COMMANDS["timeline"])
-    out = subprocess.check_output(argv, cwd=tmp_path, env=environment(), text=True)
-    assert masked(out) == masked(PAGE["timeline"].split("\n", 1)[1])
+    shown = PAGE["timeline"].split("\n", 1)[1]
+    assert masked(run(COMMANDS["timeline"], tmp_path)).strip() == masked(shown).strip()
     assert len(mails.messages) == 1
 
 
@@ -96,6 +90,4 @@ def test_without_a_mail_server_the_client_has_its_answer_and_the_log_the_error(
 def test_the_test(tmp_path: Path) -> None:
     write(tmp_path, "shop.py", mail_port=9)
     (tmp_path / "test_shop.py").write_text(PAGE["test_shop.py"], encoding="utf-8")
-    argv = shlex.split(COMMANDS["pytest"])
-    out = subprocess.check_output(argv, cwd=tmp_path, env=environment(), text=True)
-    assert out.splitlines()[-1].startswith("1 passed")
+    assert run(COMMANDS["pytest"], tmp_path).splitlines()[-1].startswith("1 passed")

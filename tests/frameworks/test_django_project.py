@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from commands import ask, environment, serving, wait_until
+from commands import ask, ask_all, ask_json, run, serving
 from documents import DOCS, blocks
 from mail import MailServer
-from servers.harness import find
+from servers.harness import wait_until
 
 PAGE = blocks("django.rst")
 FILES = {name: text for name, text in PAGE.items() if name.endswith(".py")}
 COMMANDS = {name: text.removeprefix("$ ") for name, text in PAGE.items() if name not in FILES}
-
-
-def run(command: str, directory: Path, **extra: Any) -> str:
-    """Run a command to its end; return what it printed."""
-    program, *arguments = shlex.split(command)
-    done = subprocess.run(
-        [str(find(program)), *arguments],
-        cwd=directory,
-        env=environment(**extra),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 # The page.
@@ -118,13 +98,8 @@ def test_the_example_runs_by_the_commands_of_the_page(
         assert ask(port, path, body) == (201, thanks + "\n")
         [mail] = mail_server.wait()
         assert (mail["To"], mail.get_content().strip()) == ("alice@example.com", "We have order 1.")
-        wait_until(lambda: orders(port)[0]["mailed"], example / "log")
-        assert orders(port) == [{"id": 1, "email": "alice@example.com", "mailed": True}]
-
-
-def orders(port: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(ask(port, "/orders")[1])["orders"]
-    return found
+        mailed = {"orders": [{"id": 1, "email": "alice@example.com", "mailed": True}]}
+        wait_until(lambda: ask_json(port, "/orders") == mailed, example / "log")
 
 
 # Real databases. Each request leaves a callback that writes a row.
@@ -177,21 +152,10 @@ def loaded(
     extra = {"DJANGO_SETTINGS_MODULE": "load.settings"}
     run(f"{COMMANDS['migrate']} --verbosity 0", example, **extra)
     command = f"gunicorn --bind 127.0.0.1:8000 --threads {THREADS} load.wsgi"
-    with serving(command, example, **extra) as port, ThreadPoolExecutor(THREADS) as clients:
-        numbers = [range(first, requests, THREADS) for first in range(THREADS)]
-        assert list(clients.map(ask_all, [port] * THREADS, numbers)) == [{200}] * THREADS
+    with serving(command, example, **extra) as port:
+        paths = [f"/{number}" for number in range(requests)]
+        assert ask_all(port, paths, THREADS) == {(200, "hello")}
         yield example / "log"
-
-
-def ask_all(port: int, numbers: range) -> set[int]:
-    statuses = set()
-    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as client:
-        for number in numbers:
-            client.request("GET", f"/{number}")
-            response = client.getresponse()
-            response.read()
-            statuses.add(response.status)
-    return statuses
 
 
 EXPECTED = {f"{number}@example.com" for number in range(REQUESTS)}

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from commands import PACKAGE_PARENT, ask, environment, serving, wait_until
+from commands import (
+    ask,
+    ask_all,
+    ask_json,
+    copied_checkout,
+    installs,
+    paste,
+    run,
+    serving,
+)
 from databases import PostgreSQL
-from documents import DOCS, ROOT, blocks
+from documents import DOCS, blocks
 from mail import MailServer
+from servers.harness import wait_until
 
 PAGE = blocks("flask.rst")
 ORDER = urlencode({"email": "ada@example.com"})
@@ -46,8 +50,7 @@ def test_the_mail_is_sent_under_flask_run(
 ) -> None:
     monkeypatch.setenv("FLASK_SMTP_PORT", str(mail_server.port))
     (tmp_path / "shop.py").write_text(PAGE["shop.py"], encoding="utf-8")
-    run = command("run") + option
-    with serving(run, tmp_path) as port:
+    with serving(command("run") + option, tmp_path) as port:
         answer = ask(port, "/orders", ORDER)
         [message] = mail_server.wait()
     assert answer == (200, PAGE["order"].partition("\n")[2] + "\n")
@@ -65,43 +68,24 @@ def test_the_order_that_is_shown_is_one_for_the_server_that_is_shown() -> None:
 def test_the_factory_on_the_page(tmp_path: Path) -> None:
     for name in ("factory.py", "factory_used.py"):
         (tmp_path / name).write_text(PAGE[name], encoding="utf-8")
-    subprocess.run(
-        [sys.executable, "-W", "error", "factory_used.py"],
-        cwd=tmp_path,
-        env=environment(PYTHONPATH=f"{PACKAGE_PARENT}{os.pathsep}{tmp_path}"),
-        check=True,
-    )
+    run("python -W error factory_used.py", tmp_path)
 
 
 def test_the_tests_on_the_page_pass(tmp_path: Path) -> None:
     for name in ("orders.py", "test_orders.py"):
         (tmp_path / name).write_text(PAGE[name], encoding="utf-8")
-    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_orders.py"]
-    environ = environment(PYTEST_ADDOPTS="")
-    done = subprocess.run(pytest_, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True)
-    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout
+    pytest_ = "python -m pytest -q -p no:cacheprovider test_orders.py"
+    assert "2 passed" in run(pytest_, tmp_path, PYTEST_ADDOPTS="")
 
 
 @pytest.mark.servers
-@pytest.mark.skipif("CI" not in os.environ, reason="it installs from the package index: only in CI")
-@pytest.mark.skipif(
-    not (ROOT / "wsgi_after").is_dir(), reason="the package is not beside its tests"
-)
+@installs
 def test_what_the_page_installs_is_enough(tmp_path: Path) -> None:
-    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
-    checkout = shutil.copytree(ROOT, tmp_path / "checkout", ignore=left_out)
-    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    checkout = copied_checkout(tmp_path)
     (checkout / "shop.py").write_text(PAGE["shop.py"], encoding="utf-8")
     routes = command("run").partition(" run")[0] + " routes"
     install = command("install").replace("wsgi-after", ".")  # from here, not from the index
-    out = subprocess.check_output(
-        f"python3 -m venv .venv && . .venv/bin/activate && {install} && {routes}",
-        shell=True,
-        cwd=checkout,
-        env={**without, "PATH": path},
-        text=True,
-    )
+    out = paste(f"python3 -m venv .venv && . .venv/bin/activate && {install} && {routes}", checkout)
     assert re.search(r"order +POST +/orders", out)
 
 
@@ -119,8 +103,7 @@ def test_the_example_project_runs_by_the_command_that_is_shown(
         status, answer = ask(port, "/orders", ORDER)
         [message] = mail_server.wait()
         order = json.loads(answer)["id"]
-        mailed = lambda: json.loads(ask(port, f"/orders/{order}")[1])["mailed"]  # noqa: E731
-        wait_until(mailed, project / "log")
+        wait_until(lambda: ask_json(port, f"/orders/{order}")["mailed"], project / "log")
     assert (status, message["To"], message["Subject"]) == (201, "ada@example.com", "Your order 1")
     assert "POST /orders: 201 CREATED" in (project / "log").read_text()
 
@@ -145,19 +128,9 @@ def test_each_of_1000_callbacks_writes_its_row_and_gives_its_connection_back(
     monkeypatch.setenv("FLASK_SQLALCHEMY_DATABASE_URI", url)
     shutil.copy(Path(__file__).with_name("flask_rows.py"), tmp_path)
     gunicorn = "gunicorn --bind 127.0.0.1:8000 --worker-class gthread --threads 4 flask_rows:app"
-    with serving(gunicorn, tmp_path) as port, ThreadPoolExecutor(4) as clients:
-
-        def state() -> Any:
-            return json.loads(ask(port, "/state")[1])
-
-        def add(client: int) -> None:
-            connection = HTTPConnection("127.0.0.1", port, timeout=60)
-            for number in range(client, REQUESTS, 4):
-                connection.request("GET", f"/add/{number}")
-                assert connection.getresponse().read() == b"Later\n"
-            connection.close()
-
-        list(clients.map(add, range(4)))
+    with serving(gunicorn, tmp_path) as port:
+        paths = [f"/add/{number}" for number in range(REQUESTS)]
+        assert ask_all(port, paths) == {(200, "Later\n")}
         all_there = {"numbers": list(range(REQUESTS)), "checked_out": 0}
-        wait_until(lambda: state() == all_there, tmp_path / "log")
+        wait_until(lambda: ask_json(port, "/state") == all_there, tmp_path / "log")
     assert (tmp_path / "log").read_text().count("ValueError: on purpose") == REQUESTS // 10

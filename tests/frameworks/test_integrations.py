@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from commands import environment
+from commands import run
 from documents import blocks
 from werkzeug.test import Client
 
@@ -28,6 +26,5 @@ def test_the_integration_that_is_shown(tmp_path: Path) -> None:
     assert list(PAGE) == ["bottle_app.py", *names]
     for name in names:
         (tmp_path / name).write_text(PAGE[name], encoding="utf-8")
-    argv = [sys.executable, "small_used.py"]
-    out = subprocess.check_output(argv, cwd=tmp_path, env=environment(), text=True)
-    assert out.strip() == PAGE["small_used.py"].rpartition("# prints: ")[2]
+    shown = PAGE["small_used.py"].rpartition("# prints: ")[2]
+    assert run("python small_used.py", tmp_path) == f"{shown}\n"

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ask, serving, wait_until
+from commands import ask, ask_all, ask_json, serving
 from conftest import Exchange, make_environ
 from databases import PostgreSQL
 from documents import DOCS, blocks
 from mail import MailServer
 from paste.deploy import loadapp
-from servers.harness import free_port
+from servers.harness import free_port, wait_until
 
 PAGE = blocks("pyramid.rst")
 FILES = {name: text for name, text in PAGE.items() if name.endswith((".py", ".ini"))}
@@ -97,19 +94,13 @@ def test_the_example_runs_by_the_commands_of_the_page(
         assert ask(port, path, body) == (201, thanks + "\n")
         [mail] = mail_server.wait()
         assert (mail["To"], mail.get_content().strip()) == ("alice@example.com", "We have order 1.")
-        mailed = {"id": 1, "email": "alice@example.com", "mailed": True}
-        wait_until(lambda: orders(port) == [mailed], example / "log")
-
-
-def orders(port: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(ask(port, "/orders")[1])["orders"]
-    return found
+        mailed = {"orders": [{"id": 1, "email": "alice@example.com", "mailed": True}]}
+        wait_until(lambda: ask_json(port, "/orders") == mailed, example / "log")
 
 
 # Real databases. Each request leaves a callback that writes a row.
 
 REQUESTS = 1000
-THREADS = 4  # of gunicorn, and of the client
 
 SERVED = """
 import os
@@ -165,12 +156,14 @@ def a_thousand_rows(project: Path, url: str, monkeypatch: pytest.MonkeyPatch) ->
         def paths() -> list[str]:
             return list(connection.scalars(text("SELECT path FROM pyramid_rows")))
 
-        with ThreadPoolExecutor(THREADS) as clients:
-            each = [range(REQUESTS)[start::THREADS] for start in range(THREADS)]
-            assert sum(clients.map(send, [port] * THREADS, each)) == REQUESTS
+        sent = [f"/{number}" for number in range(REQUESTS)]
+        answers = ask_all(port, sent)
+        assert {(status, text.lstrip("0123456789")) for status, text in answers} == {
+            (200, " rows so far\n")
+        }
         log = project / "log"
         wait_until(lambda: len(paths()) == REQUESTS, log)
-        assert sorted(paths()) == sorted(f"/{number}" for number in range(REQUESTS))
+        assert sorted(paths()) == sorted(sent)
         wait_until(lambda: ask(port, "/pool") == (200, "0"), log)
         assert "Traceback" not in log.read_text()
 
@@ -181,14 +174,3 @@ def closing_pool(engine: Any) -> Iterator[None]:
         yield
     finally:
         engine.dispose()
-
-
-def send(port: int, numbers: range) -> int:
-    """Send a request for each number on one connection; return how many were answered by 200."""
-    answered = 0
-    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as client:
-        for number in numbers:
-            client.request("GET", f"/{number}")
-            response = client.getresponse()
-            answered += response.status == 200 and response.read().endswith(b" so far\n")
-    return answered

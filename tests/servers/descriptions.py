@@ -37,8 +37,8 @@ def module(*command: str) -> Callable[[Place], Commands]:
     return lambda where: [[PYTHON, "-m", *(part.format(port=where.port) for part in command)]]
 
 
-def gunicorn(*options: str) -> Callable[[Place], Commands]:
-    return module("gunicorn", "--bind=127.0.0.1:{port}", *options, "kinds:application")
+def gunicorn(*options: str, app: str = "kinds") -> Callable[[Place], Commands]:
+    return module("gunicorn", "--bind=127.0.0.1:{port}", *options, f"{app}:application")
 
 
 def script(name: str) -> Callable[[Place], Commands]:
@@ -46,17 +46,16 @@ def script(name: str) -> Callable[[Place], Commands]:
     return lambda where: [[PYTHON, where.directory / "serve.py", name, str(where.port)]]
 
 
-def uwsgi_command(listen: str) -> list[str]:
-    return [
-        find("uwsgi") or "uwsgi",
-        *("--master", "--die-on-term", "--need-app", "--enable-threads", "--threads=4"),
-        *("--wsgi-file=kinds.py", "--callable=application"),
-        listen,
-    ]
+THREADS = ("--enable-threads", "--threads=4")
 
 
-def uwsgi(option: str) -> Callable[[Place], Commands]:
-    return lambda where: [uwsgi_command(f"{option}=127.0.0.1:{where.port}")]
+def uwsgi_command(listen: str, *options: str, app: str = "kinds") -> list[str]:
+    always = ("--master", "--die-on-term", "--need-app", f"--wsgi-file={app}.py")
+    return [find("uwsgi") or "uwsgi", *always, *options, listen]
+
+
+def uwsgi(option: str, *options: str, app: str = "kinds") -> Callable[[Place], Commands]:
+    return lambda where: [uwsgi_command(f"{option}=127.0.0.1:{where.port}", *options, app=app)]
 
 
 def nginx(where: Place, location: str) -> list[str]:
@@ -99,7 +98,7 @@ def nginx_uwsgi(where: Place) -> Commands:
         }.items()
     )
     front = nginx(where, f"uwsgi_pass 127.0.0.1:{port}; {parameters}")
-    return [uwsgi_command(f"--socket=127.0.0.1:{port}"), front]
+    return [uwsgi_command(f"--socket=127.0.0.1:{port}", *THREADS), front]
 
 
 def nginx_gunicorn(settings: str) -> Callable[[Place], Commands]:
@@ -210,8 +209,8 @@ SERVERS = [
         modules=("gunicorn",),
         programs=("nginx",),
     ),
-    uwsgi_server("uWSGI --http-socket", uwsgi("--http-socket")),
-    uwsgi_server("uWSGI --http", uwsgi("--http")),
+    uwsgi_server("uWSGI --http-socket", uwsgi("--http-socket", *THREADS)),
+    uwsgi_server("uWSGI --http", uwsgi("--http", *THREADS)),
     Server("nginx, uWSGI", nginx_uwsgi, with_nginx("uWSGI"), programs=("nginx", "uwsgi")),
     Server("mod_wsgi embedded", apache(daemon=False), apache_version, programs=APACHE),
     Server("mod_wsgi daemon", apache(daemon=True), apache_version, programs=APACHE),

@@ -21,14 +21,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import urlencode
 
 import pytest
 
 import wsgi_after
 
 from .client import Connection
-from .control import Control
+from .control import Control, Watch
 
 APPS = Path(__file__).with_name("apps")
 SIZES = {"small_file": 10_000, "large_file": 20_000_000}  # bytes
@@ -137,12 +138,14 @@ def running(server: Server, before: Sequence[str] = ()) -> Iterator[Place]:
     """
     with prepared() as where:
         where.log = where.directory / "log"
-        with open(where.log, "wb") as log:
+        environment = {**os.environ, "PYTHONPATH": str(where.directory), "PYTHONUNBUFFERED": "1"}
+        with where.log.open("wb") as log:
             try:
                 for number, command in enumerate(server.commands(where)):
                     prefix = () if number else before
-                    where.processes.append(start([*prefix, *map(str, command)], where, log))
-                wait_until_ready(where)
+                    command = [*prefix, *map(str, command)]
+                    where.processes.append(start(command, where.directory, log, env=environment))
+                wait_until(lambda: answers(where), where.log, *where.processes, seconds=30)
                 where.pid = where.processes[0].pid
                 yield where
             finally:
@@ -150,29 +153,53 @@ def running(server: Server, before: Sequence[str] = ()) -> Iterator[Place]:
                     end(process)
 
 
-def start(command: Sequence[str], where: Place, log: Any) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(where.directory), "PYTHONUNBUFFERED": "1"}
+def start(
+    command: Sequence[str], directory: Path, log: IO[bytes], **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start a process, which prints into ``log``; :func:`end` is to be called.
+
+    :param options: more of those of :class:`subprocess.Popen`, such as ``env``.
+    """
     return subprocess.Popen(
         command,
-        cwd=where.directory,
-        env=environment,
+        cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
         start_new_session=True,  # a group of its own, to end its workers with
+        **options,
     )
 
 
-def wait_until_ready(where: Place, seconds: float = 30) -> None:
+def wait_until(
+    condition: Callable[[], object],
+    log: Path,
+    *processes: subprocess.Popen[bytes],
+    seconds: float = 120,
+) -> None:
+    """Return when the condition holds.
+
+    Fails, with the end of the log, if that takes too long, or if one of the processes ends.
+    """
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            where.about()
-            return
-        except (OSError, ValueError):
-            if time.monotonic() > deadline or any(p.poll() is not None for p in where.processes):
-                raise RuntimeError(f"not ready:\n{where.log.read_text()[-4000:]}") from None
-            time.sleep(0.05)
+    while not condition():
+        over = time.monotonic() > deadline or any(p.poll() is not None for p in processes)
+        assert not over, log.read_text(errors="replace")[-4000:]
+        time.sleep(0.05)
+
+
+def listens(port: int) -> bool:
+    """Whether connections are taken on this port."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=30):
+        return True
+    return False
+
+
+def answers(where: Place) -> bool:
+    with suppress(OSError, ValueError):
+        where.about()
+        return True
+    return False
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -190,3 +217,18 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def control() -> Control:
     """The one control of this process."""
     return Control()
+
+
+def send(
+    where: Place, path: str, *, cookie: str = "", connection: str = "close", patience: float = 10
+) -> tuple[str, Watch]:
+    """Send a request, and read its response; its slow callback waits for ``watch.end``.
+
+    :return: its id, and what is known of it.
+    """
+    key, watch = control().watch(patience)
+    with Connection(where.port) as client:
+        query = urlencode({"control": control().port, "id": key})
+        client.request(f"/{path}?{query}", connection=connection, cookie=cookie)
+        client.read_response("GET", watch.headers.set)
+    return key, watch

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from documents import blocks
 
-from .descriptions import BY_NAME, Commands, apache_with, nginx_with, uwsgi_command
+from .descriptions import BY_NAME, THREADS, Commands, apache_with, nginx_with, uwsgi_command
 from .expectations import CALLBACKS, expected_by_default
 from .harness import Place, Server, find, free_port, require, running
 from .measure import measure
@@ -44,8 +44,8 @@ def nginx_gunicorn(where: Place) -> Commands:
 
 def nginx_uwsgi(where: Place) -> Commands:
     port = free_port()
-    command = [*uwsgi_command(f"--socket=127.0.0.1:{port}")]
-    return behind_nginx("uwsgi.conf", where, command, port)
+    command = uwsgi_command(f"--socket=127.0.0.1:{port}", *THREADS)
+    return behind_nginx("uwsgi.conf", where, [*command], port)
 
 
 def mod_wsgi(where: Place) -> Commands:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from .client import Connection
 from .control import Watch
 from .descriptions import BY_NAME
-from .harness import Place, control, require, running
+from .harness import Place, require, running, send
 
 pytestmark = pytest.mark.servers
 
 SERVERS = ["uWSGI --http-socket", "uWSGI --http", "nginx, uWSGI"]
 
 
-def visit(where: Place, user: str, watch: Watch, key: str) -> None:
+def visit(where: Place, user: str, patience: float) -> Watch:
     """A request whose callbacks report path and cookie, as its environ says then."""
-    with Connection(where.port) as connection:
-        target = f"/inline/own_environ/{user}?control={control().port}&id={key}"
-        connection.request(target, cookie=user)
-        connection.read_response("GET", watch.headers.set)
+    path = f"inline/own_environ/{user}"
+    _, watch = send(where, path, cookie=user, connection="keep-alive", patience=patience)
+    return watch
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -27,12 +25,10 @@ def test_a_callback_reads_its_own_requests_environ_while_others_are_served(name:
     server = BY_NAME[name]
     require(server.missing())
     with running(server) as where:
-        alice_key, alice = control().watch(patience=10)
-        visit(where, "alice", alice, alice_key)
+        alice = visit(where, "alice", patience=10)
         assert alice.slow.wait(10)
         for _ in range(8):
-            bob_key, bob = control().watch(patience=0)
-            visit(where, "bob", bob, bob_key)
+            bob = visit(where, "bob", patience=0)
             assert bob.done.wait(10)
             assert bob.events == ["slow", "/inline/own_environ/bob user=bob", "last"]
         alice.end.set()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from urllib.parse import urlencode
 
 import pytest
 
-from .client import Connection
-from .control import Watch
-from .descriptions import BY_NAME, PYTHON, versions
-from .harness import Place, Server, control, find, require, running
+from . import descriptions
+from .descriptions import BY_NAME, package, uwsgi_server
+from .harness import Place, Server, require, running, send
 from .measure import terminate
 
 pytestmark = pytest.mark.servers
@@ -20,22 +18,14 @@ WAIT = 10  # seconds, for what takes none
 
 
 def gunicorn(*options: str, app: str = "pooled") -> Server:
-    def commands(where: Place) -> list[list[str]]:
-        bind = f"--bind=127.0.0.1:{where.port}"
-        return [[PYTHON, "-m", "gunicorn", bind, *options, f"{app}:application"]]
-
     needs = ("gunicorn", "gevent") if "--worker-class=gevent" in options else ("gunicorn",)
-    return Server(" ".join(["gunicorn", *options]), commands, versions(*needs), modules=needs)
+    commands = descriptions.gunicorn(*options, app=app)
+    return package(" ".join(["gunicorn", *options]), commands, *needs)
 
 
 def uwsgi(*options: str) -> Server:
-    def commands(where: Place) -> list[list[str]]:
-        listen = f"--http-socket=127.0.0.1:{where.port}"
-        start = [find("uwsgi") or "uwsgi", "--master", "--die-on-term", "--need-app"]
-        return [[*start, listen, "--wsgi-file=pooled.py", *options]]
-
-    name = " ".join(["uWSGI", *options])
-    return Server(name, commands, versions("uWSGI"), programs=("uwsgi",))
+    commands = descriptions.uwsgi("--http-socket", *options, app="pooled")
+    return uwsgi_server(" ".join(["uWSGI", *options]), commands)
 
 
 @contextlib.contextmanager
@@ -43,16 +33,6 @@ def started(server: Server) -> Iterator[Place]:
     require(server.missing())
     with running(server) as where:
         yield where
-
-
-def send(where: Place, path: str) -> tuple[str, Watch]:
-    """Send a request, and read its response; its slow callback waits for ``watch.end``."""
-    key, watch = control().watch(patience=WAIT)
-    with Connection(where.port) as connection:
-        query = urlencode({"control": control().port, "id": key})
-        connection.request(f"/{path}?{query}", connection="close")
-        connection.read_response("GET", watch.headers.set)
-    return key, watch
 
 
 FORKING = {

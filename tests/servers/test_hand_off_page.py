@@ -15,10 +15,9 @@ from docutils import nodes
 
 from wsgi_after import AfterResponseMiddleware
 
-from .descriptions import BY_NAME, PYTHON
-from .harness import Place, Server, find, require, running
+from .descriptions import BY_NAME, PYTHON, Commands, gunicorn, uwsgi
+from .harness import Place, Server, find, require, running, send
 from .measure import measured
-from .test_executor import gunicorn, send
 
 PAGE = blocks("hand-off.rst")
 
@@ -74,19 +73,18 @@ def test_the_pool_runs_the_callback(capsys: pytest.CaptureFixture[str]) -> None:
 POOL = "from pooled import application, pool\n"
 
 
-def on_gunicorn(where: Place) -> list[list[str]]:
+def on_gunicorn(where: Place) -> Commands:
     where.write("gunicorn.conf.py", PAGE["gunicorn.conf.py"])
-    return gunicorn("--threads=2", app="pool").commands(where)  # type: ignore[return-value]
+    return gunicorn("--threads=2", app="pool")(where)
 
 
-def on_uwsgi(where: Place) -> list[list[str]]:
+def on_uwsgi(where: Place) -> Commands:
     where.write("on_uwsgi.py", PAGE["on_uwsgi.py"])
-    listen = f"--http-socket=127.0.0.1:{where.port}"
-    options = ["--master", "--die-on-term", "--enable-threads", "--lazy-apps", "--need-app"]
-    return [[find("uwsgi") or "uwsgi", *options, listen, "--wsgi-file=on_uwsgi.py"]]
+    options = ("--enable-threads", "--lazy-apps")
+    return uwsgi("--http-socket", *options, app="on_uwsgi")(where)
 
 
-def on_waitress(where: Place) -> list[list[str]]:
+def on_waitress(where: Place) -> Commands:
     source = PAGE["on_waitress.py"].replace("8000", str(where.port))
     return [[PYTHON, str(where.write("on_waitress.py", source))]]
 

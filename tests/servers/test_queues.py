@@ -6,10 +6,8 @@ import importlib
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import PACKAGE_PARENT, environment, run
 from conftest import Exchange, hello, make_environ
 
 from wsgi_after import AfterResponseMiddleware, hand_off
 from wsgi_after.throttle import Throttle
 
-from .harness import APPS, end, find, free_port, require
+from .harness import APPS, end, find, free_port, listens, require, start, wait_until
 from .test_hand_off_page import PAGE
 
 pytestmark = pytest.mark.servers
@@ -44,32 +43,17 @@ class Redis:
 def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
     require([name for name in ("rq", "celery", "redis") if find_spec(name) is None])
     require([] if find("redis-server") else ["redis-server"])
-    port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    process = subprocess.Popen(
-        [str(find("redis-server")), *options],
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    port, log = free_port(), tmp_path / "redis.log"
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with log.open("wb") as output:
+        process = start([str(find("redis-server")), *options], tmp_path, output)
     try:
-        wait_for(port)
+        wait_until(lambda: listens(port), log, process)
         found = Redis(process, port)
         monkeypatch.setenv("TEST_REDIS", found.url)
         yield found
     finally:
         end(process)
-
-
-def wait_for(port: int, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -85,26 +69,19 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hand_off, "_refusals", Throttle())
 
 
-def serve(
-    register: Callable[[Any], object], application: Any = None, **options: Any
-) -> list[bytes]:
+def serve(register: Callable[[Any], object], **options: Any) -> list[bytes]:
     """One request whose app calls ``register`` with its list; what the client gets."""
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         register(environ["wsgi.after"])
         return hello(environ, start_response)
 
-    application = AfterResponseMiddleware(app, **options)
-    return Exchange(application, make_environ()).finish()
+    return Exchange(AfterResponseMiddleware(app, **options)).finish()
 
 
-def python(*args: str) -> list[str]:
-    return [sys.executable, *args]
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(APPS), str(Path(hand_off.__file__).parent.parent)])
-    return {**os.environ, "PYTHONPATH": path}
+TESTS = Path(__file__).parents[1]
+#: Where a process of its own finds what the functions here import.
+PYTHONPATH = os.pathsep.join(map(str, [APPS, PACKAGE_PARENT, TESTS, TESTS.parent]))
 
 
 def levels(caplog: pytest.LogCaptureFixture) -> list[int]:
@@ -133,9 +110,7 @@ def queue(redis: Redis) -> Iterator[Any]:
 
 def work(redis: Redis) -> None:
     """A real worker runs what is in the queue, and ends."""
-    command = python("-m", "rq.cli", "worker", "--burst", "--url", redis.url)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    run(f"python -m rq.cli worker --burst --url {redis.url}", TESTS, PYTHONPATH=PYTHONPATH)
 
 
 def test_a_callback_enqueues_a_job_of_rq(
@@ -218,27 +193,15 @@ def test_without_its_broker_rq_costs_no_response(
 
 @contextmanager
 def celery_worker(log: Path) -> Iterator[None]:
-    command = python("-m", "celery", "-A", "tasks:celery", "worker", "--pool=solo")
+    command = [sys.executable, "-m", "celery", "-A", "tasks:celery", "worker", "--pool=solo"]
     options = ["--loglevel=INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [*command, *options],
-            env=environment(),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        try:
-            yield
-        finally:
-            end(process)
-
-
-def wait_for_text(path: Path, text: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists() or path.read_text() != text:
-        assert time.monotonic() < deadline, path.exists() and path.read_text()
-        time.sleep(0.05)
+    env = environment(PYTHONPATH=PYTHONPATH)
+    with log.open("wb") as output:
+        process = start([*command, *options], log.parent, output, env=env)
+    try:
+        yield
+    finally:
+        end(process)
 
 
 def test_a_callback_delays_a_task_of_celery(tasks: Any, tmp_path: Path) -> None:
@@ -246,12 +209,13 @@ def test_a_callback_delays_a_task_of_celery(tasks: Any, tmp_path: Path) -> None:
     delay = tasks.celery.tasks["tasks.write"].delay
     assert serve(lambda after: after(delay, str(path), "by Celery")) == [b"hello"]
     assert not path.exists()
-    with celery_worker(tmp_path / "log"):
-        wait_for_text(path, "by Celery\n")
+    log = tmp_path / "log"
+    with celery_worker(log):
+        wait_until(lambda: path.exists() and path.read_text() == "by Celery\n", log)
 
 
 def test_without_its_broker_celery_costs_no_response(
-    redis: Redis, tasks: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    redis: Redis, tasks: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     delay = tasks.celery.tasks["tasks.write"].delay
     assert serve(lambda after: after(delay, "path", "text")) == [b"hello"]
@@ -303,12 +267,9 @@ def test_the_processes_of_dask_run_the_callbacks(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(DASK)
     (tmp_path / "dask_executor.py").write_text(PAGE["dask_executor.py"])
-    env = environment()
-    env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent.parent)
-    env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent.parent.parent)
     done = subprocess.run(
-        python(str(script), str(tmp_path / "written")),
-        env=env,
+        [sys.executable, script, tmp_path / "written"],
+        env=environment(PYTHONPATH=PYTHONPATH),
         capture_output=True,
         text=True,
         timeout=120,
