@@ -13,7 +13,9 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 from wsgiref.util import setup_testing_defaults
 
 import hypothesis
@@ -125,6 +127,26 @@ class Loses:
         future: Future[Any] = Future()
         future.cancel()
         return future
+
+
+class SilentHandler(WSGIRequestHandler):
+    """One that logs no requests."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def served(app: Callable[..., Any]) -> Iterator[int]:
+    """Serve an app by wsgiref, in a thread; yields the port."""
+    with make_server("127.0.0.1", 0, app, handler_class=SilentHandler) as server:
+        thread = Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def forgets_close(app: Any) -> Any:

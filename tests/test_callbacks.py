@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.client
 import logging
+import operator
 import threading
 from functools import partial
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, hello, make_environ, served
 
 from wsgi_after import (
     AfterResponseMiddleware,
@@ -80,10 +80,6 @@ def test_calling_the_list_with_what_is_not_callable_says_what_was_seen(arguments
         CallbackList()("nope", *arguments)
 
 
-def iadd(after, fn):
-    after += [fn]
-
-
 @pytest.mark.parametrize(
     "register",
     [
@@ -92,7 +88,7 @@ def iadd(after, fn):
         lambda after, fn: after.insert(0, fn),
         lambda after, fn: after(fn),
         lambda after, fn: after.__setitem__(slice(0, 0), [fn]),
-        iadd,
+        lambda after, fn: operator.iadd(after, [fn]),
     ],
     ids=["append", "extend", "insert", "call", "slice", "+="],
 )
@@ -472,20 +468,14 @@ def test_no_request_header_reaches_the_key():
         environs.append({**environ})
         return hello(environ, start_response)
 
-    with make_server("127.0.0.1", 0, app, handler_class=SilentHandler) as server:
-        client = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    with served(app) as port:
+        client = http.client.HTTPConnection("127.0.0.1", port)
         client.putrequest("GET", "/")
         for name in ("wsgi.after", "wsgi_after", "HTTP_wsgi.after", "Wsgi-After"):
             client.putheader(name, "forged")
         client.endheaders()
-        server.handle_request()
         assert client.getresponse().read() == b"hello"
         client.close()
     forged = [key for key, value in environs[0].items() if "forged" in str(value)]
     assert all(key.startswith("HTTP_") for key in forged)
     assert forged
-
-
-class SilentHandler(WSGIRequestHandler):
-    def log_message(self, *args):
-        pass

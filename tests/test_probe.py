@@ -13,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 from xml.etree import ElementTree
 
 import pytest
-from conftest import Exchange, make_environ
+from conftest import Exchange, make_environ, served
 from documents import blocks
 from servers.descriptions import BY_NAME
 from servers.expectations import IN_TIME, expected_by_default
@@ -135,20 +134,9 @@ def test_it_tells_which_server_it_is(environ: dict[str, Any], told: str) -> None
 
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
-    """Serve in a thread, by wsgiref: bodies without a length end when close() has returned."""
-
-    class Handler(WSGIRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with make_server("127.0.0.1", 0, app, handler_class=Handler) as server:
-        thread = Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join()
+    """Serve by wsgiref: bodies without a length end when close() has returned."""
+    with served(app) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 @contextmanager

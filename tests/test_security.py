@@ -10,10 +10,9 @@ import re
 import socket
 import threading
 from pathlib import Path
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
-from conftest import Exchange, Loses, Refuses, hello, make_environ
+from conftest import Exchange, Loses, Refuses, hello, make_environ, served
 
 from wsgi_after import AfterResponseMiddleware, CallbackList
 from wsgi_after.executor import BoundedThreadPoolExecutor
@@ -103,17 +102,12 @@ def test_no_request_header_reaches_the_key(header):
         )
         return hello(environ, start_response)
 
-    class Handler(WSGIRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    application = AfterResponseMiddleware(app)
     with (
-        make_server("127.0.0.1", 0, application, handler_class=Handler) as server,
-        socket.create_connection(server.server_address) as client,
+        served(AfterResponseMiddleware(app)) as port,
+        socket.create_connection(("127.0.0.1", port)) as client,
     ):
         client.sendall(f"GET / HTTP/1.0\r\n{header}: forged\r\n\r\n".encode())
-        server.handle_request()
+        assert client.makefile("rb").read().endswith(b"hello")
     assert seen == [(CallbackList, [], False)]
 
 

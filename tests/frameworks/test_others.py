@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
-import wsgiref.simple_server
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import served
 
 from wsgi_after import AfterResponseMiddleware, after_this_response
 
@@ -65,33 +65,10 @@ def webob(register: Register) -> Any:
     return app
 
 
-class Handler(wsgiref.simple_server.WSGIRequestHandler):
-    def log_message(self, *args: Any) -> None: ...
-
-
-@pytest.fixture
-def served() -> Iterator[Callable[[Any], int]]:
-    """Serve an app in a thread, and return the port."""
-    servers = []
-
-    def serve(app: Any) -> int:
-        server = wsgiref.simple_server.make_server("127.0.0.1", 0, app, handler_class=Handler)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        servers.append((server, thread))
-        return server.server_port
-
-    yield serve
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("framework", [bottle, falcon, cherrypy, webob])
 def test_the_client_has_all_of_the_response_while_the_callback_waits(
-    framework: Callable[[Register], Any], served: Any, events: list[str]
+    framework: Callable[[Register], Any], events: list[str]
 ) -> None:
     client_has_it, ended = threading.Event(), threading.Event()
 
@@ -104,8 +81,10 @@ def test_the_client_has_all_of_the_response_while_the_callback_waits(
         events.append("view")
         after_this_response(callback)
 
-    port = served(AfterResponseMiddleware(framework(register)))
-    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+    with (
+        served(AfterResponseMiddleware(framework(register))) as port,
+        socket.create_connection(("127.0.0.1", port), 30) as connection,
+    ):
         connection.sendall(b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n")
         received = b""
         while not received.endswith(b"\r\n\r\nhello"):
