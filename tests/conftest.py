@@ -22,6 +22,7 @@ import hypothesis
 import pytest
 
 from wsgi_after import AfterResponseMiddleware
+from wsgi_after.throttle import Throttle
 
 # How much is tried at random; HYPOTHESIS_PROFILE chooses. No deadlines: machines differ.
 for name, examples in (("quick", 100), ("ci", 3_000), ("long", 100_000)):
@@ -98,6 +99,30 @@ class FailingFile(File):
     def close(self) -> None:
         super().close()
         raise OSError("on purpose")
+
+
+def send_file(
+    file_wrapper: Any,
+    file: Any,
+    events: list[Any],
+    *,
+    give_back: Callable[[Any], Any] = lambda made: made,
+    executor: Any = ...,
+    **extra: Any,
+) -> Exchange:
+    """A request for a file, which goes out by this ``wsgi.file_wrapper``; with one callback.
+
+    :param give_back: what the app makes of what the wrapper returned.
+    """
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        after = environ["wsgi.after"]
+        after.append(lambda: events.append(f"callback {after.completed} {after.error!r}"))
+        start_response("200 OK", [("Content-Length", "8")])
+        return give_back(environ["wsgi.file_wrapper"](file))
+
+    environ = make_environ(**{"wsgi.file_wrapper": file_wrapper}, **extra)
+    return Exchange(AfterResponseMiddleware(app, executor=executor), environ)
 
 
 class Immediately:
@@ -188,6 +213,19 @@ def is_freed(application: Callable[..., Any], **extra: Any) -> bool:
 def events() -> list[Any]:
     """What happened, in order; compare the whole of it."""
     return []
+
+
+def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """What was logged at just this level."""
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+@pytest.fixture
+def throttles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has been logged yet of what is logged once in a while."""
+    monkeypatch.setattr("wsgi_after.hand_off._refusals", Throttle())
+    monkeypatch.setattr("wsgi_after.run.slow_ones", Throttle())
+    monkeypatch.setattr("wsgi_after.hand_off._announced_in", set())
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_a_body_is_no_builtin_sequence_because_servers_do_not_close_those(result
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: type(result).__name__)
-def test_a_body_may_be_iterated_twice_as_gevent_and_eventlet_do(result, events):
+def test_a_body_may_be_iterated_twice_as_gevent_and_eventlet_do(result):
     exchange = Exchange(returning(result))
     after = exchange.environ["wsgi.after"]
     assert list(exchange.result) == list(exchange.result) == [b"1", b"2"]

@@ -357,7 +357,7 @@ def test_after_this_response_of_interleaved_requests_goes_to_each_ones_own(event
     assert events == ["/inner", "/outer", "/outer again", "/outer at last"]
 
 
-def test_after_this_response_of_threads_at_once_goes_to_each_ones_own(events):
+def test_after_this_response_of_threads_at_once_goes_to_each_ones_own():
     barrier = threading.Barrier(8)
 
     def app(environ, start_response):

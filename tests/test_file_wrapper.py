@@ -6,7 +6,7 @@ import wsgiref.util
 from functools import partial
 
 import pytest
-from conftest import Exchange, FailingFile, File, make_environ
+from conftest import Exchange, FailingFile, File, make_environ, send_file
 from gunicorn.http.wsgi import FileWrapper as GunicornFileWrapper
 from waitress.buffers import ReadOnlyFileBasedBuffer as WaitressFileWrapper
 
@@ -15,20 +15,9 @@ from wsgi_after import AfterResponseMiddleware
 CLASSES = [wsgiref.util.FileWrapper, GunicornFileWrapper, WaitressFileWrapper]
 
 
-def send(file_wrapper, file, events):
-    def app(environ, start_response):
-        after = environ["wsgi.after"]
-        after.append(lambda: events.append(f"callback {after.completed} {after.error!r}"))
-        start_response("200 OK", [])
-        return environ["wsgi.file_wrapper"](file)
-
-    environ = make_environ(**{"wsgi.file_wrapper": file_wrapper})
-    return Exchange(AfterResponseMiddleware(app), environ)
-
-
 @pytest.mark.parametrize("file_wrapper", CLASSES)
 def test_the_servers_own_object_comes_back_and_its_close_runs_the_callbacks(file_wrapper, events):
-    exchange = send(file_wrapper, File(events), events)
+    exchange = send_file(file_wrapper, File(events), events)
     assert type(exchange.result) is file_wrapper
     exchange.result.close()
     exchange.result.close()
@@ -37,7 +26,7 @@ def test_the_servers_own_object_comes_back_and_its_close_runs_the_callbacks(file
 
 @pytest.mark.parametrize("file_wrapper", CLASSES)
 def test_a_file_whose_close_fails_does_not_cost_the_callbacks(file_wrapper, events):
-    exchange = send(file_wrapper, FailingFile(events), events)
+    exchange = send_file(file_wrapper, FailingFile(events), events)
     with pytest.raises(OSError, match="on purpose"):
         exchange.result.close()
     assert events == ["file closed", "callback None OSError('on purpose')"]
@@ -48,13 +37,13 @@ def test_a_file_wrapper_without_a_close_gets_one(events):
         def __init__(self, file):
             pass
 
-    exchange = send(Bare, None, events)
+    exchange = send_file(Bare, None, events)
     exchange.result.close()
     assert events == ["callback None None"]
 
 
 def test_a_file_wrapper_that_is_dropped_runs_its_callbacks(events):
-    exchange = send(wsgiref.util.FileWrapper, File(events), events)
+    exchange = send_file(wsgiref.util.FileWrapper, File(events), events)
     with pytest.warns(ResourceWarning, match="never closed"):
         del exchange.result
     assert events == ["file closed", "callback None None"]
@@ -82,7 +71,7 @@ def test_a_close_of_a_file_wrapper_that_cannot_be_looked_up_costs_no_callbacks(e
         def close(self, close):
             pass
 
-    exchange = send(Unbound, File(events), events)
+    exchange = send_file(Unbound, File(events), events)
     assert list(exchange.result) == [b"content\n"]
     with pytest.raises(ValueError, match="unbound"):
         exchange.result.close()

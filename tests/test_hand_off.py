@@ -22,6 +22,7 @@ from conftest import (
     hello,
     is_freed,
     make_environ,
+    messages,
 )
 
 from wsgi_after import (
@@ -29,10 +30,10 @@ from wsgi_after import (
     CallbackList,
     after_this_response,
     callbacks,
-    hand_off,
     run_callbacks,
 )
-from wsgi_after.throttle import Throttle
+
+pytestmark = pytest.mark.usefixtures("throttles")
 
 
 class Queue:
@@ -61,14 +62,6 @@ def queue():
     return Queue()
 
 
-@pytest.fixture(autouse=True)
-def throttles(monkeypatch):
-    """Each test is the first to be warned."""
-    monkeypatch.setattr(hand_off, "_refusals", Throttle())
-    monkeypatch.setattr("wsgi_after.run.slow_ones", Throttle())
-    monkeypatch.setattr(hand_off, "_announced_in", set())
-
-
 def serve(executor, *registered, app=None, **extra):
     """One request to an app that registers these; return its exchange, which has ended."""
 
@@ -85,10 +78,6 @@ def serve(executor, *registered, app=None, **extra):
 
 def failing():
     raise ValueError("on purpose")
-
-
-def messages(caplog, level):
-    return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
 # The job

@@ -56,7 +56,7 @@ def test_the_inner_instance_leaves_the_response_alone():
     assert exchange.result is iterable
 
 
-def test_a_plain_list_that_is_there_is_used_and_left_to_its_owner(events):
+def test_a_plain_list_that_is_there_is_used_and_left_to_its_owner():
     def app(environ, start_response):
         environ["wsgi.after"].append("by append")
         after_this_response(print, "by function")

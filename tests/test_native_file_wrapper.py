@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Exchange, FailingFile, File, make_environ
+from conftest import Exchange, FailingFile, File, make_environ, send_file
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor, shared
@@ -24,7 +24,7 @@ class Server:
         self.kind = kind
         self.files = []
 
-    def function(self, file, block_size=0):
+    def function(self, file):
         self.files.append(file)
         return file
 
@@ -42,15 +42,8 @@ def server(request):
     return Server(request.param)
 
 
-def send(server, file, events, give_back=lambda made: made, executor=..., **extra):
-    def app(environ, start_response):
-        after = environ["wsgi.after"]
-        after.append(lambda: events.append(f"callback {after.completed} {after.error!r}"))
-        start_response("200 OK", [("Content-Length", "8")])
-        return give_back(environ["wsgi.file_wrapper"](file))
-
-    environ = make_environ(**{"wsgi.file_wrapper": server.file_wrapper}, **extra)
-    return Exchange(AfterResponseMiddleware(app, executor=executor), environ)
+def send(server, file, events, **options):
+    return send_file(server.file_wrapper, file, events, **options)
 
 
 def test_the_servers_own_object_comes_back(server, events):

@@ -253,7 +253,7 @@ def test_instances_around_each_other_share_the_list_and_the_response():
     assert cookies(exchange) == ["between", "app"]
 
 
-def test_the_result_of_an_inner_request_behaves_as_in_any_other(events):
+def test_the_result_of_an_inner_request_behaves_as_in_any_other():
     """Its attributes, its length, its equality; a list, and what is no iterable, pass."""
 
     class Rendered(list):

@@ -465,7 +465,7 @@ def slip_past_the_checks(response):
     response.headers._list.append(("X-Note", "\u20ac"))
 
 
-def test_what_a_callback_left_that_cannot_be_sent_names_the_callback(events):
+def test_what_a_callback_left_that_cannot_be_sent_names_the_callback():
     def app(environ, start_response):
         environ["wsgi.after"].on_prepare(slip_past_the_checks)
         with pytest.raises(ValueError, match=r"'X-Note'.*test_prepare.slip_past_the_checks"):

@@ -345,9 +345,7 @@ def fails(events):
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, TimeoutError])
 @pytest.mark.parametrize("kind", RESULTS)
-def test_whatever_a_handler_of_a_signal_raises_wherever_in_close_all_callbacks_run(
-    kind, error, caplog
-):
+def test_whatever_a_handler_of_a_signal_raises_wherever_in_close_all_callbacks_run(kind, error):
     """Before, between and in them, and while the failure of one is being logged."""
     names = ["first", "fails", "last"]
     events, exchange = [], None

@@ -16,7 +16,6 @@ from conftest import Exchange, Loses, Refuses, hello, make_environ, served
 
 from wsgi_after import AfterResponseMiddleware, CallbackList
 from wsgi_after.executor import BoundedThreadPoolExecutor
-from wsgi_after.throttle import Throttle
 
 TESTS = Path(__file__).parent
 SECURITY = TESTS.parent / "SECURITY.rst"
@@ -167,9 +166,8 @@ def test_no_query_header_or_body_is_logged(caplog):
     assert not [message for message in caplog.messages if "secret" in message]
 
 
-def test_refusals_do_not_flood_the_log(caplog, monkeypatch):
-    monkeypatch.setattr("wsgi_after.hand_off._refusals", Throttle())
-
+@pytest.mark.usefixtures("throttles")
+def test_refusals_do_not_flood_the_log(caplog):
     def app(environ, start_response):
         environ["wsgi.after"].append(int)
         return hello(environ, start_response)

@@ -8,7 +8,7 @@ import os
 import pytest
 from conftest import hello, make_environ
 
-from wsgi_after import AfterResponseMiddleware, hand_off
+from wsgi_after import AfterResponseMiddleware
 from wsgi_after.servers import CHUNKED, CONNECTION, ERROR, SERVERS, UNKNOWN, recognise
 
 OK = "200 OK"
@@ -53,7 +53,6 @@ class Serve:
     def __init__(self, monkeypatch):
         self.places = []
         monkeypatch.setattr("wsgi_after.executor.shared", self)
-        monkeypatch.setattr(hand_off, "_announced_in", set())
 
     def submit(self, fn, *args):
         self.places.append("pool")
@@ -85,7 +84,7 @@ class Errors:
 
 
 @pytest.fixture
-def serve(monkeypatch):
+def serve(monkeypatch, throttles):
     return Serve(monkeypatch)
 
 

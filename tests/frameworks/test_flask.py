@@ -319,7 +319,7 @@ def test_they_run_before_an_exception_that_nobody_handles_goes_on(
 
 
 def test_a_request_whose_session_cannot_be_opened_is_not_passed_over(
-    app: Flask, get: Any, events: list[str], caplog: pytest.LogCaptureFixture
+    app: Flask, get: Any, events: list[str]
 ) -> None:
     opened = app.session_interface.open_session
     failures = [ConnectionError("the store is away")]
@@ -430,7 +430,7 @@ def test_a_context_that_the_client_keeps_is_torn_down_apart(app: Flask, events: 
     assert events == [("ada", "/"), "teardown", "teardown"]
 
 
-def test_callbacks_can_be_captured(app: Flask, get: Any, events: list[Any]) -> None:
+def test_callbacks_can_be_captured(get: Any, events: list[Any]) -> None:
     def view() -> str:
         g.user = "ada"
         after_this_response(lambda name: events.append((name, g.user)), "mail")
@@ -646,7 +646,7 @@ def test_without_the_extension_it_says_what_is_missing() -> None:
         after_this_response(print)
 
 
-def test_after_the_callbacks_it_is_too_late(app: Flask, get: Any) -> None:
+def test_after_the_callbacks_it_is_too_late(app: Flask) -> None:
     app.add_url_rule("/late", view_func=lambda: "hello")
     with app.test_client() as client:
         client.get("/late")
@@ -697,7 +697,7 @@ def test_the_environ_is_freed_without_the_garbage_collector(app: Flask) -> None:
         assert marker() is None
 
 
-def test_an_app_is_freed(events: list[Any]) -> None:
+def test_an_app_is_freed() -> None:
     app = make_app()
     app.after_response(lambda: None)
     app.test_client().get("/")

@@ -16,7 +16,7 @@ from wsgiref.util import FileWrapper
 import pyramid_retry
 import pytest
 import transaction
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, hello, make_environ, messages
 from paste.deploy import loadapp
 from pyramid.config import Configurator
 from pyramid.httpexceptions import HTTPFound
@@ -42,10 +42,6 @@ def make_app(view: View, *includes: str, before: Any = None, **settings: Any) ->
         if before is not None:
             before(config)
         return config.make_wsgi_app()
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 # request.after
@@ -143,7 +139,7 @@ def test_a_failing_callback_is_logged_by_its_own_name(
         return Response()
 
     Exchange(make_app(view)).finish()
-    [error] = errors(caplog)
+    [error] = messages(caplog, logging.ERROR)
     assert f"{__name__}.{failing.__qualname__} of GET /path failed" in error
     assert events == ["other"]
 
@@ -297,7 +293,7 @@ def test_threadlocals_end_with_a_callback_that_raises(caplog: pytest.LogCaptureF
         return Response()
 
     Exchange(make_app(view)).finish()
-    assert (len(errors(caplog)), get_current_request()) == (1, None)
+    assert (len(messages(caplog, logging.ERROR)), get_current_request()) == (1, None)
 
 
 def test_a_running_callback_cancels_another(events: list[Any]) -> None:

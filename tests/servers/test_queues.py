@@ -18,13 +18,12 @@ import pytest
 from commands import PACKAGE_PARENT, environment, run
 from conftest import Exchange, hello, make_environ
 
-from wsgi_after import AfterResponseMiddleware, hand_off
-from wsgi_after.throttle import Throttle
+from wsgi_after import AfterResponseMiddleware
 
 from .harness import APPS, end, find, free_port, listens, require, start, wait_until
 from .test_hand_off_page import PAGE
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("throttles")]
 
 
 class Redis:
@@ -62,11 +61,6 @@ def tasks(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(APPS)
     yield importlib.import_module("tasks")
     del sys.modules["tasks"]
-
-
-@pytest.fixture(autouse=True)
-def refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hand_off, "_refusals", Throttle())
 
 
 def serve(register: Callable[[Any], object], **options: Any) -> list[bytes]:
