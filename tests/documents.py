@@ -7,6 +7,7 @@ adds to it is taken as text, or left out.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from docutils.core import publish_doctree
@@ -45,6 +46,12 @@ def parse(name: str) -> nodes.document:
         source_path=str(DOCS / name),
         settings_overrides={"halt_level": 2, "report_level": 5, "syntax_highlight": "none"},
     )
+
+
+def executed(code: str, **names: Any) -> dict[str, Any]:
+    """The names that there are when a block of Python has run, with these to begin with."""
+    exec(code, names)
+    return names
 
 
 def blocks(name: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import hello
-from documents import blocks, parse
+from documents import blocks, executed, parse
 from docutils import nodes
 from docutils.core import publish_doctree
 
@@ -146,8 +146,7 @@ def test_the_server_that_is_shown_keeps_the_contract_and_no_client_waits(
 ) -> None:
     """A stream without Content-Length, to a server that ends it by closing the connection."""
     [native] = blocks("contract.rst").values()
-    names: dict[str, Any] = {}
-    exec(native, names)
+    names = executed(native)
     handler = type("Handler", (names["Handler"],), {"log_message": lambda *args: None})
     read, events = Event(), []
 

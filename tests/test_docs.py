@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import pytest
 from commands import environment
 from conftest import Exchange
-from documents import DOCS, ROOT, blocks, parse
+from documents import DOCS, ROOT, blocks, executed, parse
 from docutils import nodes
 
 import wsgi_after
@@ -108,9 +107,7 @@ def test_the_first_page(capsys: pytest.CaptureFixture[str]) -> None:
     page = blocks("index.rst")
     assert list(page) == ["hello.py", "pip"]
     assert page["pip"] == "$ pip install wsgi-after"
-    names: dict[str, Any] = {}
-    exec(page["hello.py"].replace("0.5", "0"), names)
-    exchange = Exchange(names["application"])
+    exchange = Exchange(executed(page["hello.py"].replace("0.5", "0"))["application"])
     assert (list(exchange.result), capsys.readouterr().out) == ([b"Hello\n"], "")
     exchange.result.close()
     assert capsys.readouterr().out == "a mail to ada@example.com\n"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sentry_sdk
 from conftest import Exchange, hello, make_environ
-from documents import blocks
+from documents import blocks, executed
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from wsgi_after import AfterResponseMiddleware, run_callbacks
@@ -45,9 +45,7 @@ def post(*entries: Any, around: Any = lambda app: app) -> None:
 
 
 def snippet(name: str) -> dict[str, Any]:
-    namespace: dict[str, Any] = {}
-    exec(blocks("observability.rst")[name], namespace)
-    return namespace
+    return executed(blocks("observability.rst")[name])
 
 
 @pytest.fixture

@@ -9,24 +9,22 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import os
-import signal
-import socket
-import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from concurrent.futures import Future
 from functools import partial
+from http.client import HTTPException
 from types import SimpleNamespace
 from wsgiref.util import FileWrapper
 
 import gevent
 import gevent.event
 import pytest
+from commands import ask, serving
 from conftest import Exchange, File, collector_off, count, make_environ
 from interleave import interleavings, interruptions
+from servers.harness import wait_until
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
 from wsgi_after.logs import logger
@@ -528,8 +526,7 @@ def test_a_greenlet_that_is_killed_while_a_failure_is_logged_runs_the_others(eve
 TIMED_OUT = """
 import os, time
 from functools import partial
-from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
-from wsgi_after.logs import logger
+from wsgi_after import AfterResponseMiddleware
 
 def note(line):
     with open(os.environ["NOTES"], "a") as notes:
@@ -550,42 +547,21 @@ application = AfterResponseMiddleware(app)
 """
 
 
-def get(port, path):
-    """The status line, as soon as somebody answers."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-                connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
-                answer = connection.makefile("rb").readline()
-            if answer:
-                return answer
-        except OSError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+def is_answered(port, path):
+    with contextlib.suppress(OSError, HTTPException):  # by a worker that is being ended
+        return ask(port, path) == (200, "ok")
+    return False
 
 
 def test_gunicorns_worker_timeout_in_a_callback_runs_the_others_and_says_what_it_was(tmp_path):
     """SIGABRT to a real worker, whose handler raises SystemExit in the middle of a callback."""
     (tmp_path / "timed_out.py").write_text(TIMED_OUT)
     notes, log = tmp_path / "notes", tmp_path / "log"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "gunicorn", "--timeout=2", "--graceful-timeout=10"]
-    with log.open("wb") as output:
-        gunicorn = subprocess.Popen(
-            [*command, f"--bind=127.0.0.1:{port}", "timed_out:application"],
-            cwd=tmp_path,
-            env={**os.environ, "NOTES": str(notes)},
-            stderr=output,
-        )
-    try:
-        assert get(port, "/hangs") == b"HTTP/1.0 200 OK\r\n"
-        assert get(port, "/next") == b"HTTP/1.0 200 OK\r\n"  # by another worker, or this one
-    finally:
-        gunicorn.send_signal(signal.SIGTERM)
-        gunicorn.wait(60)
+    command = "gunicorn --timeout=2 --graceful-timeout=10 --bind=127.0.0.1:8000"
+    with serving(f"{command} timed_out:application", tmp_path, NOTES=notes) as port:
+        assert ask(port, "/hangs") == (200, "ok")
+        wait_until(lambda: is_answered(port, "/next"), log)  # by another worker, or this one
+        wait_until(lambda: "third" in notes.read_text(), log)
     assert notes.read_text().splitlines() == ["first began", "second", "third"]
     said = log.read_text()
     assert "WORKER TIMEOUT" in said

@@ -16,7 +16,7 @@ from django.conf import settings
 from django.http import HttpResponse
 from django.test import override_settings
 from django.urls import path
-from documents import ROOT, parse
+from documents import ROOT, executed, parse
 from docutils import nodes
 from servers.harness import wait_until
 from werkzeug.test import Client
@@ -148,9 +148,7 @@ def test_a_client_does_not_wait_on_a_server_that_is_started_as_shown(
 
 
 def test_the_four_ways_to_register(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, Any] = {}
-    exec(snippet("ways.py"), namespace)
-    Client(namespace["application"]).get("/").close()
+    Client(executed(snippet("ways.py"))["application"]).get("/").close()
     assert capsys.readouterr().out.strip() == snippet("ways.out")
 
 
@@ -197,9 +195,7 @@ def test_the_test_client_of_django_bypasses_the_middleware() -> None:
 
 
 def test_a_callback_that_looks_at_the_response(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, Any] = {}
-    exec(snippet("success.py"), namespace)
-    order = namespace["order"]
+    order = executed(snippet("success.py"))["order"]
 
     def refused(environ: Any, start_response: Any) -> Any:
         return order(environ, lambda status, headers: start_response("409 Conflict", headers))
@@ -210,11 +206,10 @@ def test_a_callback_that_looks_at_the_response(capsys: pytest.CaptureFixture[str
 
 
 def test_a_library_that_sets_a_cookie() -> None:
-    namespace: dict[str, Any] = {}
-    exec(snippet("cookie.py"), namespace)
+    remember_language = executed(snippet("cookie.py"))["remember_language"]
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
-        namespace["remember_language"]("de")
+        remember_language("de")
         start_response("204 No Content", [])
         return []
 

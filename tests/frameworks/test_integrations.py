@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from commands import run
-from documents import blocks
+from documents import blocks, executed
 from werkzeug.test import Client
 
 PAGE = blocks("integrations.rst")
 
 
 def test_bottle(capsys: Any) -> None:
-    namespace: dict[str, Any] = {}
-    exec(PAGE["bottle_app.py"], namespace)
-    response = Client(namespace["application"]).get("/hello")
+    response = Client(executed(PAGE["bottle_app.py"])["application"]).get("/hello")
     assert (response.text, capsys.readouterr().out) == ("Hello\n", "")
     response.close()
     assert capsys.readouterr().out == "after the response\n"

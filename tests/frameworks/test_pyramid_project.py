@@ -14,7 +14,7 @@ import pytest
 from commands import ask, ask_all, ask_json, serving
 from conftest import Exchange, make_environ
 from databases import PostgreSQL
-from documents import DOCS, blocks
+from documents import DOCS, blocks, executed
 from mail import MailServer
 from paste.deploy import loadapp
 from servers.harness import free_port, wait_until
@@ -71,9 +71,7 @@ def test_the_ini_files_of_the_page_put_callbacks_into_the_pool(
 
 
 def test_the_test_of_the_page_passes(project: Path) -> None:
-    namespace: dict[str, Any] = {}
-    exec(FILES["test_app.py"], namespace)
-    namespace["test_an_order_sends_a_mail"]()
+    executed(FILES["test_app.py"])["test_an_order_sends_a_mail"]()
 
 
 # The example project.

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Exchange, hello, make_environ
-from documents import blocks, parse
+from conftest import Exchange, hello
+from documents import blocks, executed, parse
 from docutils import nodes
 
 from wsgi_after import AfterResponseMiddleware
@@ -37,7 +37,7 @@ def test_a_callback_fills_a_queue(events: list[Any]) -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         names = {"environ": environ, "task": task, "queue": queue, "send_mail": events.append}
         for name in ("celery.py", "rq.py"):
-            exec(PAGE[name], {**names, "user_id": name})
+            executed(PAGE[name], **names, user_id=name)
         assert events == []
         return hello(environ, start_response)
 
@@ -62,10 +62,9 @@ def test_its_table_says_what_becomes_of_a_job_at_sigterm(name: str) -> None:
 
 
 def test_the_pool_runs_the_callback(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, Any] = {}
-    exec(PAGE["pool.py"], namespace)
-    assert Exchange(namespace["application"], make_environ()).finish() == [b"Hello\n"]
-    assert namespace["pool"].drain(10)
+    page = executed(PAGE["pool.py"])
+    assert Exchange(page["application"]).finish() == [b"Hello\n"]
+    assert page["pool"].drain(10)
     assert capsys.readouterr().out == "after the response\n"
 
 

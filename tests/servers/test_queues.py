@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 from commands import PACKAGE_PARENT, environment, run
 from conftest import Exchange, hello, make_environ
+from documents import blocks, executed
 
 from wsgi_after import AfterResponseMiddleware
 
 from .harness import APPS, end, find, free_port, listens, require, start, wait_until
-from .test_hand_off_page import PAGE
+
+PAGE = blocks("hand-off.rst")
 
 pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("throttles")]
 
@@ -88,9 +90,7 @@ def levels(caplog: pytest.LogCaptureFixture) -> list[int]:
 @pytest.fixture
 def executor(queue: Any) -> Any:
     """The lines of the page."""
-    namespace: dict[str, Any] = {}
-    exec(PAGE["rq_executor.py"], namespace)
-    return namespace["RQExecutor"](queue)
+    return executed(PAGE["rq_executor.py"])["RQExecutor"](queue)
 
 
 @pytest.fixture
