@@ -14,9 +14,9 @@ from importlib.metadata import version
 import pyperf
 
 from .report import machine, main, run, table
-from .servers import serving
+from .servers import HOST, serving
 
-HOST = "127.0.0.1"
+WARMUPS = 2  # rounds
 APP = "benchmarks.latency_app:application"
 SERVERS = {
     "gunicorn gthread": ["gunicorn", "--threads=4", "--bind={host}:{port}", APP],
@@ -55,7 +55,7 @@ def measure(port, way, response):
         connection.close()
 
 
-def collect(fast=False, warmups=2):
+def collect(fast=False):
     """Measure; return a suite with a benchmark of each server, response, way and measure."""
     rounds = 3 if fast else 100
     cells = {(s, r, w): [] for s in SERVERS for r in RESPONSES for w in WAYS}
@@ -64,12 +64,12 @@ def collect(fast=False, warmups=2):
         serving(SERVERS["waitress"]) as waitress,
     ):
         ports = {"gunicorn gthread": gunicorn, "waitress": waitress}
-        for _ in range(warmups + rounds):
+        for _ in range(WARMUPS + rounds):
             for (server, response, way), taken in cells.items():
                 taken.append(measure(ports[server], way, response))
     return pyperf.BenchmarkSuite(
         [
-            result(cell, name, [pair[number] for pair in taken[warmups:]])
+            result(cell, name, [pair[number] for pair in taken[WARMUPS:]])
             for cell, taken in cells.items()
             for number, name in enumerate(MEASURES)
         ]

@@ -20,15 +20,15 @@ MEASURED = ("list", "list-1", "list-3", "object", "wrapper", "app-wide")
 REQUESTS = 1000
 
 
-def traced(workload, contender, requests=REQUESTS):
-    """Bytes that so many requests take while they are in flight."""
+def traced(workload, contender):
+    """Bytes that the requests take while they are in flight."""
     of = WORKLOADS[workload]
     app = CONTENDERS[contender].make(of)
     serve(app, 100, of.environ)  # what is made once
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    end = hold(app, requests, of.environ)
+    end = hold(app, REQUESTS, of.environ)
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     end()

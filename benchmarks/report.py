@@ -63,6 +63,13 @@ def workers(module, *arguments):
     return suite
 
 
+def turns(names, number):
+    """The names, with another one first in each round: who comes after whom must not matter."""
+    names = list(names)
+    first = number % len(names)
+    return names[first:] + names[:first]
+
+
 def run(name, values, loops=1, unit="second", packages=("werkzeug",), **options):
     """A :class:`pyperf.Run` that tells the versions, those of ``packages`` too."""
     import wsgi_after

@@ -15,7 +15,7 @@ from time import thread_time
 import pyperf
 
 from .contenders import CONTENDERS
-from .report import machine, main, quartiles, run, spread, table, workers
+from .report import machine, main, quartiles, run, spread, table, turns, workers
 from .workloads import WORKLOADS
 
 #: How long one turn of a contender takes: short against the changes of the machine's speed, long
@@ -67,9 +67,7 @@ def take_turns(servers, rounds):
     loops = {name: calibrate(serve) for name, serve in servers.items()}
     taken = {name: [] for name in servers}
     for number in range(rounds):
-        # Another one begins each time: who comes after whom must not matter.
-        turns = list(servers)[number % len(servers) :] + list(servers)[: number % len(servers)]
-        for name in turns:
+        for name in turns(servers, number):
             taken[name].append(timed(servers[name], loops[name]) / loops[name])
     return taken, loops
 

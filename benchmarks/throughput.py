@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import pyperf
 
 from .contenders import CONTENDERS, FEW
-from .report import machine, main, quartiles, run, spread, table
+from .report import machine, main, quartiles, run, spread, table, turns
 from .servers import HOST, serving
 
 APP = "benchmarks.throughput_app"
@@ -79,7 +79,7 @@ def measure(server, path, file, starts, rounds):
                 for c in TITLES
             }
             for number in range(1 + rounds):
-                for contender in turns(number):
+                for contender in turns(TITLES, number):
                     rate = wrk(ports[contender], path)
                     if number > 0:  # the first warmed up
                         found[contender].append(rate)
@@ -89,12 +89,6 @@ def measure(server, path, file, starts, rounds):
 def command(server, contender):
     """How the server is started with the app of a contender."""
     return [part.replace("{app}", contender) for part in SERVERS[server]]
-
-
-def turns(number):
-    """The contenders in the order of a round: another one begins each time."""
-    first = number % len(TITLES)
-    return [*TITLES][first:] + [*TITLES][:first]
 
 
 def collect(fast=False):

@@ -3,13 +3,12 @@
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pyperf
 import pytest
+from documents import ROOT
 from servers.harness import find, require
 
-ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
     "request": (
         "bottle",

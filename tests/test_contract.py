@@ -7,19 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import pytest
 from conftest import hello
-from documents import blocks, executed, parse
+from documents import TESTS, blocks, executed, parse
 from docutils import nodes
 from docutils.core import publish_doctree
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response, lint
-
-TESTS = Path(__file__).parent
 
 #: For each sentence of each rule, in order, the tests that fail when it stops being true. Those of
 #: test_lint.py break what somebody else has to keep, and see that it is reported.

@@ -9,16 +9,15 @@ import os
 import re
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 from conftest import Exchange, Loses, Refuses, hello, make_environ, served
+from documents import ROOT, TESTS
 
 from wsgi_after import AfterResponseMiddleware, CallbackList
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
-TESTS = Path(__file__).parent
-SECURITY = TESTS.parent / "SECURITY.rst"
+SECURITY = ROOT / "SECURITY.rst"
 
 FORGED = "/path\r\nCRITICAL:root:all is lost\x1b[2J\x00\u2028"
 
@@ -184,7 +183,5 @@ def test_security_rst_names_tests_that_exist():
     assert len(named) >= 10
     assert [name for name in named if f"def {name}(" not in defined] == []
     assert [
-        path
-        for path in re.findall(r"``(tests/[\w/]+\.py)``", text)
-        if not (TESTS.parent / path).is_file()
+        path for path in re.findall(r"``(tests/[\w/]+\.py)``", text) if not (ROOT / path).is_file()
     ] == []

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from conftest import count
+from documents import DOCS
 from servers.descriptions import BY_NAME
 from servers.harness import Place, Server, require, running
 
 from .clients import SLOW_KINDS, Crowd, Written, new_seed, wait_until_all_ran
 
-PAGE = Path(__file__).parents[2] / "docs" / "nothing-lost.rst"
+PAGE = DOCS / "nothing-lost.rst"
 APP = Path(__file__).with_name("app.py").read_text()
 REQUESTS = int(os.environ.get("LOAD_REQUESTS", 20_000))
 

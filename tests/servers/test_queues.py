@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from commands import PACKAGE_PARENT, environment, run
 from conftest import Exchange, hello, make_environ
-from documents import blocks, executed
+from documents import ROOT, TESTS, blocks, executed
 
 from wsgi_after import AfterResponseMiddleware
 
@@ -75,9 +75,8 @@ def serve(register: Callable[[Any], object], **options: Any) -> list[bytes]:
     return Exchange(AfterResponseMiddleware(app, **options)).finish()
 
 
-TESTS = Path(__file__).parents[1]
 #: Where a process of its own finds what the functions here import.
-PYTHONPATH = os.pathsep.join(map(str, [APPS, PACKAGE_PARENT, TESTS, TESTS.parent]))
+PYTHONPATH = os.pathsep.join(map(str, [APPS, PACKAGE_PARENT, TESTS, ROOT]))
 
 
 def levels(caplog: pytest.LogCaptureFixture) -> list[int]:
