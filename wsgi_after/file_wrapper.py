@@ -81,6 +81,35 @@ class FileWrapper:
         return None
 
 
+def arm(result: Any, callbacks: CallbackList, environ: WSGIEnvironment) -> bool:
+    """Make ``result`` finish the request on ``close()``, if the server's file wrapper made it.
+
+    :return: whether it did, and will: else it has to be wrapped as any other iterable.
+    """
+    file_wrapper = environ["wsgi.file_wrapper"]
+    target: Any = None
+    if type(file_wrapper) is FileWrapper:
+        target = file_wrapper.file_of(result)
+    elif isinstance(file_wrapper, type) and isinstance(result, file_wrapper):
+        target = result
+    if target is None:
+        return False
+    try:
+        close = getattr(target, "close", None)
+    except Exception:  # the server shall see it, where it looks: a body has it so
+        return False
+    file_close = FileClose(close, callbacks)
+    if recognise(environ).closes_files_elsewhere:
+        file_close._thread = threading.get_ident()
+    try:
+        target.close = file_close
+    except AttributeError:  # a class with slots
+        file_close._callbacks = None
+        return False
+    callbacks._completed = None
+    return True
+
+
 class FileClose:
     """The ``close`` of a file, or of the object that a file wrapper made of it."""
 
@@ -135,32 +164,3 @@ class NotHere:
             return self._submit(fn, *args)
         except Exception:  # there is none, it is full, or was shut down
             threading.Thread(target=fn, args=args, name="wsgi_after").start()
-
-
-def arm(result: Any, callbacks: CallbackList, environ: WSGIEnvironment) -> bool:
-    """Make ``result`` finish the request on ``close()``, if the server's file wrapper made it.
-
-    :return: whether it did, and will: else it has to be wrapped as any other iterable.
-    """
-    file_wrapper = environ["wsgi.file_wrapper"]
-    target: Any = None
-    if type(file_wrapper) is FileWrapper:
-        target = file_wrapper.file_of(result)
-    elif isinstance(file_wrapper, type) and isinstance(result, file_wrapper):
-        target = result
-    if target is None:
-        return False
-    try:
-        close = getattr(target, "close", None)
-    except Exception:  # the server shall see it, where it looks: a body has it so
-        return False
-    file_close = FileClose(close, callbacks)
-    if recognise(environ).closes_files_elsewhere:
-        file_close._thread = threading.get_ident()
-    try:
-        target.close = file_close
-    except AttributeError:  # a class with slots
-        file_close._callbacks = None
-        return False
-    callbacks._completed = None
-    return True

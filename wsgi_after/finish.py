@@ -72,19 +72,6 @@ def finish(
             del raised  # or this frame and the traceback would hold each other
 
 
-def finish_interrupted(callbacks: CallbackList, error: BaseException) -> None:
-    """After :func:`finish` raised: run what it left, if a handler of a signal raised in it.
-
-    Nothing is left where a callback, or the ``close`` of the app's iterable, raised: then the
-    callbacks have run, or an executor has them.
-    """
-    if callbacks and callbacks._environ is not None:
-        if callbacks.error is None:
-            callbacks._error = error
-        callbacks._server_start_response = None
-        run(callbacks, None, error, PATIENCE)
-
-
 def run_or_hand_over(
     callbacks: CallbackList, server: Server, error: BaseException | None
 ) -> BaseException | None:
@@ -196,6 +183,19 @@ def flush(callbacks: CallbackList) -> BaseException | None:
     except BaseException as interruption:
         return interruption
     return None
+
+
+def finish_interrupted(callbacks: CallbackList, error: BaseException) -> None:
+    """After :func:`finish` raised: run what it left, if a handler of a signal raised in it.
+
+    Nothing is left where a callback, or the ``close`` of the app's iterable, raised: then the
+    callbacks have run, or an executor has them.
+    """
+    if callbacks and callbacks._environ is not None:
+        if callbacks.error is None:
+            callbacks._error = error
+        callbacks._server_start_response = None
+        run(callbacks, None, error, PATIENCE)
 
 
 def finish_unclosed(close: Callable[[], object], callbacks: CallbackList) -> None:
