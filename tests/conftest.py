@@ -209,15 +209,15 @@ def is_freed(application: Callable[..., Any], **extra: Any) -> bool:
         return marker() is None
 
 
+def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """What was logged at just this level."""
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
 @pytest.fixture
 def events() -> list[Any]:
     """What happened, in order; compare the whole of it."""
     return []
-
-
-def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    """What was logged at just this level."""
-    return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def throttles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def request_(events: list[Any]) -> Iterator[Callable[..., list[bytes]]]:
+def request_() -> Callable[..., list[bytes]]:
     """Send a request to a function ``view(environ)``, and return the body."""
 
     def request(view: Callable[[dict[str, Any]], Any], **extra: Any) -> list[bytes]:
