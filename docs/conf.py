@@ -19,6 +19,7 @@ html_static_path = ["static"]
 html_css_files = ["manual.css"]
 html_copy_source = False
 
+autodoc_preserve_defaults = True  # "...", as it is written
 autodoc_typehints = "none"  # docstrings say what goes in and out, and in what unit
 
 nitpicky = True
