@@ -27,6 +27,7 @@ from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
     initialize,
+    invariant,
     rule,
     run_state_machine_as_test,
 )
@@ -198,9 +199,16 @@ class Server(RuleBasedStateMachine):
         if request.is_open:
             request.drop()
 
+    @invariant()
+    def settled(self):
+        """What the collection for one request has ended of another's shows in both of its sides."""
+        for request in self.made:
+            request.settle()
+
     def teardown(self):
         try:
             for request in self.made:
+                self.settled()
                 if request.is_open:
                     request.close()
                 request.run_job()
