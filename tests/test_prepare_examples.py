@@ -13,6 +13,9 @@ from documents import blocks
 
 from wsgi_after import AfterResponseMiddleware
 
+# Pyramid 2 imports it, and setuptools warns.
+pytestmark = pytest.mark.filterwarnings("ignore:.*pkg_resources")
+
 
 @pytest.fixture
 def examples():

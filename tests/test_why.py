@@ -36,6 +36,7 @@ def test_flask_runs_its_functions_before_the_headers_and_before_the_body(
     assert events == ["after_request", "headers", "teardown_request", "body", "close"]
 
 
+@pytest.mark.filterwarnings("ignore:.*pkg_resources")  # Pyramid imports it
 def test_pyramid_runs_its_callbacks_before_any_byte(events: list[str]) -> None:
     import pyramid.config
     import pyramid.response
