@@ -3,8 +3,8 @@
 In instructions, which repeat, as :mod:`benchmarks.instructions` counts them; callbacks in time, as
 :mod:`benchmarks.request` takes it, because to take the first one out of a list moves the others:
 many instructions that take next to no time. The slope between two points is what one more costs
-there. The cost is linear if no slope is much steeper than the first one that the fixed cost does
-not hide.
+there. The cost is linear if no slope is much steeper than one before, the first aside, which has
+the fixed cost in it.
 """
 
 import statistics
@@ -58,7 +58,7 @@ def collect(fast=False):
     wanted = [
         (growth, contender, number)
         for growth in GROWTHS
-        if growth != "callbacks"
+        if unit(growth) == "instructions"
         for contender in FEW
         for number in points(growth, fast)
     ]
@@ -90,7 +90,7 @@ def summarise(suite):
         growth, contender, number = benchmark.get_name().split(": ")
         values = counts.setdefault(growth, {}).setdefault(contender, [])
         cost = statistics.median(benchmark.get_values())
-        values.append([int(number), round(cost * 1e9 if growth == "callbacks" else cost)])
+        values.append([int(number), round(cost * 1e9 if unit(growth) == "nanoseconds" else cost)])
     return {"machine": machine(suite), "growths": counts}
 
 

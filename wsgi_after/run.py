@@ -49,6 +49,7 @@ def run(
     """
     ours = isinstance(callbacks, CallbackList)
     token = set_current(callbacks)
+    # One function, however deep: with the inner loop in its own, a request takes 150 ns more.
     try:
         while True:
             try:
@@ -87,10 +88,8 @@ def run(
                     break
             # Raised between two callbacks, or while one's failure was being logged: by a handler of
             # a signal, or where a greenlet is killed. It must not cost the others their run either.
-            except (Exception, SystemExit) as error:
-                log(logger.error, _INTERRUPTED, _label(request, callbacks), exc_info=error)
             except BaseException as error:
-                if raised is None:
+                if raised is None and not isinstance(error, (Exception, SystemExit)):
                     raised = error
                 else:
                     log(logger.error, _INTERRUPTED, _label(request, callbacks), exc_info=error)
