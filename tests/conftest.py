@@ -20,9 +20,9 @@ from wsgiref.util import setup_testing_defaults
 
 import hypothesis
 import pytest
+from wsgi_after.throttle import Throttle
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after.throttle import Throttle
 
 # How much is tried; HYPOTHESIS_PROFILE chooses. The first two try the same each time, so that what
 # fails is what was changed; to look for more is what the long one is for. No deadlines: machines

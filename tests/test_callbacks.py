@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 from conftest import Exchange, hello, make_environ, served
+from wsgi_after.logs import describe
 
 from wsgi_after import (
     AfterResponseMiddleware,
@@ -17,7 +18,6 @@ from wsgi_after import (
     after_this_response,
     run_callbacks,
 )
-from wsgi_after.logs import describe
 
 
 def test_every_operation_of_list_works_until_the_end(events):

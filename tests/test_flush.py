@@ -9,9 +9,9 @@ import logging
 
 import pytest
 from conftest import make_environ
+from wsgi_after.servers import SERVERS, UNKNOWN, recognise
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after.servers import SERVERS, UNKNOWN, recognise
 
 UWSGI = {"uwsgi.version": b"2.0.31"}
 

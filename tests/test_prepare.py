@@ -12,9 +12,9 @@ import pytest
 from conftest import Exchange, Marker, collector_off, hello, make_environ
 from hypothesis import given
 from hypothesis import strategies as st
+from wsgi_after.prepare import Response
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_request
-from wsgi_after.prepare import Response
 
 PLAIN = ("Content-Type", "text/plain")
 

@@ -25,9 +25,9 @@ from commands import ask, serving
 from conftest import Exchange, File, collector_off, count, make_environ
 from interleave import interleavings, interruptions
 from servers.harness import wait_until
+from wsgi_after.logs import logger
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
-from wsgi_after.logs import logger
 
 SWITCHES = 2
 

@@ -7,9 +7,9 @@ import os
 
 import pytest
 from conftest import hello, make_environ
+from wsgi_after.servers import CHUNKED, CONNECTION, ERROR, SERVERS, UNKNOWN, recognise
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after.servers import CHUNKED, CONNECTION, ERROR, SERVERS, UNKNOWN, recognise
 
 OK = "200 OK"
 SIZED, EMPTY = [("content-LENGTH", "5")], [("Content-Length", " 0 ")]

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from http.cookies import Morsel, SimpleCookie
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -29,18 +28,7 @@ from django.core.handlers.wsgi import WSGIRequest
 from django.db import close_old_connections, connections
 from django.db.backends.signals import connection_created
 
-from .callbacks import (
-    CallbackList,
-    EndedCallbackList,
-    current,
-    register,
-    reset_current,
-    set_current,
-)
-from .file_wrapper import FileClose
-from .finish import finish
-from .middleware import KEY, not_a_list
-from .servers import recognise
+from .integration import KEY, OpenRequest, current_list, open_request, register
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
@@ -105,68 +93,32 @@ class AfterResponseMiddleware:
         if not isinstance(request, WSGIRequest):  # ASGI, behind a synchronous middleware
             raise ImproperlyConfigured(_ASGI)
         _of_thread.serves = True
-        environ = request.environ
-        present = environ.get(KEY)
-        # One that has ended: this environ has been through a request already.
-        if present is not None and not isinstance(present, EndedCallbackList):
-            return self._share(present, request)
-        callbacks = environ[KEY] = CallbackList()
-        callbacks._environ = environ
-        callbacks._server_start_response = _start_response
-        token = set_current(callbacks)
-        try:
-            response = self.get_response(request)
-            start(response, callbacks)
-        except BaseException as error:
-            finish(callbacks, error=error)
-            raise
-        finally:
-            reset_current(token)
-        callbacks._completed = None  # nothing here sees the body
-        close = Close(close_broken_connections, callbacks)
-        if recognise(environ).closes_files_elsewhere:
-            close._thread = threading.get_ident()
-        response._resource_closers.append(close)
+        with open_request(request.environ) as opened:
+            try:
+                response = self.get_response(request)
+            finally:
+                if opened.is_shared:
+                    bracket(opened.after)
+            if not opened.is_shared:
+                start(response, opened)
+        if not opened.is_shared:
+            response._resource_closers.append(opened.closer(close_broken_connections))
         return response
 
-    def _share(self, present: Any, request: HttpRequest) -> HttpResponse:
-        """The view's response, with the list that is there."""
-        if not isinstance(present, list):
-            raise not_a_list(present)
-        token = set_current(present)
-        try:
-            return self.get_response(request)
-        finally:
-            reset_current(token)
-            if present and getattr(present, "_executor", None) is not None:
-                present.insert(0, close_old_connections)
-                present.append(close_connections)
+
+def bracket(callbacks: list[Any]) -> None:
+    """Give what goes to an executor connections of its own."""
+    if callbacks and getattr(callbacks, "executor", None) is not None:
+        callbacks.insert(0, close_old_connections)
+        callbacks.append(close_connections)
 
 
-class Close(FileClose):
-    """What Django calls in ``response.close()``.
-
-    A cache pickles it with the response, if it stands before this middleware: the callbacks are
-    those of one request, not of each one that is answered from the cache.
-    """
-
-    __slots__ = ()
-
-    def __reduce__(self) -> Any:
-        return partial, (bool,)  # does nothing when it is called
-
-
-def _start_response(*args: Any) -> Any:
-    """Stand in for the server, whose own is called when all of ``MIDDLEWARE`` is through."""
-
-
-def start(response: HttpResponse, callbacks: CallbackList) -> None:
+def start(response: HttpResponse, opened: OpenRequest) -> None:
     """Have the request's response callbacks change the response."""
     status = f"{response.status_code} {response.reason_phrase}"
     cookies = {morsel.OutputString(): name for name, morsel in response.cookies.items()}
     headers = [*response.items(), *(("Set-Cookie", text) for text in cookies)]
-    callbacks._start_response(status, headers)
-    prepared_status, prepared_headers = callbacks._given_to_server()
+    prepared_status, prepared_headers = opened.start(status, headers)
     if prepared_status != status:
         code, _, response.reason_phrase = prepared_status.partition(" ")
         response.status_code = int(code)
@@ -236,8 +188,8 @@ def close_again(connection: Any, **kwargs: Any) -> None:
     In a list that is not ours it cannot be seen whether its callbacks run already: there, what the
     view opens is looked at once more, too.
     """
-    callbacks = current.get(None)
-    if callbacks is not None and getattr(callbacks, "_server_start_response", None) is None:
+    callbacks = current_list()
+    if callbacks is not None and getattr(callbacks, "running", True):
         list.append(callbacks, close_connections)  # a list that has just ended would refuse
 
 

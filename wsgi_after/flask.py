@@ -26,15 +26,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flask import Flask, got_request_exception, has_request_context, request, request_started
 from flask.globals import app_ctx, request_ctx
 from flask.testing import FlaskClient
 
-from .arguments import check_arguments
-from .middleware import KEY, AfterResponseMiddleware
+from . import AfterResponseMiddleware
+from .integration import KEY, check_arguments
 
 if TYPE_CHECKING:
     from flask.ctx import AppContext, RequestContext
@@ -56,9 +55,7 @@ class AfterResponse:
         process: the context of a request cannot be sent to another one.
     """
 
-    def __init__(
-        self, app: Flask | None = None, *, executor: SupportsSubmit | EllipsisType | None = ...
-    ) -> None:
+    def __init__(self, app: Flask | None = None, *, executor: SupportsSubmit | None = None) -> None:
         self._executor = executor
         if app is not None:
             self.init_app(app)

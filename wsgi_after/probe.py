@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 from wsgiref.util import FileWrapper
 
-from .middleware import AfterResponseMiddleware
+from . import AfterResponseMiddleware
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -24,14 +24,13 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from pyramid.events import ApplicationCreated
 from pyramid.threadlocal import RequestContext
 
-from .callbacks import CallbackList, current
-from .middleware import KEY, AfterResponseMiddleware
+from . import AfterResponseMiddleware, CallbackList
+from .integration import KEY, current_list
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -49,7 +48,7 @@ def includeme(config: Configurator) -> None:
 
     :raises ValueError: if the setting does not name an executor.
     """
-    executor = find_executor(config.get_settings().get("wsgi_after.executor", "default"))
+    executor = find_executor(config.get_settings().get("wsgi_after.executor"))
     config.add_request_method(after, "after", property=True)
 
     # When it is created, an app has the execution policy which nobody replaces any more.
@@ -60,38 +59,38 @@ def includeme(config: Configurator) -> None:
 
 
 def filter_app_factory(
-    app: WSGIApplication, global_conf: dict[str, str], *, executor: str = "default"
+    app: WSGIApplication, global_conf: dict[str, str], *, executor: str = "none"
 ) -> AfterResponseMiddleware:
     """Wrap any WSGI app, as a filter of PasteDeploy: ``use = egg:wsgi-after``.
 
     :param global_conf: is not used.
-    :param executor: ``default``; ``none``, for always in ``close()``; or where an object with
-        ``submit`` is: ``package.module:name``. As for :class:`wsgi_after.AfterResponseMiddleware`.
+    :param executor: ``none``, or where an object with ``submit`` is: ``package.module:name``. As
+        for :class:`wsgi_after.AfterResponseMiddleware`.
     :raises ValueError: if ``executor`` is nothing of these.
     :raises TypeError: if there are other options.
     """
     return AfterResponseMiddleware(app, executor=find_executor(executor))
 
 
-def find_executor(setting: Any) -> SupportsSubmit | EllipsisType | None:
+def find_executor(setting: Any) -> SupportsSubmit | None:
     """The executor that an ini file names; an object, from a configuration in Python, is itself."""
     if not isinstance(setting, str):
         found = setting
-    elif setting.lower() in ("default", "none"):
-        return ... if setting.lower() == "default" else None
+    elif setting.lower() == "none":
+        return None
     else:
         try:
             found = pkgutil.resolve_name(setting)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"{_WANTED} {setting!r}, which cannot be imported: {error}") from error
-    if found is not None and found is not ... and not hasattr(found, "submit"):
+    if found is not None and not hasattr(found, "submit"):
         raise ValueError(f"{_WANTED} {setting!r}, which has no submit(): {found!r}.")
     return found  # type: ignore[no-any-return]
 
 
 _WANTED = (
-    "The executor of wsgi_after is to be default, none, or where an object with submit(fn, *args) "
-    "is, such as package.module:name, not"
+    "The executor of wsgi_after is to be none, or where an object with submit(fn, *args) is, such "
+    "as package.module:name, not"
 )
 
 
@@ -102,7 +101,7 @@ def after(request: Request) -> list[Callable[[], object]]:
     """
     callbacks = request.environ.get(KEY)
     if callbacks is None:
-        callbacks = current.get(None)
+        callbacks = current_list()
     if callbacks is None:
         raise RuntimeError(
             "request.after is the list of a request that a WSGI server sent, or a test client, and "
@@ -122,7 +121,7 @@ class ExecutionPolicy:
     def __init__(
         self,
         inside: Callable[[WSGIEnvironment, Any], WSGIApplication],
-        executor: SupportsSubmit | EllipsisType | None,
+        executor: SupportsSubmit | None,
     ) -> None:
         self._inside = inside
         self._executor = executor
@@ -149,7 +148,7 @@ class Attempts:
         self._router = router
         self._callbacks = callbacks
         self._before = callbacks.copy()
-        self._start_response = getattr(callbacks, "_server_start_response", None)
+        self._snapshot = callbacks.snapshot() if isinstance(callbacks, CallbackList) else None
         self._request: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -158,9 +157,10 @@ class Attempts:
     def request_context(self, environ: WSGIEnvironment) -> Any:
         """What the router returns, and the list as it was before the first attempt."""
         if self._request is not None:
-            self._callbacks[:] = self._before
-            if isinstance(self._callbacks, CallbackList):  # whose on_prepare() replaces it
-                self._callbacks._server_start_response = self._start_response
+            if self._snapshot is not None and isinstance(self._callbacks, CallbackList):
+                self._callbacks.restore(self._snapshot)
+            else:
+                self._callbacks[:] = self._before
         context = self._router.request_context(environ)
         self._request = context.request
         return context
@@ -199,7 +199,7 @@ class InThreadlocals(partial[object]):
 
     def __call__(self, /) -> object:
         """Call it; what it registers meanwhile has the same threadlocals."""
-        callbacks = current.get(None)
+        callbacks = current_list()
         if callbacks is None:  # run one by one, from a list that is not ours
             callbacks = []
         before = callbacks.copy()

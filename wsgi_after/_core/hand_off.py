@@ -6,54 +6,41 @@ order, contained, and logged with the request that they belong to.
 
 from __future__ import annotations
 
-import os
 import traceback
 from functools import partial
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from .callbacks import CallbackList, EndedCallbackList
-from .logs import log, logger, printable
+from .callbacks import HANDED_OVER, RUNNING, CallbackList
+from .logs import Throttle, log, logger, printable
 from .run import run_callbacks
-from .throttle import Throttle
 
 if TYPE_CHECKING:
-    from .executor import SupportsSubmit
+    from collections.abc import Callable
+
+    from ..executor import SupportsSubmit
 
 _refusals = Throttle()
-_announced_in: set[int] = set()  # ids of processes
-
-
-def announce(server: str, end: str) -> None:
-    """Log the first hand-off of this process that nobody asked for.
-
-    :param end: what tells the client where the response ends.
-    """
-    if os.getpid() not in _announced_in:
-        _announced_in.add(os.getpid())
-        log(
-            logger.info,
-            "Callbacks run in a thread pool where the client would wait for them, as now: %s sends "
-            "%s, after close() only. AfterResponseMiddleware(app, executor=None) keeps all in "
-            "close(). This is told once.",
-            *(server, end),
-        )
 
 
 def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseException | None:
-    """Submit the job of a request; return what ``submit`` raised, if it did not take it.
+    """Submit the job of a request. If it is not taken, the state is ``RUNNING`` afterwards.
 
     The list ends when the job has run, or has been pickled. It lets go of what is the server's now:
     that need not wait, and a job that runs in another process never comes back to do so.
+
+    :return: what ``submit`` raised.
     """
     label = callbacks._request_line()
     try:
+        callbacks._state = HANDED_OVER
         future = executor.submit(run_callbacks, callbacks, label)
     except BaseException as error:
-        _log_refusal(error, label)
+        if callbacks._state == HANDED_OVER:  # else the job has begun, whatever this was
+            callbacks._state = RUNNING
+            _log_refusal(error, label)
         return error
-    callbacks._environ = callbacks._write = None
-    if hasattr(callbacks, "_pickled"):  # it has left this process
-        callbacks.__class__ = EndedCallbackList
+    callbacks._let_go()
     try:
         future.add_done_callback(partial(_look_at, callbacks, label))
     except AttributeError:  # no future: a queue's job, or nothing
@@ -61,6 +48,17 @@ def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseExceptio
     except Exception:  # it is accepted, so it must not run again, whatever this was
         traceback.print_exc()
     return None
+
+
+class OwnThread:
+    """Takes callbacks that must not run here, into a thread that lives as long as they run."""
+
+    def submit(self, fn: Callable[..., object], /, *args: object) -> None:
+        """Call ``fn(*args)`` in a new thread.
+
+        :raises RuntimeError: if the thread cannot start.
+        """
+        Thread(target=fn, args=args, name="wsgi_after").start()
 
 
 def _log_refusal(error: BaseException, label: str) -> None:
@@ -75,13 +73,11 @@ def _log_refusal(error: BaseException, label: str) -> None:
 
 
 def _look_at(callbacks: CallbackList, label: str, future: Any) -> None:
-    """Log what became of a job, if that is not what was to be; end the list."""
+    """Log what became of a job if it did not just return; end the list."""
     error = _error_of(future)
     ran = not callbacks
-    if not ran:  # not in this process, at least
-        callbacks.__class__ = EndedCallbackList  # first, or what comes in between were lost
+    while not callbacks._end():  # it ran in another process, or never
         callbacks.clear()
-        callbacks._error = None
     if error is not None:
         log(logger.error, _LET_OUT if ran else _LOST, label, exc_info=error)
 

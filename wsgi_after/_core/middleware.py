@@ -11,20 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .body import ListBody, wrap
-from .callbacks import CallbackList, EndedCallbackList, reset_current, set_current
-from .file_wrapper import python_class, watch
+from . import unclosed
+from .body import body_class
+from .callbacks import UNREAD, CallbackList
+from .current import reset_current, set_current
+from .files import arm, watch
 from .finish import finish
-from .nested import NOT_NESTED, nested
 from .servers import recognise
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from .executor import SupportsSubmit
+    from ..executor import SupportsSubmit
 
     G = TypeVar("G", bound=Callable[[WSGIEnvironment], object])
 
@@ -35,33 +35,26 @@ KEY = "wsgi.after"
 class AfterResponseMiddleware:
     """A WSGI app that gives each request of ``app`` a list of callbacks to run after the response.
 
+    They run in ``close()``, in the thread in which the server calls it.
+
     :param app: any WSGI application.
-    :param executor: who runs the callbacks: anything with ``submit(fn, *args)``, which gets one job
-        for each request that has any. What it refuses runs in ``close()``. ``None``: they always
-        run there. Left out: they run there, but in a small pool of threads where the server is
-        known to have the client wait for ``close()``. Where instances share a list, the outer
-        one's counts.
+    :param executor: who runs the callbacks instead: anything with ``submit(fn, *args)``, which gets
+        one job for each request that has any. What it refuses runs in ``close()``. Where instances
+        share a list, the innermost one's counts.
     :raises TypeError: if ``app`` is not callable, or ``executor`` has no ``submit``.
     """
 
-    def __init__(
-        self, app: WSGIApplication, *, executor: SupportsSubmit | EllipsisType | None = ...
-    ) -> None:
+    def __init__(self, app: WSGIApplication, *, executor: SupportsSubmit | None = None) -> None:
         if not callable(app):
             raise TypeError(
                 f"AfterResponseMiddleware expects a WSGI application, which is a callable, not "
                 f"{type(app).__name__}: {app!r}. The usual cause is a module, or the name of an "
                 "application, passed in its place."
             )
-        if executor is not None and executor is not ... and not hasattr(executor, "submit"):
-            raise TypeError(
-                f"executor= expects an object with submit(fn, *args), such as those of "
-                f"concurrent.futures, or None, not {type(executor).__name__}: {executor!r}."
-            )
+        check_executor(executor)
         self.app = app
         self._executor = executor
         self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
-        self._configured = executor is not ...  # whether a request has more to do than the least
 
     def after_response(self, fn: G) -> G:
         """Register ``fn(environ)`` to run after every response from now on, and return ``fn``.
@@ -83,7 +76,6 @@ class AfterResponseMiddleware:
             "wsgi_after.flask that passes nothing.",
         )
         self._app_wide = (*self._app_wide, fn)
-        self._configured = True
         return fn
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -91,55 +83,48 @@ class AfterResponseMiddleware:
 
         :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.
         """
-        callbacks = CallbackList()
-        present = environ.setdefault(KEY, callbacks)
-        if present is not callbacks:
-            if not isinstance(present, EndedCallbackList):
-                return self._share(present, environ, start_response)
-            environ[KEY] = callbacks  # this environ has been through a request already
-        callbacks._server_start_response = start_response
-        if "wsgi.file_wrapper" in environ and environ["wsgi.file_wrapper"] not in python_class:
+        if unclosed.waiting:
+            unclosed.close_waiting()
+        if KEY in environ and is_shared(environ[KEY], self):
+            return self._share(environ[KEY], environ, start_response)
+        after = environ[KEY] = CallbackList((), self, environ, start_response, self._executor)
+        if self._executor is not None and recognise(environ).reuses_environ:
+            # Else the job would read another client's request.
+            environ = after._environ = environ.copy()
+        if "wsgi.file_wrapper" in environ:
             watch(environ)
-        if self._configured:
-            environ = self._configure(callbacks, environ)
-        callbacks._environ = environ
-        token = set_current(callbacks)
+        if self._app_wide:
+            self._register_app_wide(after, environ)
+        token = set_current(after)
         try:
-            result = self.app(environ, callbacks._start_response)
+            result = self.app(environ, after._start_response)
         except BaseException as error:
-            # Nothing was returned that the server could close.
-            finish(callbacks, error=error)
+            finish(after, error)  # nothing was returned that the server could close
             raise
         finally:
             reset_current(token)
-        if type(result) is not list:
-            wrapped: Iterable[bytes] = wrap(result, callbacks, environ)
-            return wrapped if token.old_value is NOT_NESTED else nested(wrapped)
-        body = ListBody()
-        body._iterable = result
-        body._iterator = None
-        body._callbacks = callbacks
-        return body
-
-    def _configure(self, callbacks: CallbackList, environ: WSGIEnvironment) -> WSGIEnvironment:
-        """Give the list its executor and the app-wide callbacks; return the app's environ."""
-        if self._executor is not ...:
-            callbacks._direct(self._executor)
-            if self._executor is not None and recognise(environ).reuses_environ:
-                environ = environ.copy()  # or the job would read another client's request
-        self._register_app_wide(callbacks, environ)
-        return environ
+        after._progress = UNREAD
+        if "wsgi.file_wrapper" in environ and arm(result, after, environ):
+            return result
+        body = body_class(type(result))
+        if body is None:
+            # Gunicorn's sign that the response is out already: it goes back as it is.
+            finish(after)
+            return result
+        return body(result, after)
 
     def _register_app_wide(self, callbacks: list[Any], environ: WSGIEnvironment) -> None:
         for fn in self._app_wide:
             callbacks.append(partial(fn, environ))
 
     def _share(
-        self, present: object, environ: WSGIEnvironment, start_response: StartResponse
+        self, present: list[Any], environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Call the app with the list that is there: whoever made it runs what is in it."""
-        if not isinstance(present, list):
-            raise not_a_list(present)
+        if self._executor is not None and isinstance(present, CallbackList):
+            present._executor = self._executor
+            if recognise(environ).reuses_environ:
+                environ = rebound(present, environ)
         self._register_app_wide(present, environ)
         token = set_current(present)
         try:
@@ -148,10 +133,35 @@ class AfterResponseMiddleware:
             reset_current(token)
 
 
-def not_a_list(present: object) -> TypeError:
-    """What to raise where something else is at the list's place in the environ."""
-    return TypeError(
+def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:
+    """A copy of the environ, for a job; the app-wide callbacks in the list get it, too."""
+    copied = environ.copy()
+    for index, entry in enumerate(callbacks):
+        if isinstance(entry, partial) and entry.args and entry.args[0] is environ:
+            callbacks[index] = partial(entry.func, copied)
+    return copied
+
+
+def is_shared(present: object, instance: object) -> bool:
+    """Whether a call of ``instance`` uses what is in the environ (rule 2).
+
+    :raises TypeError: if that is not a list.
+    """
+    if isinstance(present, CallbackList):
+        return present._is_shared_with(instance)
+    if isinstance(present, list):
+        return True
+    raise TypeError(
         f'environ["wsgi.after"] is {type(present).__name__}, where a list was expected: '
         f"{present!r}. The usual cause is an app or a middleware that assigned to the key: use "
         "environ['wsgi.after'].append(fn)."
     )
+
+
+def check_executor(executor: object) -> None:
+    """Raise a ``TypeError`` unless ``executor`` has ``submit``, or is ``None``."""
+    if executor is not None and not hasattr(executor, "submit"):
+        raise TypeError(
+            f"executor= expects an object with submit(fn, *args), such as those of "
+            f"concurrent.futures, or None, not {type(executor).__name__}: {executor!r}."
+        )

@@ -6,6 +6,8 @@ import logging
 import traceback
 from collections.abc import Callable
 from functools import partial
+from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def log(
     exc_info: BaseException | None = None,
     extra: dict[str, object] | None = None,
 ) -> None:
-    """Call a method of the logger; a filter or handler of the user's must not cost callbacks."""
+    """Call a method of the logger. A failing filter or handler must not stop the callbacks."""
     try:
         method(message, *args, exc_info=exc_info, extra=extra)
     except Exception:
@@ -39,7 +41,7 @@ def describe(callback: Any) -> str:
 
 
 def printable(thing: object, text_of: Callable[[object], str] = str) -> str:
-    """The text of what a client may have had a hand in, in one line: it cannot forge a log line."""
+    """The text of ``thing`` in one line: what a client sent cannot forge a log line."""
     try:
         text = text_of(thing)
     except Exception:
@@ -52,3 +54,28 @@ def request_line(environ: WSGIEnvironment) -> str:
     method = environ.get("REQUEST_METHOD", "?")
     path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
     return f"{method} {path}".encode("unicode_escape").decode("ascii")
+
+
+REST = 60.0  # seconds between two events that a Throttle lets pass
+
+
+class Throttle:
+    """Lets one of many like events through, once a minute, and counts the others.
+
+    It takes no lock, because a finalizer may come by at any time. Threads that come at the same
+    moment may all pass, and share the count.
+    """
+
+    def __init__(self) -> None:
+        self._closed_until = 0.0
+        self._counter = count(1)
+        self._told = 0
+
+    def passes(self) -> int:
+        """Count one event. Return how many there were since the last that passed, or 0."""
+        total, now = next(self._counter), monotonic()
+        if now < self._closed_until:
+            return 0
+        self._closed_until = now + REST
+        since, self._told = total - self._told, total
+        return since
