@@ -20,7 +20,7 @@ from wsgiref.util import setup_testing_defaults
 
 import hypothesis
 import pytest
-from wsgi_after.throttle import Throttle
+from wsgi_after._core.logs import Throttle
 
 from wsgi_after import AfterResponseMiddleware
 
@@ -111,7 +111,7 @@ def send_file(
     events: list[Any],
     *,
     give_back: Callable[[Any], Any] = lambda made: made,
-    executor: Any = ...,
+    executor: Any = None,
     **extra: Any,
 ) -> Exchange:
     """A request for a file, which goes out by this ``wsgi.file_wrapper``; with one callback.
@@ -227,9 +227,8 @@ def events() -> list[Any]:
 @pytest.fixture
 def throttles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has been logged yet of what is logged once in a while."""
-    monkeypatch.setattr("wsgi_after.hand_off._refusals", Throttle())
-    monkeypatch.setattr("wsgi_after.run.slow_ones", Throttle())
-    monkeypatch.setattr("wsgi_after.hand_off._announced_in", set())
+    monkeypatch.setattr("wsgi_after._core.hand_off._refusals", Throttle())
+    monkeypatch.setattr("wsgi_after._core.run.slow_ones", Throttle())
 
 
 @pytest.fixture

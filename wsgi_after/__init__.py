@@ -27,3 +27,7 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Logs, tracebacks and pickled jobs show the public path.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
