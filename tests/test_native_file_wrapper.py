@@ -11,11 +11,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Exchange, FailingFile, File, make_environ, send_file
+from conftest import Exchange, FailingFile, File, Refuses, make_environ, send_file
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after.executor import BoundedThreadPoolExecutor, shared
-
 
 class Server:
     """Its wrapper is a function that returns the file, or a type in C, and it closes the file."""
@@ -164,18 +162,14 @@ def io_thread():
 
 
 def wait_for_callbacks():
-    assert shared.drain(10)
     for thread in threading.enumerate():
         if thread.name == "wsgi_after":
             thread.join(10)
 
 
-@pytest.mark.parametrize("to_run_in_close", [{}, {"executor": None}])
-def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(
-    to_run_in_close, events, io_thread
-):
+def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(events, io_thread):
     release = threading.Event()
-    exchange = send(Server("function"), File(events), events, **to_run_in_close, **WAITRESS)
+    exchange = send(Server("function"), File(events), events, **WAITRESS)
     exchange.environ["wsgi.after"].insert(0, lambda: release.wait(10))
     io_thread.submit(exchange.result.close).result(10)
     assert events == ["file closed"]
@@ -206,7 +200,6 @@ def test_without_another_thread_to_be_had_they_run_in_place(events, io_thread, m
         raise RuntimeError("can't start new thread")
 
     exchange = send(Server("function"), File(events), events, **WAITRESS)
-    monkeypatch.setattr("wsgi_after.executor.shared", BoundedThreadPoolExecutor())  # no threads yet
     monkeypatch.setattr("threading.Thread.start", start)
     io_thread.submit(exchange.result.close).result(10)
     assert events == ["file closed", "callback None None"]
@@ -217,6 +210,14 @@ def test_a_file_without_a_close_runs_its_callbacks_there_too(events, io_thread):
     io_thread.submit(exchange.result.close).result(10)
     wait_for_callbacks()
     assert events == ["callback None None"]
+
+
+def test_there_too_what_an_executor_refuses_gets_a_thread_of_its_own(events, io_thread):
+    exchange = send(Server("function"), File(events), events, executor=Refuses(), **WAITRESS)
+    exchange.environ["wsgi.after"](lambda: events.append(threading.current_thread().name))
+    io_thread.submit(exchange.result.close).result(10)
+    wait_for_callbacks()
+    assert events == ["file closed", "callback None None", "wsgi_after"]
 
 
 def test_in_its_own_thread_waitress_runs_the_callbacks_in_place(events):

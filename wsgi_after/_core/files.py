@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from .body import Body
 from .callbacks import UNSEEN, CallbackList
@@ -121,20 +121,23 @@ def arm(result: Any, after: CallbackList, environ: WSGIEnvironment) -> bool:
 class ArmedFile:
     """Stands for a file in a body: closing it closes the file as the server would have.
 
-    The file gets back the ``close`` that it had, because an app may return it again.
+    The file gets back the ``close`` that it had, because an app may return it again. Nothing here
+    refers to the file, or the two would wait for the garbage collector.
     """
 
     def __init__(self, file: Any) -> None:
-        self._file = file
-        self._close: Callable[[], object] | None = getattr(file, "close", None)
-        attributes: dict[str, Any] | None = getattr(file, "__dict__", None)
-        self._is_of_class = attributes is not None and "close" not in attributes
+        self._file = ref(file)
+        self._own = vars(file).get("close")
+        close: Callable[[], object] | None = getattr(file, "close", None)
+        self._close = None if getattr(close, "__self__", None) is file else close
 
     def close(self) -> None:
         """Put back the file's own ``close``, and call it."""
-        if self._is_of_class:
-            vars(self._file).pop("close", None)
-        else:
-            self._file.close = self._close
-        if self._close is not None:
-            self._close()
+        file, close = self._file(), self._close
+        if file is not None:  # else it is being collected
+            vars(file).pop("close", None)
+            if self._own is not None:
+                file.close = self._own
+            close = close or getattr(file, "close", None)
+        if close is not None:
+            close()
