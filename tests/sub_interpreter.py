@@ -31,7 +31,7 @@ sub_interpreter.run({name!r})
 
 
 def say(event: str, write: Callable[[int, bytes], int] = os.write) -> None:
-    """Print the event at once, also while the interpreter ends and modules have lost their names."""
+    """Print the event at once, even while the interpreter ends and this module loses its names."""
     write(1, f"{event}\n".encode())
 
 
@@ -69,6 +69,7 @@ def run(name: str) -> None:
     """Run a function of this module in this interpreter, which is not the main one."""
     assert _interpreters.get_current() != _interpreters.get_main()
     warnings.simplefilter("always")
+    warnings.showwarning = lambda message, category, *rest: say(f"warned: {category.__name__}")
     logging.getLogger("wsgi_after").addHandler(Says())
     globals()[name]()
 
@@ -183,7 +184,7 @@ def pool() -> None:
     from wsgi_after.executor import BoundedThreadPoolExecutor
 
     with BoundedThreadPoolExecutor() as executor:
-        serve(hello, executor=executor)
+        call(hello, executor=executor).close()
 
 
 def dropped() -> None:

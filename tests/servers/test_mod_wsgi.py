@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from configparser import ConfigParser
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from urllib.parse import urlencode
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.servers
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.prefix) / "mod_wsgi"
 KINDS = ["list_with_length", "generator", "small_file", "error_before_return"]
-#: What the app does not need: 250 of 280 MB.
+#: Parts of the library that the app does not need: nine tenths of its size.
 LEFT_OUT = ("__pycache__", "config-*", "ensurepip", "idlelib", "pip", "site-packages", "test")
 
 
@@ -59,7 +59,7 @@ def copy_python(where: Place) -> Path:
 
 
 def apache(where: Place, daemon: bool) -> Commands:
-    """Apache with one process, and no word of an application group."""
+    """Apache with one process, and without ``WSGIApplicationGroup``."""
     directory = where.directory
     settings = [
         "WSGIEnableSendfile On",
