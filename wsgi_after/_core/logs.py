@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 logger = logging.getLogger("wsgi_after")
+
+# Looked up now: an ending interpreter, which still collects responses, finds no codec any more.
+_escape = codecs.getencoder("unicode_escape")
 
 
 def log(
@@ -46,14 +50,14 @@ def printable(thing: object, text_of: Callable[[object], str] = str) -> str:
         text = text_of(thing)
     except Exception:
         text = object.__repr__(thing)
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return text if text.isprintable() else _escape(text)[0].decode("ascii")
 
 
 def request_line(environ: WSGIEnvironment) -> str:
     """Method and path, escaped."""
     method = environ.get("REQUEST_METHOD", "?")
     path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
-    return f"{method} {path}".encode("unicode_escape").decode("ascii")
+    return _escape(f"{method} {path}")[0].decode("ascii")
 
 
 REST = 60.0  # seconds between two events that a Throttle lets pass

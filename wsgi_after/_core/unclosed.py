@@ -119,8 +119,10 @@ _FAILED = "Closing the response of %s, which its server had dropped, raised an e
 def _exit() -> None:
     """Close what waits, and have the finalizers that still come run in place.
 
-    The last collection of the interpreter comes after this. Nobody would close what waits then.
+    The last collection of the interpreter comes after this. Nobody would close what waits then,
+    and nothing can be imported any more: so what is left in cycles is collected here.
     """
+    gc.collect()
     gc.callbacks.remove(_collector)
     _collector.thread = None
     close_waiting()
