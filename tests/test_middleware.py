@@ -6,13 +6,18 @@ import gc
 import sys
 import threading
 import weakref
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import pytest
 from conftest import Exchange, Marker, collector_off, hello, make_environ
 
-from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response
+from wsgi_after import (
+    AfterResponseMiddleware,
+    CallbackList,
+    after_this_response,
+    run_callbacks,
+)
 
 
 @pytest.mark.parametrize("app", [None, "module:app", 1])
@@ -71,6 +76,65 @@ def test_a_plain_list_that_is_there_is_used_and_left_to_its_owner():
     assert (app_wide.func, app_wide.args) == (print, (exchange.environ,))
     assert by_append == "by append"
     assert (by_function.func, by_function.args) == (print, ("by function",))
+
+
+def test_a_call_with_the_environ_of_another_call_that_is_over_gets_a_list_of_its_own(events):
+    """A retry outside: the first response was not even closed."""
+
+    def app(environ, start_response):
+        name = environ["name"]
+        environ["wsgi.after"].append(lambda: events.append(name))
+        return hello(environ, start_response)
+
+    application = AfterResponseMiddleware(app)
+    environ = make_environ(name="first")
+    first = application(environ, lambda *args: print)
+    second = application({**environ, "name": "second"}, lambda *args: print)
+    for result in (second, first):
+        list(result)
+        result.close()
+    assert events == ["second", "first"]
+
+
+@pytest.mark.parametrize(
+    ("read", "outer"), [("begun", "shares"), ("exhausted", "has"), ("failed", "has"), ("no", "has")]
+)
+def test_another_instance_shares_a_list_while_its_body_is_being_read(read, outer, events):
+    def stream():
+        yield b"1"
+        if read == "failed":
+            raise ValueError
+
+    def first_app(environ, start_response):
+        environ["wsgi.after"].append(partial(events.append, "first"))
+        return stream()
+
+    environ = make_environ()
+    body = AfterResponseMiddleware(first_app)(environ, lambda *args: print)
+    after = environ["wsgi.after"]
+    chunks = iter(body)
+    with suppress(ValueError):
+        list(chunks) if read in {"exhausted", "failed"} else read == "no" or next(chunks)
+    AfterResponseMiddleware(hello)(environ, lambda *args: print)
+    assert (environ["wsgi.after"] is after) == (outer == "shares")
+    body.close()
+    assert events == ["first"]
+
+
+def test_a_list_of_a_server_is_used_until_it_has_ended(events):
+    theirs = CallbackList()
+
+    def app(environ, start_response):
+        events.append(environ["wsgi.after"] is theirs)
+        return hello(environ, start_response)
+
+    application = AfterResponseMiddleware(app)
+    environ = make_environ(**{"wsgi.after": theirs})
+    for _ in range(2):
+        list(application(environ, lambda *args: print))
+    run_callbacks(theirs)
+    application(environ, lambda *args: print).close()
+    assert events == [True, True, False]
 
 
 def test_an_environ_that_is_sent_again_gets_a_new_list(events):
@@ -295,6 +359,7 @@ def test_the_environ_is_freed_when_the_server_drops_it(app, closes):
                 reference = serve()
                 if app is raises_in_body:
                     gc.collect()  # the traceback holds the server's frame, and that the body
+                    Exchange(AfterResponseMiddleware(hello)).finish()  # what it waits for
             assert reference() is None
 
 

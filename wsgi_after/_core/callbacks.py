@@ -200,7 +200,7 @@ class CallbackList(list[Callable[[], object]]):
         if self._state > PREPARING and entry.take_back():
             if self._observer is not None:
                 self._observer.refused("called on_prepare() too late", response_callback=True)
-            raise too_late()
+            raise RuntimeError(_TOO_LATE) if self.ended else too_late()
         return fn
 
     @property
