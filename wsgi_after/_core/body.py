@@ -7,6 +7,7 @@ and derive Content-Length from it. It has ``__next__``, because fastwsgi closes 
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable, Iterator
 from copy import copy, deepcopy
 from operator import attrgetter
@@ -105,6 +106,9 @@ class Body:
 
     def __hash__(self) -> int:
         return hash(self._iterable)
+
+
+atexit.register(unclosed.at_exit, Body)
 
 
 class ListBody(Body):

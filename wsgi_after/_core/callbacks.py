@@ -323,7 +323,8 @@ class CallbackList(list[Callable[[], object]]):
             if entry.once:  # registered by one in an earlier run, which registers again
                 pending.remove(entry)
         draft = Draft(*status_and_headers(args, kwargs))
-        self._state = PREPARING
+        if self._state < RUNNING:  # else the app has run its callbacks itself
+            self._state = PREPARING
         # The list of this request may not be the current one: the app may be a body by now, or
         # may have called another app, whose start_response led here.
         token = set_current(self)
@@ -336,21 +337,14 @@ class CallbackList(list[Callable[[], object]]):
                 entry, done = pending[done], done + 1
                 if entry.claim():
                     draft.call(entry.fn)
-        except BaseException:
-            self._state = STARTED
-            raise
         finally:
+            if self._state == PREPARING:
+                self._state = STARTED
             reset_current(token)
         return draft.arguments(args, kwargs)
 
-    def _let_go(self) -> None:
-        """Drop what is the server's, so that it can free the environ."""
-        self._environ = self._write = None
-        self._server_start_response = refuse_to_start
-        self._response_callbacks.clear()
-
     def _end(self) -> bool:
-        """End the list if it is empty: mark it, look again, let go of the request.
+        """End the list if it is empty: mark it, then look again.
 
         :return: whether it has ended. If not, another thread registered before the mark.
         """
@@ -359,8 +353,15 @@ class CallbackList(list[Callable[[], object]]):
             self._state = before
             return False
         self._error = None
-        self._let_go()
         return True
+
+    def _let_go(self) -> None:
+        """Drop what is the server's, so that it can free the environ: the request is over."""
+        self._environ = self._write = None
+        self._server_start_response = refuse_to_start
+        self._response_callbacks.clear()
+        if self._state >= ENDED:
+            self._error = None
 
 
 class Snapshot:

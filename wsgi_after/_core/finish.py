@@ -38,6 +38,7 @@ def finish(callbacks: CallbackList, error: BaseException | None = None) -> None:
                 callbacks._error = error
             if callbacks or not callbacks._end():
                 raised = run_or_hand_over(callbacks, error)
+        callbacks._let_go()
         if unclosed.waiting:
             unclosed.close_waiting()
         if raised is not error:

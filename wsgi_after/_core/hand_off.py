@@ -11,7 +11,7 @@ from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from .callbacks import HANDED_OVER, RUNNING, CallbackList
+from .callbacks import HANDED_OVER, RUNNING, SENT, CallbackList
 from .logs import Throttle, log, logger, printable
 from .run import run_callbacks
 
@@ -26,8 +26,7 @@ _refusals = Throttle()
 def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseException | None:
     """Submit the job of a request. If it is not taken, the state is ``RUNNING`` afterwards.
 
-    The list ends when the job has run, or has been pickled. It lets go of what is the server's now:
-    that need not wait, and a job that runs in another process never comes back to do so.
+    The list ends when the job has run, or has been pickled.
 
     :return: what ``submit`` raised.
     """
@@ -36,11 +35,13 @@ def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseExceptio
         callbacks._state = HANDED_OVER
         future = executor.submit(run_callbacks, callbacks, label)
     except BaseException as error:
-        if callbacks._state == HANDED_OVER:  # else the job has begun, whatever this was
+        state = callbacks._state
+        if state == HANDED_OVER or (state == SENT and isinstance(error, Exception)):
             callbacks._state = RUNNING
             _log_refusal(error, label)
-        return error
-    callbacks._let_go()
+        elif state == SENT:  # interrupted after it was pickled: it may be on its way
+            log(logger.error, _LOST, label, exc_info=error)
+        return error  # else the job has begun, whatever this was
     try:
         future.add_done_callback(partial(_look_at, callbacks, label))
     except AttributeError:  # no future: a queue's job, or nothing
@@ -92,6 +93,6 @@ def _error_of(future: Any) -> BaseException | None:
 
 _LOST = (
     "The callbacks of %s are lost: the executor accepted them, but the job failed or was cancelled "
-    "before it reported that they ran. They are not run again: some of them may have."
+    "before it reported that they ran. They are not run again, because some of them may have run."
 )
 _LET_OUT = "A callback of %s let this out of the executor's job."

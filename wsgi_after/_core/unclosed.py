@@ -7,7 +7,6 @@ collector stops code that may hold a lock, parse or import, so nothing of an app
 
 from __future__ import annotations
 
-import atexit
 import gc
 import warnings
 from collections import deque
@@ -116,16 +115,16 @@ def _close_and_log(body: Body) -> None:
 _FAILED = "Closing the response of %s, which its server had dropped, raised an exception."
 
 
-def _exit() -> None:
+def at_exit(kind: type) -> None:
     """Close what waits, and have the finalizers that still come run in place.
 
     The last collection of the interpreter comes after this. Nobody would close what waits then,
-    and nothing can be imported any more: so what is left in cycles is collected here.
+    and nothing can be imported any more: if there are bodies in cycles, they are collected here.
+
+    :param kind: the class of the bodies.
     """
-    gc.collect()
+    if any(issubclass(type(thing), kind) for thing in gc.get_objects()):
+        gc.collect()
     gc.callbacks.remove(_collector)
     _collector.thread = None
     close_waiting()
-
-
-atexit.register(_exit)
