@@ -17,7 +17,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from copy import copy
 from functools import partial
 from itertools import pairwise
 from types import CodeType, FrameType
@@ -48,9 +48,11 @@ AROUND = {
 }
 ENTRY = Check(
     1,
-    "An entry is a callable without arguments, and no coroutine function.",
+    "An entry is a callable without arguments, and neither a coroutine function nor a generator "
+    "function.",
     "Register the function itself, not what it returns; arguments go into "
-    "after(fn, *args); a coroutine function into asgiref.sync.async_to_sync(fn).",
+    "after(fn, *args); a coroutine function into asgiref.sync.async_to_sync(fn); a generator "
+    "function into a function that iterates over it.",
 )
 KEPT = Check(
     1,
@@ -84,6 +86,10 @@ PREPARED_IN_TIME = Check(
     "So does ``on_prepare`` after ``start_response``.",
     "Call on_prepare(), or after_this_request(), before the view returns its response.",
 )
+LATE = {
+    "too late": (REGISTERED_IN_TIME, "registered after the last callback ran"),
+    "on_prepare too late": (PREPARED_IN_TIME, "called on_prepare() too late"),
+}
 FILE = Check(
     8,
     "What ``wsgi.file_wrapper`` made reaches the server as it is.",
@@ -333,29 +339,30 @@ class Watch:
             self.environ = environ
             self.callbacks = callbacks
             self.check_entries()
-            observe(callbacks, self)  # a list of another kind: see what is in it now and then
+            observe(
+                callbacks, self.observe
+            )  # a list of another kind: see what is in it now and then
 
     def check_entries(self) -> None:
         for entry in list(self.callbacks or ()):
             check_entry(entry, code_place(entry), self.request, self.strict)
 
-    def registers(self, *fns: object) -> None:
-        """See whether what the app registers can run."""
+    def observe(self, event: str, *fns: object) -> None:
+        """Check what the app registers: whether it can run, and whether it is in time."""
         place = place_of(caller_frame())
         for fn in fns:
             check_entry(fn, place, self.request, self.strict)
-
-    def refused(self, what: str, *, response_callback: bool = False) -> None:
-        """Report what the app registers too late."""
-        check = PREPARED_IN_TIME if response_callback else REGISTERED_IN_TIME
-        report(check, "app", place_of(caller_frame()), self.request, what, self.strict)
+        if event in LATE:
+            report(LATE[event][0], "app", place, self.request, LATE[event][1], self.strict)
 
     def check_list(self) -> None:
         """See that the list is still where it was, with entries in it that can be run."""
         if self.environ is None:
             return
         present = self.environ.get(KEY)
-        if present is not self.callbacks and KEPT not in self.reported:
+        # A retry sends the environ again: that call has another list, before this body is closed.
+        is_retry = self.closed and isinstance(present, CallbackList)
+        if present is not self.callbacks and not is_retry and KEPT not in self.reported:
             self.reported.add(KEPT)
             seen = "deleted" if KEY not in self.environ else f"replaced by {present!r}"
             report(
@@ -443,6 +450,10 @@ class LintBody:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._iterable, name)
 
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """Copy or pickle what the app returned: a cache outside may keep it."""
+        return copy, (self._iterable,)
+
     def __eq__(self, other: object) -> bool:
         equal: bool = self._iterable == other
         return equal
@@ -488,18 +499,22 @@ class LintIterator:
 
 
 class LintFileClose:
-    """The ``close`` of an instance of the server's ``wsgi.file_wrapper``, until it is called."""
+    """The ``close`` of a file, until the server calls it.
+
+    The file then gets back what it had, because the app may return it again. So a second call of
+    the server's cannot be seen.
+    """
 
     def __init__(self, file: Any, watch: Watch) -> None:
         self._attributes = vars(file)
-        self._own = self._attributes.get("close")
+        self._own = {"close": file.close} if "close" in self._attributes else {}
         self._close = getattr(file, "close", None)
         self._watch = watch
+        self._attributes["close"] = self
 
     def __call__(self) -> None:
         self._attributes.pop("close", None)
-        if self._own is not None:
-            self._attributes["close"] = self._own
+        self._attributes.update(self._own)
         self._watch.close(self._close)
 
     def __del__(self) -> None:
@@ -513,8 +528,8 @@ def watched(result: Any, environ: WSGIEnvironment, watch: Watch) -> Any:
     if file is not None:
         if watch.outer is not None:
             watch.outer.file = (result, watch.caller)
-        with suppress(TypeError):  # a type in C has no vars()
-            vars(file)["close"] = LintFileClose(file, watch)
+        if hasattr(file, "__dict__"):  # not a type in C, nor a class with slots
+            LintFileClose(file, watch)
         return result
     if hasattr(kind, "__len__"):
         # Bytes are a bug that two servers let pass.
@@ -538,8 +553,11 @@ def what_is_wrong(entry: Any) -> str | None:
         return f"is {type(entry).__name__} and cannot be called"
     call = entry if isinstance(entry, partial) else partial(entry)
     fn: Any = inspect.unwrap(call.func)
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
-        return "is a coroutine function"
+    for code in (fn, type(fn).__call__):
+        if inspect.iscoroutinefunction(code):
+            return "is a coroutine function"
+        if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+            return "is a generator function"
     try:
         inspect.signature(call.func).bind(*call.args, **call.keywords)
     except TypeError as error:
@@ -592,9 +610,7 @@ def place_of(frame: FrameType | None) -> Place | None:
         return None
     code = frame.f_code
     module = str(frame.f_globals.get("__name__"))
-    return Place(
-        module, getattr(code, "co_qualname", code.co_name), code.co_filename, frame.f_lineno
-    )
+    return Place(module, code.co_qualname, code.co_filename, frame.f_lineno)
 
 
 def code_place(fn: Any) -> Place | None:
