@@ -107,10 +107,13 @@ class AfterResponseMiddleware:
 
 
 def bracket(callbacks: list[Any]) -> None:
-    """Give what goes to an executor connections of its own."""
+    """Look after the connections of the thread in which an executor runs the callbacks.
+
+    By list's own operations: a forked child must not register, and must not fail here either.
+    """
     if callbacks and getattr(callbacks, "executor", None) is not None:
-        callbacks.insert(0, close_old_connections)
-        callbacks.append(close_connections)
+        list.insert(callbacks, 0, close_old_connections)
+        list.append(callbacks, close_connections)
 
 
 def start(response: HttpResponse, opened: OpenRequest) -> None:

@@ -53,7 +53,7 @@ def includeme(config: Configurator) -> None:
 
     # When it is created, an app has the execution policy which nobody replaces any more.
     def install(event: ApplicationCreated) -> None:
-        event.app.execution_policy = ExecutionPolicy(event.app.execution_policy, executor)
+        event.app.execution_policy = ExecutionPolicy(event.app, executor)
 
     config.add_subscriber(install, ApplicationCreated)
 
@@ -112,28 +112,25 @@ def after(request: Request) -> list[Callable[[], object]]:
 
 
 class ExecutionPolicy:
-    """An execution policy of Pyramid, around the one that it had.
+    """An execution policy of Pyramid, around the one that the app had.
 
-    What it returns in place of a response is a WSGI app as a response is one, the middleware, which
+    What it returns in place of a response is a WSGI app as a response is one: the middleware, which
     calls the policy inside. So all that holds for the middleware holds here.
+
+    :param router: the app.
     """
 
-    def __init__(
-        self,
-        inside: Callable[[WSGIEnvironment, Any], WSGIApplication],
-        executor: SupportsSubmit | None,
-    ) -> None:
-        self._inside = inside
-        self._executor = executor
+    def __init__(self, router: Any, executor: SupportsSubmit | None) -> None:
+        self._router = router
+        self._inside: Callable[[WSGIEnvironment, Any], WSGIApplication] = router.execution_policy
+        self._application = AfterResponseMiddleware(self._respond, executor=executor)
 
     def __call__(self, environ: WSGIEnvironment, router: Any) -> AfterResponseMiddleware:
         """What the router calls with the environ and ``start_response``."""
-        return AfterResponseMiddleware(partial(self._respond, router), executor=self._executor)
+        return self._application
 
-    def _respond(
-        self, router: Any, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        attempts = Attempts(router, environ[KEY])
+    def _respond(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        attempts = Attempts(self._router, environ[KEY])
         try:
             response = self._inside(environ, attempts)
         finally:
@@ -180,7 +177,8 @@ def bind(
         if id(fn) in known:
             known.remove(id(fn))  # once: it may have been registered again
         elif not isinstance(fn, InThreadlocals):
-            callbacks[index] = InThreadlocals.of(fn, request)
+            # By list's own: nothing is registered here, which a forked child, for one, must not.
+            list.__setitem__(callbacks, index, InThreadlocals.of(fn, request))
 
 
 class InThreadlocals(partial[object]):
