@@ -19,10 +19,10 @@ import pytest
 from conftest import Exchange, make_environ, served
 from documents import blocks
 from servers.descriptions import BY_NAME
-from servers.expectations import IN_TIME, expected_by_default
+from servers.expectations import IN_TIME, expected
 from servers.harness import Place, Server, free_port, require, running
 
-from wsgi_after import AfterResponseMiddleware, probe
+from wsgi_after import probe
 from wsgi_after import __main__ as command
 from wsgi_after.probe import KINDS, MODES, Probe, Row
 
@@ -161,8 +161,7 @@ def test_the_command_shows_a_table_a_verdict_and_advice(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     svg = tmp_path / "probe.svg"
-    # Its callbacks in close(), where by default they are handed over on this server.
-    with serving(AfterResponseMiddleware(probe.probe, executor=None)) as url:
+    with serving(probe.application) as url:
         arguments = ["probe", url, "--seconds", "0.3", "--http", "1.0", "--svg", str(svg)]
         assert command.main(arguments) == 1
     out = capsys.readouterr().out
@@ -492,7 +491,7 @@ def test_the_verdicts_are_those_of_the_matrix_of_servers(name: str) -> None:
         asked.check()
         found = {row.kind: row.waited for row in asked.rows([KEEP_ALIVE])}
     assert found == {
-        kind: expected_by_default(name, same).timing != IN_TIME for kind, same in SAME.items()
+        kind: expected(name, same).timing != IN_TIME for kind, same in SAME.items()
     }
     *proxies, server = name.split(", ")
     assert asked.server.startswith(server.split()[0])

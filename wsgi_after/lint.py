@@ -339,9 +339,8 @@ class Watch:
             self.environ = environ
             self.callbacks = callbacks
             self.check_entries()
-            observe(
-                callbacks, self.observe
-            )  # a list of another kind: see what is in it now and then
+            # A plain list tells nothing: what is in it is looked at now and then.
+            observe(callbacks, self.observe)
 
     def check_entries(self) -> None:
         for entry in list(self.callbacks or ()):

@@ -168,6 +168,10 @@ class Attempts:
             bind(self._callbacks, self._before, self._request)
 
 
+#: Not the list's own: nothing is registered here, which in a forked child would raise.
+replace: Callable[[Any, int, object], None] = list.__setitem__
+
+
 def bind(
     callbacks: list[Callable[[], object]], before: list[Callable[[], object]], request: Request
 ) -> None:
@@ -177,8 +181,7 @@ def bind(
         if id(fn) in known:
             known.remove(id(fn))  # once: it may have been registered again
         elif not isinstance(fn, InThreadlocals):
-            # By list's own: nothing is registered here, which a forked child, for one, must not.
-            list.__setitem__(callbacks, index, InThreadlocals.of(fn, request))
+            replace(callbacks, index, InThreadlocals.of(fn, request))
 
 
 class InThreadlocals(partial[object]):

@@ -29,7 +29,6 @@ from django.urls import path
 
 from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
 from wsgi_after.django import after_response, close_again
-from wsgi_after.executor import shared
 from wsgi_after.testing import capture
 
 ENTRY = "wsgi_after.django.AfterResponseMiddleware"
@@ -454,21 +453,27 @@ def test_an_asynchronous_view_registers(handler: Any, events: list[Any]) -> None
 
 
 def test_waitress_does_not_run_callbacks_in_the_thread_of_its_connections(
-    handler: Any, events: list[Any]
+    handler: Any, databases: Any, events: list[Any]
 ) -> None:
+    """But in a thread that lives only for them, and leaves no connection open."""
+    databases(CONN_MAX_AGE=None)
     ran = threading.Event()
 
     def view(request: Any) -> FileResponse:
-        after_response(request, lambda: (events.append(threading.get_ident()), ran.set()))
+        after_response(request, write, "callback")
+        after_response(request, lambda: events.append(connections["default"]))
+        after_response(request, lambda: events.append(threading.current_thread()))
+        after_response(request, ran.set)
         return FileResponse(io.BytesIO(b"content"))
 
     request = exchange(handler(view), **{"waitress.client_disconnected": None})
-    io_thread = threading.Thread(target=request.result.close)
-    io_thread.start()
+    with ThreadPoolExecutor(1) as io_thread:
+        io_thread.submit(request.result.close).result()
     assert ran.wait(30)
-    assert events[0] not in {io_thread.ident, threading.get_ident()}
-    io_thread.join()
-    assert shared.drain(30)
+    connection, thread = events
+    thread.join()
+    assert (connection.connection, thread.name) == (None, "wsgi_after")
+    assert notes() == [["callback"]] * 2 + [[False] * 2]
 
 
 def test_asgi_is_refused_when_the_process_starts(handler: Any) -> None:
@@ -628,21 +633,6 @@ def test_a_pool_thread_gets_usable_connections_and_keeps_none(
         exchange(AfterResponseMiddleware(handler(view), executor=pool)).finish()
     assert [connection.connection for connection in seen] == [None]
     assert notes() == [["view", "callback", "nested"]] * 2 + [[age is None] * 2]
-
-
-def test_the_pool_of_the_default_mode_keeps_none(handler: Any, databases: Any) -> None:
-    databases(CONN_MAX_AGE=None)
-    seen: list[Any] = []
-
-    def view(request: Any) -> StreamingHttpResponse:
-        after_response(request, write, "callback")
-        after_response(request, lambda: seen.append(connections["default"]))
-        return StreamingHttpResponse(["content"])
-
-    exchange(handler(view), **{"waitress.client_disconnected": None}).finish()
-    assert shared.drain(30)
-    assert [connection.connection for connection in seen] == [None]
-    assert notes() == [["callback"]] * 2 + [[False] * 2]
 
 
 def test_a_request_without_callbacks_gives_an_executor_no_job(handler: Any) -> None:

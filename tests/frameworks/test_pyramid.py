@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from pathlib import Path
 from threading import current_thread
 from typing import Any
@@ -329,21 +330,22 @@ def test_called_by_itself_it_needs_no_list(events: list[Any]) -> None:
 # Wrapped as well
 
 
-def test_of_two_lists_the_outer_one_is_used(events: list[Any], pool: OtherThread) -> None:
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_outer_list_and_the_innermost_executor_are_used(
+    events: list[Any], pool: OtherThread, inner: bool
+) -> None:
     def view(request: Request) -> Response:
         request.after(lambda: events.append((current_thread().name[:4], get_current_request())))
         return Response()
 
-    application = AfterResponseMiddleware(make_app(view, **{"wsgi_after.executor": pool}))
-
-    @application.after_response
-    def app_wide(environ: dict[str, Any]) -> None:
-        events.append(("app-wide", get_current_request()))
-
-    exchange = Exchange(application)
-    [bound] = exchange.environ["wsgi.after"][1:]
-    exchange.finish()
-    assert events == [("app-wide", None), ("Main", bound.request)]
+    setting = {"wsgi_after.executor": pool if inner else "none"}
+    with OtherThread(1, thread_name_prefix="outer") as outer:
+        application = AfterResponseMiddleware(make_app(view, **setting), executor=outer)
+        application.after_response(lambda environ: events.append(get_current_request()))
+        exchange = Exchange(application)
+        [bound] = exchange.environ["wsgi.after"][1:]
+        exchange.finish()
+    assert events == [None, ("pool" if inner else "oute", bound.request)]
 
 
 def test_a_function_registered_outside_and_inside_is_bound_inside_only(events: list[Any]) -> None:
@@ -473,6 +475,24 @@ def test_an_attempt_begins_with_the_list_of_the_first(plain: bool, events: list[
     assert (events, len(callbacks)) == ([1, 1, *(() if plain else ("from outside",))], 1)
 
 
+def test_an_environ_that_comes_again_while_its_first_body_is_read_gets_a_list_of_its_own(
+    events: list[Any],
+) -> None:
+    """As a middleware outside sends it that gives the first response up."""
+    numbers = count(1)
+
+    def view(request: Request) -> Response:
+        request.after(events.append, next(numbers))
+        return Response(app_iter=iter([b"a", b"b"]))
+
+    application, environ = make_app(view), make_environ()
+    first = Exchange(application, environ)
+    assert next(iter(first.result)) == b"a"
+    assert (Exchange(application, environ).finish(), events) == ([b"a", b"b"], [2])
+    first.result.close()
+    assert events == [2, 1]
+
+
 def test_a_policy_that_fails_before_there_is_a_request_costs_nothing(events: list[Any]) -> None:
     def policy(environ: dict[str, Any], router: Any) -> Response:
         environ["wsgi.after"](events.append, get_current_request())
@@ -587,7 +607,6 @@ def load(tmp_path: Path) -> Callable[[str], Any]:
     ("options", "thread"),
     [
         ("", "Main"),
-        ("executor = default", "Main"),
         ("executor = None", "Main"),
         (f"executor = {__name__}:test_pool", "pool"),
         (f"executor = {__name__}.test_pool", "pool"),
@@ -605,7 +624,7 @@ def test_an_ini_file_wraps_an_app(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("executor = threads", "'threads', which cannot be imported: No module named 'threads'"),
+        ("executor = default", "'default', which cannot be imported: No module named 'default'"),
         ("executor = conftest:nothing", "'conftest:nothing', which cannot be imported"),
         ("executor = 4", "'4', which cannot be imported"),
         ("executor = conftest:hello", r"'conftest:hello', which has no submit\(\)"),
@@ -614,7 +633,7 @@ def test_an_ini_file_wraps_an_app(
 def test_an_executor_that_is_none_is_refused(
     load: Callable[[str], Any], options: str, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"default, none, or .*{message}"):
+    with pytest.raises(ValueError, match=f"is to be none, or .*{message}"):
         load(options)
 
 
@@ -626,17 +645,3 @@ def test_an_option_that_there_is_not_is_refused(load: Callable[[str], Any]) -> N
 def test_the_setting_is_checked_when_the_app_is_configured() -> None:
     with pytest.raises(ValueError, match="threads"):
         make_app(hello_view, **{"wsgi_after.executor": "threads"})
-
-
-def test_with_the_filter_and_the_setting_the_filter_counts(
-    events: list[Any], pool: OtherThread
-) -> None:
-    def view(request: Request) -> Response:
-        request.after(lambda: events.append(current_thread().name[:4]))
-        return Response()
-
-    inside = make_app(view, **{"wsgi_after.executor": "none"})
-    application = wsgi_after_pyramid.filter_app_factory(inside, {})
-    application = AfterResponseMiddleware(application, executor=pool)
-    Exchange(application).finish()
-    assert events == ["pool"]
