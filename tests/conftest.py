@@ -20,9 +20,9 @@ from wsgiref.util import setup_testing_defaults
 
 import hypothesis
 import pytest
-from wsgi_after._core.logs import Throttle
 
 from wsgi_after import AfterResponseMiddleware
+from wsgi_after._core.logs import Throttle
 
 # How much is tried; HYPOTHESIS_PROFILE chooses. The first two try the same each time, so that what
 # fails is what was changed; to look for more is what the long one is for. No deadlines: machines
@@ -227,8 +227,8 @@ def events() -> list[Any]:
 @pytest.fixture
 def throttles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has been logged yet of what is logged once in a while."""
-    monkeypatch.setattr("wsgi_after._core.hand_off._refusals", Throttle())
-    monkeypatch.setattr("wsgi_after._core.run.slow_ones", Throttle())
+    monkeypatch.setattr("wsgi_after._core.logs.refusals", Throttle())
+    monkeypatch.setattr("wsgi_after._core.logs.slow_ones", Throttle())
 
 
 @pytest.fixture

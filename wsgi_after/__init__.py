@@ -14,9 +14,9 @@ Server and client see what they would have seen without it.
 """
 
 from ._core.callbacks import CallbackList
-from ._core.current import after_this_request, after_this_response
 from ._core.middleware import AfterResponseMiddleware
 from ._core.run import run_callbacks
+from .functions import after_this_request, after_this_response
 
 __all__ = [
     "AfterResponseMiddleware",

@@ -18,16 +18,18 @@ from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ._core import process
-from ._core.arguments import check_arguments
+from ._core import finish as finish_module
+from ._core import let_out, logs
 from ._core.body import Body
-from ._core.callbacks import UNSEEN, CallbackList, Observer, Snapshot
-from ._core.current import current_list, register, reset_current, set_current
+from ._core.callbacks import UNSEEN, CallbackList, Observer, register
+from ._core.current import reset_current, set_current
 from ._core.files import file_of
 from ._core.finish import finish
 from ._core.logs import describe, request_line
 from ._core.middleware import KEY, check_executor, is_shared
 from ._core.servers import recognise
+from .arguments import check_arguments
+from .functions import current_list
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -38,7 +40,6 @@ __all__ = [
     "KEY",
     "Observer",
     "OpenRequest",
-    "Snapshot",
     "add_failure_hook",
     "add_let_out",
     "check_arguments",
@@ -121,7 +122,7 @@ class OpenRequest:
         """
         after = self._own()
         after._progress = UNSEEN
-        if recognise(self._environ).closes_files_elsewhere:
+        if recognise(self._environ).closes_elsewhere:
             after._thread = get_ident()
         return Closer(after, close)
 
@@ -164,7 +165,10 @@ def _start(*args: object) -> Any:
 def observe(after: list[Callable[[], object]], observer: Observer) -> bool:
     """Have an observer told of what is registered in a list of ours, if it has none yet.
 
-    :return: whether it will be.
+    :param observer: called as ``observer("registers", *functions)`` before functions are
+        registered, and as ``observer("too late")`` or ``observer("on_prepare too late")`` before a
+        registration raises because it came too late. What it raises goes to whoever registers.
+    :return: whether it will be told.
     """
     if not isinstance(after, CallbackList) or after._observer is not None:
         return False
@@ -177,7 +181,7 @@ def set_capture(capturing: Callable[[], SupportsSubmit | None]) -> None:
 
     It comes before any executor, and returns ``None`` for nobody.
     """
-    process.capturing = capturing
+    finish_module.capturing = capturing
 
 
 def add_failure_hook(hook: Callable[[str, BaseException | None], object]) -> None:
@@ -185,9 +189,9 @@ def add_failure_hook(hook: Callable[[str, BaseException | None], object]) -> Non
 
     ``error`` is ``None`` for a callback that returned a coroutine or a generator.
     """
-    process.failure_hooks.append(hook)
+    logs.failure_hooks.append(hook)
 
 
 def add_let_out(*kinds: type[BaseException]) -> None:
     """Let these out of a callback, beside ``KeyboardInterrupt``: what has to end a test."""
-    process.let_out = (*process.let_out, *kinds)
+    let_out.kinds = (*let_out.kinds, *kinds)

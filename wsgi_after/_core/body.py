@@ -1,16 +1,15 @@
 """What the server gets in place of the app's iterable: pass it on, record how it went, finish.
 
-A body is never a ``list``, ``tuple`` or ``bytes``: several servers skip ``close()`` for these. It
-has ``__len__`` if and only if the app's object has it, because servers look for that on the type
-and derive Content-Length from it. It has ``__next__``, because fastwsgi closes nothing else.
+A body is never a ``list``, ``tuple`` or ``bytes``: several servers do not close these. It has
+``__len__`` if and only if the app's object has it: servers derive Content-Length from it. It has
+``__next__``: fastwsgi closes nothing else.
 """
 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterable, Iterator
-from copy import copy, deepcopy
-from operator import attrgetter
+from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 from . import unclosed
@@ -25,18 +24,17 @@ class Body:
 
     def __init__(self, iterable: Any, after: CallbackList) -> None:
         self._closed = False
-        self._iterable: Iterable[bytes] = iterable
+        self._iterable = iterable
         self._iterator: Iterator[bytes] | None = None  # the pass that __next__ is on
         self._after = after
 
     def __iter__(self) -> Iterator[bytes]:
         """A fresh pass over the app's iterable: gevent and eventlet make two, one for the length.
 
-        A generator, which costs 20 ns a chunk where an iterator in Python costs 40. It refers to
-        this body, so that a server which holds the iterator alone does not trigger the finalizer.
+        A generator costs 20 ns a chunk, an iterator in Python 40. It holds this body, for servers
+        that keep the iterator alone.
         """
-        after = self._after
-        after._progress = IN_BODY
+        self._after._progress = IN_BODY
         chunk = b""
         try:
             # Not "yield from": that would close the app's iterable together with this generator.
@@ -47,8 +45,8 @@ class Body:
         except BaseException as error:
             self._fail(error)
             raise
-        ends_empty = type(chunk) is bytes and not chunk
-        after._progress = EXHAUSTED_EMPTY if ends_empty else EXHAUSTED
+        is_empty = type(chunk) is bytes and not chunk
+        self._after._progress = EXHAUSTED_EMPTY if is_empty else EXHAUSTED
 
     def __next__(self) -> bytes:
         try:
@@ -80,8 +78,7 @@ class Body:
             if close is not None:
                 close()
             finish(after)
-        # One of three: what the app's close() raised, what goes on of a callback's, or a signal
-        # handler interrupted this, and callbacks are left.
+        # The app's close() failed, a callback let something out, or a signal handler raised.
         except BaseException as error:
             finish(after, error)
             raise
@@ -90,19 +87,12 @@ class Body:
         if not self._closed:
             unclosed.drop(self)
 
-    # A cache outside may keep the body: it gets a copy of what the app returned.
-
-    def __copy__(self) -> Any:
-        return copy(self._iterable)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return deepcopy(self._iterable, memo)
-
     def __reduce_ex__(self, protocol: object) -> Any:
-        return as_returned, (self._iterable,)
+        """Pickle, copy and deep-copy as what the app returned: a cache outside may keep it."""
+        return copy, (self._iterable,)
 
     def __eq__(self, other: object) -> bool:
-        return self._iterable == other
+        return bool(self._iterable == other)
 
     def __hash__(self) -> int:
         return hash(self._iterable)
@@ -111,28 +101,8 @@ class Body:
 atexit.register(unclosed.at_exit, Body)
 
 
-class ListBody(Body):
-    """A ``list``, the body that most apps return.
-
-    Its class has no ``__getattr__``: on CPython 3.11 that would slow each attribute of the body
-    down, by 150 ns a request in all. A list has no attributes but its methods.
-    """
-
-    __slots__ = ()
-
-    _iterable: list[bytes]
-
-    def __len__(self) -> int:
-        return len(self._iterable)
-
-
-for _name in dir(list):
-    if not _name.startswith("_"):
-        setattr(ListBody, _name, property(attrgetter(f"_iterable.{_name}")))
-
-
 class ObjectBody(Body):
-    """Any other iterable, such as a generator or a response object, with its attributes."""
+    """An iterable with its attributes: a generator, a response object."""
 
     __slots__ = ()
 
@@ -142,50 +112,44 @@ class ObjectBody(Body):
 
 
 class SizedBody(ObjectBody):
-    """An object that has a length, too."""
+    """One that has a length, too: a list, most often."""
 
     __slots__ = ()
-
-    _iterable: Any
 
     def __len__(self) -> int:
         return len(self._iterable)
 
 
 class BufferBody(SizedBody):
-    """Bytes, or what has their bytes. uWSGI sends them whole: they are one chunk."""
+    """Bytes, or what has their bytes: one chunk, because uWSGI sends them whole."""
 
     __slots__ = ()
 
     def __init__(self, iterable: Any, after: CallbackList) -> None:
-        super().__init__([iterable], after)
+        super().__init__(iterable, after)
+        self._iterator = iter([iterable])
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._after._progress = IN_BODY
+        yield self._iterable
+        self._after._progress = EXHAUSTED if len(self) else EXHAUSTED_EMPTY
 
 
-def as_returned(iterable: Any) -> Any:
-    """What a pickled body becomes: what the app returned."""
-    return iterable
-
-
-#: By type of the app's iterable, because to look for ``__len__`` where there is none costs 200 ns.
-#: An app has few. If it makes a type for each request, they must not all be kept.
-_body_classes: dict[type, type[Body] | None] = {list: ListBody}
+#: By type of the app's iterable: to look for ``__len__`` where there is none costs 200 ns. An app
+#: that makes a type for each request must not have them all kept.
+_body_classes: dict[type, type[Body] | None] = {}
 
 
 def body_class(kind: type) -> type[Body] | None:
     """The class of the body for objects of a type; ``None`` if these cannot be iterated."""
-    try:
-        return _body_classes[kind]
-    except KeyError:
-        pass
-    found: type[Body] | None = None
-    if issubclass(kind, (bytes, bytearray, memoryview)):
-        found = BufferBody
-    elif hasattr(kind, "__len__"):
-        found = SizedBody
-    elif hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
-        found = ObjectBody
-    if len(_body_classes) >= 64:
-        _body_classes.clear()
-        _body_classes[list] = ListBody
-    _body_classes[kind] = found
-    return found
+    if kind not in _body_classes:
+        if len(_body_classes) >= 64:
+            _body_classes.clear()
+        iterable = hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")
+        found: type[Body] | None = ObjectBody if iterable else None
+        if hasattr(kind, "__len__"):
+            found = SizedBody
+        if issubclass(kind, (bytes, bytearray, memoryview)):
+            found = BufferBody
+        _body_classes[kind] = found
+    return _body_classes[kind]

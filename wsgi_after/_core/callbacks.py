@@ -1,91 +1,66 @@
 """The list of one request: its state, what became of the response, and its one end.
 
-``environ["wsgi.after"]`` is a :class:`CallbackList`. It is a ``list``, so no import is needed to
-use it: ``environ["wsgi.after"].append(fn)``. Called, it also takes arguments for the callback:
-``environ["wsgi.after"](send_mail, user_id)``.
+The state, and what causes each change. Callbacks may be registered in all states but ``ENDED`` and
+``SENT``; response callbacks in ``OPEN``, and while ``start_response`` runs them::
 
-Caution: ``append(fn())`` calls ``fn`` at once and registers what it returned.
+    OPEN -- start_response --> STARTED
+      |     (it raised: back)     |
+      +-------------+-------------+
+                    | close(), or the app raised
+        +-----------+---- executor= -----+
+        v                                v
+    RUNNING <-- it refused the job -- HANDED_OVER -- pickled --> SENT
+        |                                | the job began
+        v                                v
+      ENDED <---- the list is empty -- IN_JOB
 
-The state, and what causes each change. Callbacks may be registered in all states but the last two,
-response callbacks in the first two::
-
-    OPEN -- start_response --> PREPARING -- the response callbacks ran --> STARTED
-      |     (none registered: straight to STARTED; it raised: back)          |
-      +--------------------------------+-------------------------------------+
-                                       | close(), or the app raised
-                +-- no executor -------+-------- executor= --+
-                v                                            v
-             RUNNING <------- it refused the job ------ HANDED_OVER -- pickled --> SENT
-                |                                            | the job began
-                v                                            v
-              ENDED <----------- the list is empty ------- IN_JOB
-
-Threads may register while a request ends. Whoever registers appends first, then looks at the state,
-and takes the entry back if it is too late. Whoever ends sets the state first, then looks at the
-list. Each operation of a list is atomic, so one of the two has the entry.
+Threads may register while a request ends. Who registers appends first, then looks at the state, and
+takes the entry back if it is too late. Who ends sets the state first, then looks at the list. Each
+operation of a list is atomic, so one of the two has the entry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from copy import copy
-from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from . import process
-from .current import F, P, register, reset_current, set_current
-from .logs import request_line
+from .logs import OTHER_PROCESS, STARTED_TOO_LATE, TOO_LATE, not_callable, request_line
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from werkzeug.sansio.response import Response
 
     from ..executor import SupportsSubmit
-    from .prepare import ResponseCallback
+    from .prepare import Draft, ResponseCallback
 
-# The states: see above. SENT: the job has left this process.
-OPEN, PREPARING, STARTED, RUNNING, HANDED_OVER, IN_JOB, ENDED, SENT = range(8)
+F = TypeVar("F", bound=Callable[..., object])
+P = TypeVar("P", bound="Callable[[Response], Response | None]")
 
-# How far the response is: the app has not returned yet; nobody has read what it returned; somebody
-# reads it; a pass over it failed; nobody here can see (the server sends the file, or it is Django);
-# it was exhausted; it was exhausted, and its last chunk was empty.
+# The states: see above.
+OPEN, STARTED, RUNNING, HANDED_OVER, IN_JOB, ENDED, SENT = range(7)
+
+# How far the response is. UNSEEN: the server sends a file, or it is Django. EXHAUSTED_EMPTY: its
+# last chunk was empty.
 IN_CALL, UNREAD, IN_BODY, FAILED, UNSEEN, EXHAUSTED, EXHAUSTED_EMPTY = range(7)
 
-# super().append() costs 60 ns more.
-append_to_list: Callable[[Any, Callable[[], object]], None] = list.append
-
-
-class Observer(Protocol):
-    """Told of what is registered, such as by :mod:`wsgi_after.lint`. It may raise."""
-
-    def registers(self, *fns: object) -> None:
-        """Called before callbacks are registered."""
-
-    def refused(self, what: str, *, response_callback: bool = False) -> None:
-        """Called before a registration that came too late raises."""
+#: Told by ``observer(event, *functions)`` before functions are registered, and before a
+#: registration raises because it came too late. It may raise. See ``integration.observe()``.
+Observer = Callable[..., object]
 
 
 class CallbackList(list[Callable[[], object]]):
     """The callbacks of one request, in order of registration, and what became of its response.
 
-    An entry is a callable without arguments. Entries may be added until the list has ended, by a
-    running callback too. ``remove`` and ``clear`` cancel what has not run.
-
-    Read the attributes from a callback: before it, they tell what is known so far.
+    An entry is a callable without arguments. Add entries until the list has ended, from a running
+    callback too; ``remove`` and ``clear`` cancel. The attributes tell what is known so far.
     """
 
-    __slots__ = (
-        "_environ",
-        "_error",
-        "_executor",
-        "_forks",
-        "_given",
-        "_maker",
-        "_observer",
-        "_progress",
-        "_response_callbacks",
-        "_server_start_response",
-        "_state",
-        "_thread",
-        "_write",
+    __slots__ = tuple(
+        "_draft _environ _error _executor _forks _given _maker _observer _progress "  # noqa: SIM905
+        "_response_callbacks _server_start_response _state _thread _write".split()
     )
 
     def __init__(
@@ -97,7 +72,7 @@ class CallbackList(list[Callable[[], object]]):
         executor: SupportsSubmit | None = None,
         /,
     ) -> None:
-        """Make the list of a request; the last four arguments are those of this package."""
+        """Make the list of a request. All but the first argument are for this package."""
         if callbacks:
             list.extend(self, callbacks)
         self._state: int = STARTED if start_response is None else OPEN
@@ -110,126 +85,116 @@ class CallbackList(list[Callable[[], object]]):
         self._given: tuple[Any, Any] = (None, None)  # status and headers
         self._error: BaseException | None = None
         self._executor = executor
-        self._thread: int | None = None  # the only one to run the callbacks in, if there is one
+        self._thread: int | None = None  # the only one that may run the callbacks
         self._response_callbacks: list[ResponseCallback] = []
+        self._draft: Draft | None = None  # what these change, while they run
         self._observer: Observer | None = None
 
     def append(self, fn: Callable[[], object], /) -> None:
-        """Register ``fn()`` to run after the response.
+        """Register ``fn()`` to run after the response. (``append(fn())`` would call it at once.)
 
         :raises RuntimeError: if the callbacks of this request have run already.
         """
         if self._observer is not None:
-            self._observer.registers(fn)
-        append_to_list(self, fn)
+            self._observer("registers", fn)
+        list.append(self, fn)  # super().append(fn) costs 60 ns more
         if self._state >= ENDED or self._forks != process.forks:
-            self._take_back(fn)
+            self._take_back([fn])
 
     def insert(self, index: SupportsIndex, fn: Callable[[], object], /) -> None:
-        self._register([fn], lambda: list.insert(self, index, fn))
+        self._put([fn], list.insert, index, fn)
 
     def extend(self, fns: Iterable[Callable[[], object]], /) -> None:
         fns = [*fns]
-        self._register(fns, lambda: list.extend(self, fns))
+        self._put(fns, list.extend, fns)
 
     def __iadd__(self, fns: Any, /) -> Any:  # type: ignore[misc]  # __add__ makes a plain list
         self.extend(fns)
         return self
 
     def __setitem__(self, index: Any, value: Any, /) -> None:
-        fns = value = [*value] if isinstance(index, slice) else value
-        self._register(
-            fns if isinstance(index, slice) else [fns],
-            lambda: list.__setitem__(self, index, value),
-        )
+        value = [*value] if isinstance(index, slice) else value
+        self._put(value if isinstance(index, slice) else [value], list.__setitem__, index, value)
 
-    def _register(self, fns: list[Any], put: Callable[[], object]) -> None:
-        """:meth:`append`, for the other operations."""
+    def _put(self, fns: list[Any], method: Callable[..., object], *args: object) -> None:
         if self._observer is not None:
-            self._observer.registers(*fns)
-        put()
+            self._observer("registers", *fns)
+        method(self, *args)
         if self._state >= ENDED or self._forks != process.forks:
-            self._take_back(*fns)
+            self._take_back(fns)
 
-    def _take_back(self, *fns: Callable[[], object]) -> None:
+    def _take_back(self, fns: list[Any]) -> None:
         """Refuse what was registered too late, unless whoever ended the list has run it."""
         late = 0
         for fn in fns:
-            try:
+            with suppress(ValueError):
                 self.remove(fn)
-            except ValueError:
-                continue
-            late += 1
+                late += 1
+        if late and self._observer is not None and self._state >= ENDED:
+            self._observer("too late")
         if late:
-            if self._observer is not None:
-                self._observer.refused("registered after the last callback ran")
-            raise RuntimeError(_TOO_LATE if self._forks == process.forks else OTHER_PROCESS)
+            raise RuntimeError(TOO_LATE if self._forks == process.forks else OTHER_PROCESS)
 
     def __call__(self, fn: F, /, *args: Any, **kwargs: Any) -> F:
         """Register ``fn(*args, **kwargs)`` to run after the response, and return ``fn``.
 
-        Also a decorator: ``@environ["wsgi.after"]``. It runs last of what is registered now. What
-        it returns is ignored; what it raises is logged, and the other callbacks run.
+        Also a decorator. It runs last of what is registered now. What it returns is ignored; what
+        it raises is logged, and the other callbacks run.
 
         :raises TypeError: if ``fn`` is not callable.
-        :raises RuntimeError: if the callbacks of this request have run already.
+        :raises RuntimeError: as for :meth:`append`.
         """
         return register(self, fn, *args, **kwargs)
 
     def on_prepare(self, fn: P, /) -> P:
-        """Register ``fn(response)`` to change the response before its headers go out.
+        """Register ``fn(response)``, to change the response before its headers go out.
 
-        Returns ``fn``, so it is a decorator, too. ``response`` is a
-        :class:`werkzeug.sansio.response.Response`: ``status``, ``status_code``, ``headers``,
-        ``set_cookie``, ``delete_cookie``, ``vary`` and so on, no body. What is not changed reaches
-        the server as the app gave it.
+        Returns ``fn``: also a decorator. ``response`` is a
+        :class:`werkzeug.sansio.response.Response`: ``status``, ``headers``, ``set_cookie`` and so
+        on, no body. What is not changed reaches the server as the app gave it. If you change
+        Content-Length, or the status to one without a body, make sure that the body matches.
 
         ``fn`` runs inside the app's call of ``start_response``, in order of registration: again if
         the app calls that again with ``exc_info``, not at all if it never does. It returns ``None``
-        or the response it was given. What it registers runs too, last. What it raises, the app's
-        call of ``start_response`` raises. If you change Content-Length, or the status to one
-        without a body, make sure that the body matches.
+        or the response. What it registers runs too, last. The app's call of ``start_response``
+        raises what it raises.
 
         :raises TypeError: if ``fn`` is not callable, or a coroutine function.
         :raises RuntimeError: if the app has called ``start_response`` already.
         """
         from .prepare import ResponseCallback, too_late  # loads werkzeug, which few requests need
 
-        entry = ResponseCallback(fn, once=self._state == PREPARING)
+        entry = ResponseCallback(fn, once=self._draft is not None)
         self._response_callbacks.append(entry)
-        if self._state > PREPARING and entry.take_back():
+        if self._state != OPEN and self._draft is None and entry.take_back():
             if self._observer is not None:
-                self._observer.refused("called on_prepare() too late", response_callback=True)
-            raise RuntimeError(_TOO_LATE) if self.ended else too_late()
+                self._observer("on_prepare too late")
+            raise RuntimeError(TOO_LATE) if self.ended else too_late()
         return fn
 
     @property
     def status(self) -> str | None:
         """The status line given to the server; ``None`` if the app did not start a response."""
-        status: str | None = self._given[0]
-        return status
+        return self._given[0]  # type: ignore[no-any-return]
 
     @property
     def headers(self) -> list[tuple[str, str]] | None:
         """The headers given to the server; ``None`` if the app did not start a response."""
-        headers: list[tuple[str, str]] | None = self._given[1]
-        return headers
+        return self._given[1]  # type: ignore[no-any-return]
 
     @property
     def error(self) -> BaseException | None:
         """The first exception of the app: from its call, its body, or the ``close()`` of that.
 
-        ``None`` again when the callbacks have run: its traceback would keep the request alive.
+        ``None`` again when the callbacks have run: its traceback holds the request.
         """
         return self._error
 
     @property
     def completed(self) -> bool | None:
-        """Whether the app's iterable was exhausted, in the latest pass over it.
+        """Whether the app's iterable was exhausted, which is no proof of delivery.
 
-        No proof of delivery: some servers stop at Content-Length, some go on after the client has
-        left. ``None`` if it is unknown: the server sent a file by itself, or it is Django's
-        middleware that runs the callbacks.
+        ``None``: unknown; the server sent a file itself, or Django's middleware runs the callbacks.
         """
         return None if self._progress == UNSEEN else self._progress >= EXHAUSTED
 
@@ -239,115 +204,66 @@ class CallbackList(list[Callable[[], object]]):
         return self._state >= ENDED
 
     @property
-    def running(self) -> bool:
-        """Whether the callbacks run now, here or in an executor, or are about to."""
-        return RUNNING <= self._state <= IN_JOB
-
-    @property
     def executor(self) -> SupportsSubmit | None:
         """Who takes the callbacks: the innermost ``executor=`` that was passed; else ``None``."""
         return self._executor
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> tuple[list[Any], list[Any]]:
         """What is registered now, for :meth:`restore`."""
-        return Snapshot(self)
+        return [*self], [*self._response_callbacks]
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take back what was registered since the snapshot, and put back what was cancelled."""
-        self[:] = snapshot.callbacks
-        self._response_callbacks[:] = snapshot.response_callbacks
+    def restore(self, snapshot: tuple[list[Any], list[Any]]) -> None:
+        """Register just what was registered at the snapshot."""
+        list.__setitem__(self, slice(None), snapshot[0])
+        self._response_callbacks[:] = snapshot[1]
 
     def __copy__(self) -> list[Callable[[], object]]:
         return list(self)
 
     def __deepcopy__(self, memo: object) -> CallbackList:
-        """Share the list with the copy of an environ: a request has one."""
-        return self
+        return self  # shared with the copy of an environ: a request has one list
 
     def __reduce_ex__(self, protocol: object) -> tuple[type, tuple[list[Callable[[], object]]]]:
-        """Pickle as a plain list of the callbacks: the rest belongs to this process.
-
-        If an executor has the list, its job leaves the process: nobody here would run what comes
-        later.
-        """
+        """Pickle as a plain list of the callbacks: the rest belongs to this process."""
         if self._state == HANDED_OVER:
-            self._state = SENT
+            self._state = SENT  # nobody here would run what comes later
         return list, (list(self),)
 
     def _request_line(self) -> str:
-        """Method and path, such as ``"GET /path"``, escaped: they cannot forge a log line."""
         return "a request" if self._environ is None else request_line(self._environ)
 
     def _is_shared_with(self, instance: object) -> bool:
-        """Whether a call of ``instance`` uses this list, which it found in the environ (rule 2)."""
+        """Whether a call of ``instance`` that finds this list in the environ uses it (rule 2)."""
         if self._maker is None:
             return self._state < ENDED
-        if self._state >= RUNNING or self._forks != process.forks:
-            return False
-        return self._progress == IN_CALL or (
-            self._progress == IN_BODY and self._maker is not instance
-        )
+        being_read = self._progress == IN_BODY and self._maker is not instance
+        is_ours = self._state < RUNNING and self._forks == process.forks
+        return is_ours and (self._progress == IN_CALL or being_read)
 
     def _start_response(self, /, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
-        """Call the server's ``start_response`` with just these arguments, and record them.
-
-        This is what the app gets. Whatever it passes reaches the server, which decides whether it
-        is valid. A call that the server refused is not recorded.
-        """
+        """What the app calls: pass just these arguments to the server, and record them."""
         before = self._state
         if before == OPEN:
             self._state = STARTED  # before the look at the response callbacks
         try:
             if self._response_callbacks:
-                args, kwargs = self._prepare(args, kwargs)
+                from .prepare import prepare  # loaded already: one is registered
+
+                args, kwargs = prepare(self, *status_and_headers(args, kwargs), args, kwargs)
             start_response: Callable[..., Any] = self._server_start_response
             # Not with ** where there is nothing in it: 30 ns.
             write = start_response(*args, **kwargs) if kwargs else start_response(*args)
         except BaseException:
-            if before < STARTED:
-                self._state = before  # nothing went out: the app may start another response
+            if before == OPEN:
+                self._state = OPEN  # nothing went out: the app may start another response
             raise
         self._write = write
         # The exc_info is not kept: its frames refer to the environ.
         self._given = args if len(args) == 2 else status_and_headers(args, kwargs)
         return write  # type: ignore[no-any-return]
 
-    def _prepare(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of ``start_response``, after the response callbacks ran."""
-        from .prepare import Draft  # loaded already: one is registered
-
-        pending = self._response_callbacks
-        for entry in copy(pending):
-            if entry.once:  # registered by one in an earlier run, which registers again
-                pending.remove(entry)
-        draft = Draft(*status_and_headers(args, kwargs))
-        if self._state < RUNNING:  # else the app has run its callbacks itself
-            self._state = PREPARING
-        # The list of this request may not be the current one: the app may be a body by now, or
-        # may have called another app, whose start_response led here.
-        token = set_current(self)
-        try:
-            done = 0
-            while self._state == PREPARING or done < len(pending):
-                if done == len(pending):
-                    self._state = STARTED  # then look once more
-                    continue
-                entry, done = pending[done], done + 1
-                if entry.claim():
-                    draft.call(entry.fn)
-        finally:
-            if self._state == PREPARING:
-                self._state = STARTED
-            reset_current(token)
-        return draft.arguments(args, kwargs)
-
     def _end(self) -> bool:
-        """End the list if it is empty: mark it, then look again.
-
-        :return: whether it has ended. If not, another thread registered before the mark.
-        """
+        """End the list. False if it is not empty: another thread registered before the mark."""
         before, self._state = self._state, ENDED
         if self:
             self._state = before
@@ -364,45 +280,20 @@ class CallbackList(list[Callable[[], object]]):
             self._error = None
 
 
-class Snapshot:
-    """What was registered in a list at one moment."""
-
-    __slots__ = ("callbacks", "response_callbacks")
-
-    def __init__(self, after: CallbackList) -> None:
-        self.callbacks: list[Callable[[], object]] = list(after)
-        self.response_callbacks = copy(after._response_callbacks)
+def register(callbacks: list[Callable[[], object]], fn: F, /, *args: Any, **kwargs: Any) -> F:
+    """Append ``fn``, bound to the arguments if there are any, and return ``fn``."""
+    if not callable(fn):
+        raise not_callable(fn)
+    callbacks.append(partial(fn, *args, **kwargs) if args or kwargs else fn)
+    return fn
 
 
 def status_and_headers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The status and the headers, however an app passed them to ``start_response``.
-
-    PEP 3333 wants them by position. Servers that take them by name call the headers either
-    ``headers`` or, as the PEP does, ``response_headers``.
-    """
-    status, headers = (*args, None, None)[:2]
-    if status is None:
-        status = kwargs.get("status")
-    if headers is None:
-        headers = kwargs.get("headers", kwargs.get("response_headers"))
-    return status, headers
+    """The status and the headers, however an app passed them: servers differ in their names."""
+    named = {**kwargs, **dict(zip(("status", "headers"), args, strict=False))}
+    return named.get("status"), named.get("headers", named.get("response_headers"))
 
 
 def refuse_to_start(*args: object, **kwargs: object) -> Any:
     """Stand in for the ``start_response`` of a server when the request is over."""
-    raise RuntimeError(
-        "start_response() was called after the end of its request, when the server had closed the "
-        "response. The usual cause is a callback, or a thread, that answers a request once more."
-    )
-
-
-_TOO_LATE = (
-    "The callbacks of this request have run already, so nothing more can be registered: "
-    "a callback was added after close(). The usual cause is a thread, or a reference to "
-    'environ["wsgi.after"], that outlived the request it came from.'
-)
-OTHER_PROCESS = (
-    'environ["wsgi.after"] belongs to the process that made it, which runs its callbacks, and this '
-    "is a forked child: what it registers would never run. Register before the fork, or do the "
-    "work in the child itself."
-)
+    raise RuntimeError(STARTED_TOO_LATE)

@@ -1,11 +1,4 @@
-"""The middleware: put the list, call the app, wrap what it returns.
-
-::
-
-    application = AfterResponseMiddleware(application)
-
-Put it outermost, so that no other middleware stands between it and the server's ``close()``.
-"""
+"""The middleware: put the list, call the app, wrap what it returns."""
 
 from __future__ import annotations
 
@@ -19,6 +12,7 @@ from .callbacks import UNREAD, CallbackList
 from .current import reset_current, set_current
 from .files import arm, watch
 from .finish import finish
+from .logs import no_application, no_executor, no_list
 from .servers import recognise
 
 if TYPE_CHECKING:
@@ -26,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..executor import SupportsSubmit
 
-    G = TypeVar("G", bound=Callable[[WSGIEnvironment], object])
+G = TypeVar("G", bound="Callable[[WSGIEnvironment], object]")
 
 #: The key of the list in the environ. No request header can reach it: those arrive as HTTP_...
 KEY = "wsgi.after"
@@ -35,7 +29,8 @@ KEY = "wsgi.after"
 class AfterResponseMiddleware:
     """A WSGI app that gives each request of ``app`` a list of callbacks to run after the response.
 
-    They run in ``close()``, in the thread in which the server calls it.
+    They run in ``close()``, in the thread in which the server calls it. Put it outermost, so that
+    no other middleware stands between it and the server.
 
     :param app: any WSGI application.
     :param executor: who runs the callbacks instead: anything with ``submit(fn, *args)``, which gets
@@ -46,11 +41,7 @@ class AfterResponseMiddleware:
 
     def __init__(self, app: WSGIApplication, *, executor: SupportsSubmit | None = None) -> None:
         if not callable(app):
-            raise TypeError(
-                f"AfterResponseMiddleware expects a WSGI application, which is a callable, not "
-                f"{type(app).__name__}: {app!r}. The usual cause is a module, or the name of an "
-                "application, passed in its place."
-            )
+            raise no_application(app)
         check_executor(executor)
         self.app = app
         self._executor = executor
@@ -59,22 +50,15 @@ class AfterResponseMiddleware:
     def after_response(self, fn: G) -> G:
         """Register ``fn(environ)`` to run after every response from now on, and return ``fn``.
 
-        Also a decorator. These come first in the list of each request, in order of registration,
-        and one that raises is logged as any other. The environ is the request's own; its
-        ``wsgi.input`` and ``wsgi.errors`` are of no use any more. It is ``app.after_response()`` of
-        :mod:`wsgi_after.flask` that passes nothing.
+        Also a decorator. These come first in the list of each request, in order of registration.
+        The environ is the request's own; its ``wsgi.input`` and ``wsgi.errors`` are of no use any
+        more. It is ``app.after_response()`` of :mod:`wsgi_after.flask` that passes nothing.
 
         :raises TypeError: if ``fn`` is not callable with one argument.
         """
-        from .arguments import check_arguments  # loads inspect, which no request needs
+        from ..arguments import THE_ENVIRON, check_arguments  # loads inspect, which is large
 
-        check_arguments(
-            fn,
-            ({},),
-            {},
-            "after_response() expects a callable that takes the environ. It is after_response() of "
-            "wsgi_after.flask that passes nothing.",
-        )
+        check_arguments(fn, ({},), {}, THE_ENVIRON)
         self._app_wide = (*self._app_wide, fn)
         return fn
 
@@ -83,8 +67,8 @@ class AfterResponseMiddleware:
 
         :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.
         """
-        if unclosed.waiting:
-            unclosed.close_waiting()
+        if unclosed.waiting and (raised := unclosed.close_waiting()) is not None:
+            raise raised
         if KEY in environ and is_shared(environ[KEY], self):
             return self._share(environ[KEY], environ, start_response)
         after = environ[KEY] = CallbackList((), self, environ, start_response, self._executor)
@@ -94,7 +78,7 @@ class AfterResponseMiddleware:
         if "wsgi.file_wrapper" in environ:
             watch(environ)
         if self._app_wide:
-            self._register_app_wide(after, environ)
+            after.extend(partial(fn, environ) for fn in self._app_wide)
         token = set_current(after)
         try:
             result = self.app(environ, after._start_response)
@@ -108,14 +92,9 @@ class AfterResponseMiddleware:
             return result
         body = body_class(type(result))
         if body is None:
-            # Gunicorn's sign that the response is out already: it goes back as it is.
             finish(after)
-            return result
+            return result  # gunicorn's sign that the response is out already
         return body(result, after)
-
-    def _register_app_wide(self, callbacks: list[Any], environ: WSGIEnvironment) -> None:
-        for fn in self._app_wide:
-            callbacks.append(partial(fn, environ))
 
     def _share(
         self, present: list[Any], environ: WSGIEnvironment, start_response: StartResponse
@@ -125,7 +104,7 @@ class AfterResponseMiddleware:
             present._executor = self._executor
             if recognise(environ).reuses_environ:
                 environ = rebound(present, environ)
-        self._register_app_wide(present, environ)
+        present.extend(partial(fn, environ) for fn in self._app_wide)
         token = set_current(present)
         try:
             return self.app(environ, start_response)
@@ -147,21 +126,12 @@ def is_shared(present: object, instance: object) -> bool:
 
     :raises TypeError: if that is not a list.
     """
-    if isinstance(present, CallbackList):
-        return present._is_shared_with(instance)
-    if isinstance(present, list):
-        return True
-    raise TypeError(
-        f'environ["wsgi.after"] is {type(present).__name__}, where a list was expected: '
-        f"{present!r}. The usual cause is an app or a middleware that assigned to the key: use "
-        "environ['wsgi.after'].append(fn)."
-    )
+    if not isinstance(present, list):
+        raise no_list(present)
+    return not isinstance(present, CallbackList) or present._is_shared_with(instance)
 
 
 def check_executor(executor: object) -> None:
     """Raise a ``TypeError`` unless ``executor`` has ``submit``, or is ``None``."""
     if executor is not None and not hasattr(executor, "submit"):
-        raise TypeError(
-            f"executor= expects an object with submit(fn, *args), such as those of "
-            f"concurrent.futures, or None, not {type(executor).__name__}: {executor!r}."
-        )
+        raise no_executor(executor)

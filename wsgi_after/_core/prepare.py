@@ -25,6 +25,7 @@ from typing import Any
 from werkzeug import datastructures
 from werkzeug.sansio import response as sansio
 
+from .current import reset_current, set_current
 from .logs import describe
 
 Prepare = Callable[[sansio.Response], sansio.Response | None]
@@ -91,6 +92,41 @@ class ResponseCallback:
         except IndexError:
             return False
         return True
+
+
+def prepare(
+    after: Any, status: Any, headers: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Run the response callbacks of a request.
+
+    Others may be registered meanwhile: by these, for this run only, and by other threads.
+
+    :param after: the list of the request, a ``CallbackList``.
+    :param args: what the app passed to ``start_response`` by position.
+    :param kwargs: what it passed by name.
+    :return: these, with what has changed.
+    """
+    pending: list[ResponseCallback] = after._response_callbacks
+    for entry in [*pending]:
+        if entry.once:  # registered by one in an earlier run, which registers again
+            pending.remove(entry)
+    draft = after._draft = Draft(status, headers)
+    # The list of this request may not be the current one: the app may be a body by now, or may have
+    # called another app, whose start_response led here.
+    token = set_current(after)
+    try:
+        done = 0
+        while after._draft is not None or done < len(pending):
+            if done == len(pending):
+                after._draft = None  # from here on it is too late; then look once more
+                continue
+            entry, done = pending[done], done + 1
+            if entry.claim():
+                draft.call(entry.fn)
+    finally:
+        after._draft = None
+        reset_current(token)
+    return draft.arguments(args, kwargs)
 
 
 class Draft:

@@ -1,8 +1,4 @@
-"""The few facts about servers that change what is done, and how a request shows its server.
-
-A server that is not here, or is not recognised, gets nothing special. The tests start each of them,
-and ``docs/servers.rst`` says what they measured.
-"""
+"""The few facts about servers that change what is done. Other servers get nothing special."""
 
 from __future__ import annotations
 
@@ -13,14 +9,11 @@ if TYPE_CHECKING:
 
 
 class Server(NamedTuple):
-    """The facts about one server.
+    """The facts about one server, which shows itself by a key in its environ.
 
-    :param key: recognised by this key in its environ; or
-    :param errors: by the module that the class of its ``wsgi.errors`` is defined in.
-    :param holds_headers: it keeps the headers of a response with an empty body until ``close()``
-        has returned, and sends them at ``write(b"")``.
-    :param closes_files_elsewhere: a file that it cannot send at once is closed by the thread that
-        does the I/O of all connections.
+    :param errors: where there is no key: the module of the class of its ``wsgi.errors``.
+    :param holds_headers: of an empty response, until ``close()`` has returned, or ``write(b"")``.
+    :param closes_elsewhere: it closes large files in the thread that serves all connections.
     :param reuses_environ: it clears the environ after the request, and uses it for the next one.
     """
 
@@ -28,25 +21,17 @@ class Server(NamedTuple):
     key: str = ""
     errors: str = ""
     holds_headers: bool = False
-    closes_files_elsewhere: bool = False
+    closes_elsewhere: bool = False
     reuses_environ: bool = False
 
 
 SERVERS = (
-    Server(
-        "uWSGI",
-        key="uwsgi.version",
-        holds_headers=True,  # core/utils.c:1066 (2.0.31)
-        reuses_environ=True,
-    ),
-    Server(
-        "waitress",
-        key="waitress.client_disconnected",
-        holds_headers=True,  # task.py:164-168 and 489 (3.0.2)
-        closes_files_elsewhere=True,  # channel.py, _flush_some (3.0.2)
-    ),
-    # It sets no SERVER_SOFTWARE.
-    Server("twisted", errors="twisted.web.wsgi", holds_headers=True),  # _WSGIResponse.run (26.10.0)
+    # Headers: core/utils.c:1066 (2.0.31).
+    Server("uWSGI", key="uwsgi.version", holds_headers=True, reuses_environ=True),
+    # Headers: task.py:164-168 and 489; files: channel.py, _flush_some (3.0.2).
+    Server("waitress", "waitress.client_disconnected", holds_headers=True, closes_elsewhere=True),
+    # Headers: _WSGIResponse.run (26.10.0). It sets no SERVER_SOFTWARE.
+    Server("twisted", errors="twisted.web.wsgi", holds_headers=True),
 )
 UNKNOWN = Server("unknown")
 

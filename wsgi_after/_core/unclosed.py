@@ -1,8 +1,7 @@
 """Responses that nobody closed: run their callbacks at a moment that is safe (rule 7).
 
-Dropped by the last reference, a body is closed in place. Dropped by the garbage collector, it waits
-for the next call of a middleware, the next end of a request, or the exit of the process: the
-collector stops code that may hold a lock, parse or import, so nothing of an app may run there.
+The garbage collector stops code that may hold a lock, parse or import. So what it drops waits for
+the next call of a middleware, the next end of a request, or the exit of the process.
 """
 
 from __future__ import annotations
@@ -10,56 +9,45 @@ from __future__ import annotations
 import gc
 import warnings
 from collections import deque
+from contextlib import suppress
 from contextvars import copy_context
 from threading import get_ident
 from typing import TYPE_CHECKING
 
 from . import process
-from .logs import log, logger
+from .let_out import goes_on
+from .logs import UNCLOSED, UNCLOSED_FAILED, log, logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .body import Body
 
 #: Dropped by the collector, and not closed yet.
 waiting: deque[Body] = deque()
 
-_closing: set[int] = set()  # threads in close_waiting()
-process.after_fork.append(_closing.clear)
+_closing: set[tuple[int, int]] = set()  # processes and threads in close_waiting()
 
 
 class Collector:
-    """In which thread the garbage collector runs now, if in any.
+    """In which thread the garbage collector runs now. It needs no globals: they end before it."""
 
-    Python calls it at both ends of a collection, the last one of an ending interpreter too: it
-    needs no globals, which are gone by then.
-    """
-
-    __slots__ = ("get_ident", "thread")
-
-    def __init__(self, get_ident: Callable[[], int]) -> None:
-        self.get_ident = get_ident
-        self.thread: int | None = None
+    get_ident = staticmethod(get_ident)
+    thread: int | None = None
 
     def __call__(self, phase: str, info: object) -> None:
         self.thread = self.get_ident() if phase == "start" else None
 
 
-_collector = Collector(get_ident)
+_collector = Collector()
 gc.callbacks.append(_collector)
 
 
 def drop(body: Body) -> None:
     """Close ``body`` in place of the server, which dropped it: for the finalizer only."""
-    after = body._after
-    if after._forks != process.forks:
-        return  # a copy in a forked child
     if _collector.thread == get_ident():
         waiting.append(body)
-        return
-    after._executor = None  # submit() may wait for a lock that is held further up
-    close_unclosed(body)
+    elif body._after._forks == process.forks:  # else it is a copy in a forked child
+        body._after._executor = None  # submit() may wait for a lock that is held further up
+        close_unclosed(body)
 
 
 def close_unclosed(body: Body) -> None:
@@ -68,63 +56,54 @@ def close_unclosed(body: Body) -> None:
     after._write = None  # no flush from here: whose thread this is, is not known
     try:
         if after:
-            warnings.warn(
-                f"The response of {after._request_line()} was never closed, so its "
-                "callbacks run at garbage collection. The server, or a middleware around "
-                "AfterResponseMiddleware, dropped the iterable without calling its close(), "
-                "which PEP 3333 demands.",
-                ResourceWarning,
-                stacklevel=4,
-            )
+            warnings.warn(UNCLOSED % after._request_line(), ResourceWarning, stacklevel=4)
     finally:
-        # In a copy, because on CPython 3.11 ContextVar.set() can crash the interpreter when a
-        # finalizer calls it in the context of whatever code it interrupted.
+        # On CPython 3.11, ContextVar.set() in a finalizer can crash in the context it interrupts.
         copy_context().run(body.close)
 
 
-def close_waiting() -> None:
+def close_waiting(raised: BaseException | None = None) -> BaseException | None:
     """Close what waits, one after the other; not from within a callback of one of them.
 
-    An exception of one does not concern this request: it is logged, as Python reports what a
-    finalizer raises.
+    What they raise does not concern this request: it is logged, unless it has to go on.
+
+    :param raised: what is on its way to the server. It is returned, or else what has to go on.
     """
-    thread = get_ident()
-    if thread in _closing:
-        return
-    _closing.add(thread)
+    forks = process.forks
+    here = (forks, get_ident())
+    if here in _closing:
+        return raised
+    _closing.add(here)
     try:
         while waiting:
+            body = waiting.popleft()
+            label = body._after._request_line()
             try:
-                body = waiting.popleft()
-            except IndexError:  # another thread has it
-                break
-            if body._after._forks == process.forks:
-                _close_and_log(body)
+                if body._after._forks == forks:
+                    close_unclosed(body)
+            except BaseException as error:
+                if process.forks != forks:  # a callback forked, and this is the child
+                    return error
+                if raised is None and goes_on(error):
+                    raised = error
+                else:
+                    log(logger.error, UNCLOSED_FAILED, label, exc_info=error)
+    except IndexError:  # another thread has taken the last one
+        pass
     finally:
-        _closing.discard(thread)
-
-
-def _close_and_log(body: Body) -> None:
-    label = body._after._request_line()
-    try:
-        close_unclosed(body)
-    except Exception as error:
-        log(logger.error, _FAILED, label, exc_info=error)
-
-
-_FAILED = "Closing the response of %s, which its server had dropped, raised an exception."
+        _closing.discard(here)
+    return raised
 
 
 def at_exit(kind: type) -> None:
-    """Close what waits, and have the finalizers that still come run in place.
+    """Close what waits; from now on, finalizers run in place.
 
-    The last collection of the interpreter comes after this. Nobody would close what waits then,
-    and nothing can be imported any more: if there are bodies in cycles, they are collected here.
-
-    :param kind: the class of the bodies.
+    In the last collection, which is still to come, nothing can be imported: so bodies (objects of
+    this kind) that are in cycles are collected here.
     """
     if any(issubclass(type(thing), kind) for thing in gc.get_objects()):
         gc.collect()
-    gc.callbacks.remove(_collector)
+    with suppress(ValueError):
+        gc.callbacks.remove(_collector)
     _collector.thread = None
     close_waiting()
