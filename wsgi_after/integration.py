@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ._core import finish as finish_module
 from ._core import let_out, logs
 from ._core.body import Body
-from ._core.callbacks import UNSEEN, CallbackList, Observer, register
+from ._core.callbacks import UNSEEN, CallbackList, register
 from ._core.current import reset_current, set_current
 from ._core.files import file_of
 from ._core.finish import finish
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KEY",
-    "Observer",
     "OpenRequest",
     "add_failure_hook",
     "add_let_out",
@@ -83,7 +82,7 @@ class OpenRequest:
             if executor is not None and isinstance(self.after, CallbackList):
                 self.after._executor = executor
         else:
-            self.after = environ[KEY] = CallbackList((), self, environ, _start, executor)
+            self.after = environ[KEY] = CallbackList((), OpenRequest, environ, _start, executor)
 
     def __enter__(self) -> OpenRequest:
         self._token = set_current(self.after)
@@ -162,7 +161,7 @@ def _start(*args: object) -> Any:
     """Stand in for the server, whose ``start_response`` is called later, or not at all."""
 
 
-def observe(after: list[Callable[[], object]], observer: Observer) -> bool:
+def observe(after: list[Callable[[], object]], observer: Callable[..., object]) -> bool:
     """Have an observer told of what is registered in a list of ours, if it has none yet.
 
     :param observer: called as ``observer("registers", *functions)`` before functions are

@@ -74,12 +74,15 @@ class Body:
         self._closed = True
         after = self._after
         try:
-            close = getattr(self._iterable, "close", None)
-            if close is not None:
-                close()
-            finish(after)
-        # The app's close() failed, a callback let something out, or a signal handler raised.
-        except BaseException as error:
+            try:
+                close = getattr(self._iterable, "close", None)
+                if close is not None:
+                    close()
+                finish(after)
+            except BaseException as error:  # of the app's close(), or let out by a callback
+                finish(after, error)
+                raise
+        except BaseException as error:  # a signal handler may have interrupted that
             finish(after, error)
             raise
 

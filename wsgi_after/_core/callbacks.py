@@ -46,10 +46,6 @@ OPEN, STARTED, RUNNING, HANDED_OVER, IN_JOB, ENDED, SENT = range(7)
 # last chunk was empty.
 IN_CALL, UNREAD, IN_BODY, FAILED, UNSEEN, EXHAUSTED, EXHAUSTED_EMPTY = range(7)
 
-#: Told by ``observer(event, *functions)`` before functions are registered, and before a
-#: registration raises because it came too late. It may raise. See ``integration.observe()``.
-Observer = Callable[..., object]
-
 
 class CallbackList(list[Callable[[], object]]):
     """The callbacks of one request, in order of registration, and what became of its response.
@@ -88,7 +84,7 @@ class CallbackList(list[Callable[[], object]]):
         self._thread: int | None = None  # the only one that may run the callbacks
         self._response_callbacks: list[ResponseCallback] = []
         self._draft: Draft | None = None  # what these change, while they run
-        self._observer: Observer | None = None
+        self._observer: Callable[..., object] | None = None  # see integration.observe()
 
     def append(self, fn: Callable[[], object], /) -> None:
         """Register ``fn()`` to run after the response. (``append(fn())`` would call it at once.)

@@ -8,7 +8,7 @@ from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from .callbacks import HANDED_OVER, RUNNING, SENT, CallbackList
+from .callbacks import ENDED, HANDED_OVER, RUNNING, SENT, CallbackList
 from .logs import LET_OUT, LOST, log, log_refusal, logger
 from .run import run_callbacks
 
@@ -33,13 +33,12 @@ def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseExceptio
         callbacks._state = HANDED_OVER
         future = executor.submit(run_callbacks, callbacks, label)
     except BaseException as error:
-        state = callbacks._state
-        if state == HANDED_OVER or (state == SENT and isinstance(error, Exception)):
+        if callbacks._state == SENT and not isinstance(error, Exception):
+            log(logger.error, LOST, label, exc_info=error)  # interrupted: it may be on its way
+        elif callbacks._state != ENDED:
             callbacks._state = RUNNING
             log_refusal(label, error)
-        elif state == SENT:  # interrupted after it was pickled: it may be on its way
-            log(logger.error, LOST, label, exc_info=error)
-        return error  # else the job has begun, whatever this was
+        return error
     try:
         future.add_done_callback(partial(look_at, callbacks, label))
     except AttributeError:  # no future: a queue's job, or nothing

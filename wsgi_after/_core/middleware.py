@@ -81,20 +81,24 @@ class AfterResponseMiddleware:
             after.extend(partial(fn, environ) for fn in self._app_wide)
         token = set_current(after)
         try:
-            result = self.app(environ, after._start_response)
-        except BaseException as error:
-            finish(after, error)  # nothing was returned that the server could close
-            raise
-        finally:
-            reset_current(token)
-        after._progress = UNREAD
-        if "wsgi.file_wrapper" in environ and arm(result, after, environ):
-            return result
-        body = body_class(type(result))
-        if body is None:
+            try:
+                result = self.app(environ, after._start_response)
+            except BaseException as error:  # nothing was returned that the server could close
+                finish(after, error)
+                raise
+            finally:
+                reset_current(token)
+            after._progress = UNREAD
+            if "wsgi.file_wrapper" in environ and arm(result, after, environ):
+                return result
+            body = body_class(type(result))
+            if body is not None:
+                return body(result, after)
             finish(after)
             return result  # gunicorn's sign that the response is out already
-        return body(result, after)
+        except BaseException as error:  # a signal handler may have interrupted that
+            finish(after, error)
+            raise
 
     def _share(
         self, present: list[Any], environ: WSGIEnvironment, start_response: StartResponse

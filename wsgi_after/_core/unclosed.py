@@ -65,9 +65,8 @@ def close_unclosed(body: Body) -> None:
 def close_waiting(raised: BaseException | None = None) -> BaseException | None:
     """Close what waits, one after the other; not from within a callback of one of them.
 
-    What they raise does not concern this request: it is logged, unless it has to go on.
-
-    :param raised: what is on its way to the server. It is returned, or else what has to go on.
+    What they raise is logged: it does not concern this request. ``raised``, which is on its way to
+    the server, is returned, or else what has to go on.
     """
     forks = process.forks
     here = (forks, get_ident())
