@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from commands import run
+import bottle
+import pytest
+from commands import ask, serving
 from documents import blocks, executed
+from servers.harness import free_port, wait_until
 from werkzeug.test import Client
 
+from wsgi_after import AfterResponseMiddleware
+
 PAGE = blocks("integrations.rst")
+
+
+def test_everything_on_the_page_is_run_by_a_test() -> None:
+    assert list(PAGE) == [
+        *("bottle_app.py", "bottle_after.py", "bottle_orders.py"),
+        *("cherrypy_after.py", "cherrypy_orders.py"),
+    ]
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with the files of the page, which can be imported."""
+    for name, text in PAGE.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in PAGE:
+        sys.modules.pop(name.removesuffix(".py"), None)
 
 
 def test_bottle(capsys: Any) -> None:
@@ -19,10 +44,72 @@ def test_bottle(capsys: Any) -> None:
     assert capsys.readouterr().out == "after the response\n"
 
 
-def test_the_integration_that_is_shown(tmp_path: Path) -> None:
-    names = ["small.py", "small_after.py", "small_used.py"]
-    assert list(PAGE) == ["bottle_app.py", *names]
-    for name in names:
-        (tmp_path / name).write_text(PAGE[name], encoding="utf-8")
-    shown = PAGE["small_used.py"].rpartition("# prints: ")[2]
-    assert run("python small_used.py", tmp_path) == f"{shown}\n"
+@pytest.mark.usefixtures("page")
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_integration_for_bottle_brings_the_request_back(capsys: Any, pooled: bool) -> None:
+    names = executed(PAGE["bottle_orders.py"])
+    client = Client(names["application"] if pooled else AfterResponseMiddleware(names["app"]))
+    first = client.post("/orders", data={"email": "ada@example.com"})
+    client.post("/orders", data={"email": "grace@example.com"}, buffered=True)
+    first.close()  # its thread has served another request by then
+    names["pool"].shutdown()
+    out = capsys.readouterr().out
+    assert sorted(out.splitlines()) == ["Order of ada@example.com", "Order of grace@example.com"]
+    assert bottle.request.forms.email == "grace@example.com"
+
+
+def test_the_integration_for_bottle_refuses_what_would_not_run(page: Path) -> None:
+    after_response = executed(PAGE["bottle_after.py"])["after_response"]
+    app = bottle.Bottle()
+    app.config["catchall"] = False
+    app.route("/", callback=lambda: after_response(print))
+    with pytest.raises(RuntimeError, match="Wrap the app"):
+        Client(app).get("/")
+    with pytest.raises(TypeError, match="arguments of after_response"):
+        after_response(lambda: None, "one too many")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("page")
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("email", "status"),
+    [
+        ("ada", "200 OK"),
+        ("nobody", "400 Bad Request"),
+        ("nobody knows", "500 Internal Server Error"),
+    ],
+)
+def test_the_tool_for_cherrypy_runs_callbacks_when_the_response_is_closed(
+    wrapped: bool, email: str, status: str, events: list[Any]
+) -> None:
+    import cherrypy
+
+    class Orders(executed(PAGE["cherrypy_orders.py"])["Orders"]):  # type: ignore[misc]
+        note = events.append
+
+        @cherrypy.expose
+        def index(self, email: str) -> str:
+            after = cherrypy.request.wsgi_environ["wsgi.after"]
+            after(lambda: events.append(after.status))
+            text: str = super().index(email)
+            assert email != "nobody knows"
+            return text
+
+    app = cherrypy.Application(Orders(), "", {"/": {"tools.after_response.on": True}})
+    app.log.screen = False
+    with Client(AfterResponseMiddleware(app) if wrapped else app).get(f"/?email={email}") as got:
+        assert (got.status, events) == (status, [])
+        assert got.headers.getlist("Set-Cookie") == ["ordered=yes; Path=/"]
+    assert events == [status, email]
+
+
+def test_the_tool_for_cherrypy_on_its_own_server(page: Path) -> None:
+    port = free_port()
+    source = PAGE["cherrypy_orders.py"].replace("8000", str(port))
+    (page / "cherrypy_orders.py").write_text(source, encoding="utf-8")
+    with serving("python -W ignore cherrypy_orders.py", page, port) as port:
+        assert ask(port, "/?email=ada") == (200, "Ordered\n")
+        assert ask(port, "/?email=nobody")[0] == 400
+        expected = "/ ada 200 OK\n/ nobody 400 Bad Request\n"
+        wait_until(lambda: (page / "log").read_text() == expected, page / "log")
