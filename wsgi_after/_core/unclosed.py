@@ -12,17 +12,14 @@ from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
 from threading import get_ident
-from typing import TYPE_CHECKING
+from typing import Any
 
 from . import process
 from .let_out import goes_on
 from .logs import UNCLOSED, UNCLOSED_FAILED, log, logger
 
-if TYPE_CHECKING:
-    from .body import Body
-
-#: Dropped by the collector, and not closed yet.
-waiting: deque[Body] = deque()
+#: Bodies that the collector dropped, and that are not closed yet.
+waiting: deque[Any] = deque()
 
 _closing: set[tuple[int, int]] = set()  # processes and threads in close_waiting()
 
@@ -41,7 +38,7 @@ _collector = Collector()
 gc.callbacks.append(_collector)
 
 
-def drop(body: Body) -> None:
+def drop(body: Any) -> None:
     """Close ``body`` in place of the server, which dropped it: for the finalizer only."""
     if _collector.thread == get_ident():
         waiting.append(body)
@@ -50,7 +47,7 @@ def drop(body: Body) -> None:
         close_unclosed(body)
 
 
-def close_unclosed(body: Body) -> None:
+def close_unclosed(body: Any) -> None:
     """Close ``body``, with a warning if it has callbacks."""
     after = body._after
     after._write = None  # no flush from here: whose thread this is, is not known
