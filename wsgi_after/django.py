@@ -1,4 +1,4 @@
-"""Django: callbacks that run in ``response.close()``, where the ORM can be used.
+"""Django: callbacks that run in ``response.close()``, in the request's thread, and can use the ORM.
 
 ::
 
@@ -8,17 +8,18 @@
         after_response(request, send_mail, "Thank you", ...)
         return HttpResponse("Thank you.")
 
-Use it in place of wrapping the WSGI application, or beside that: then the outer list is used, and
-what runs it closes the connections that a callback opened after ``request_finished``.
+The entry is enough. Wrap the WSGI application as well to pass ``executor=``: then the list of that
+middleware is used, and the connections that callbacks open after ``request_finished`` are closed.
 
-Caution: put it first. A middleware before it may answer with a response of its own; then callbacks
-run when the one that was dropped is garbage-collected.
+Caution: put the entry first. A middleware before it may answer with a response of its own. Then the
+callbacks run when the response that was dropped is garbage-collected.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from http.cookies import Morsel, SimpleCookie
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -47,13 +48,15 @@ _ABSENT = (
 )
 
 _of_thread = threading.local()  # .serves: Django has served a request in it, so it looks after it
+#: The list of the request whose view is being called. Its callbacks do not run yet.
+_in_view: ContextVar[object] = ContextVar("wsgi_after.django", default=None)
 
 
 def after_response(request: HttpRequest, fn: F, /, *args: Any, **kwargs: Any) -> F:
     """Register ``fn(*args, **kwargs)`` to run after the response to ``request``; return ``fn``.
 
-    It runs after those registered before. What it returns is ignored; what it raises is logged,
-    and the others run. ``environ["wsgi.after"]`` of ``request.environ`` is the list.
+    Callbacks run in order of registration. What ``fn`` returns is ignored. What it raises is
+    logged, and the others run. The list is ``request.environ["wsgi.after"]``.
 
     :raises ImproperlyConfigured: if the request has no list.
     :raises TypeError: if ``fn`` is not callable.
@@ -69,7 +72,7 @@ class AfterResponseMiddleware:
     """An entry of ``MIDDLEWARE``: gives each request a list of callbacks to run after the response.
 
     They run in ``response.close()``, before ``request_finished``. If the request has a list
-    already, that is used: whoever made it runs what is in it.
+    already, that one is used, and whoever made it runs the callbacks.
 
     :param get_response: what Django passes.
     :raises ImproperlyConfigured: under ASGI.
@@ -94,9 +97,11 @@ class AfterResponseMiddleware:
             raise ImproperlyConfigured(_ASGI)
         _of_thread.serves = True
         with open_request(request.environ) as opened:
+            token = _in_view.set(opened.after)
             try:
                 response = self.get_response(request)
             finally:
+                _in_view.reset(token)
                 if opened.is_shared:
                     bracket(opened.after)
             if not opened.is_shared:
@@ -179,25 +184,21 @@ def add_cookie(cookies: SimpleCookie, text: str) -> None:
 
 
 def close_broken_connections() -> None:
-    """Have callbacks get a new connection, where the view's broke."""
+    """Close the connections that broke in the view, so that callbacks get new ones."""
     for connection in connections.all(initialized_only=True):
         if connection.errors_occurred:
             connection.close_if_unusable_or_obsolete()
 
 
 def close_again(connection: Any, **kwargs: Any) -> None:
-    """Have a connection that a callback has just opened closed, after those registered so far.
-
-    In a list that is not ours it cannot be seen whether its callbacks run already: there, what the
-    view opens is looked at once more, too.
-    """
+    """Have a connection that a callback has just opened closed, after the last callback so far."""
     callbacks = current_list()
-    if callbacks is not None and getattr(callbacks, "running", True):
+    if callbacks is not None and callbacks is not _in_view.get():
         list.append(callbacks, close_connections)  # a list that has just ended would refuse
 
 
 def close_connections() -> None:
-    """Close what Django would have closed; in a thread that is none of Django's, all."""
+    """Close what Django would have closed; in a thread that Django does not look after, all."""
     if getattr(_of_thread, "serves", False):
         close_old_connections()
     else:

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.util import FileWrapper
 
 import django
 import pytest
+from asgiref.sync import sync_to_async
 from conftest import Exchange, File, is_freed, make_environ
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -635,15 +637,25 @@ def test_a_pool_thread_gets_usable_connections_and_keeps_none(
     assert notes() == [["view", "callback", "nested"]] * 2 + [[age is None] * 2]
 
 
-def test_a_request_without_callbacks_gives_an_executor_no_job(handler: Any) -> None:
-    class Executor:
-        def submit(self, *args: Any) -> None:
-            raise AssertionError
+def writes(request: Any) -> HttpResponse:
+    write("view")
+    return HttpResponse("hello")
 
-    app = AfterResponseMiddleware(
-        handler(lambda request: HttpResponse("hello")), executor=Executor()
-    )
-    assert exchange(app).finish() == [b"hello"]
+
+async def writes_asynchronously(request: Any) -> HttpResponse:
+    await sync_to_async(write)("view")
+    return HttpResponse("hello")
+
+
+@pytest.mark.parametrize("view", [writes, writes_asynchronously])
+def test_a_request_without_callbacks_gives_an_executor_no_job(
+    handler: Any, databases: Any, view: Any, events: list[Any]
+) -> None:
+    """Though its view has opened a connection."""
+    databases(CONN_MAX_AGE=0)
+    executor = SimpleNamespace(submit=lambda *args: events.append(args))
+    exchange(AfterResponseMiddleware(handler(view), executor=executor)).finish()
+    assert (events, notes()) == ([], [["view"]] * 2 + [[False] * 2])
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "wrapped"])

@@ -6,6 +6,7 @@ language: each kind of response of each framework, on a server with one thread.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -53,29 +54,56 @@ def test_the_next_request_of_the_thread_finds_it_clean(port: int, framework: str
     assert found == dict.fromkeys(KINDS, CLEAN)
 
 
-FORK = """
+def output(script: str, framework: str) -> list[str]:
+    """What a process of its own prints, in whose main thread the app is called."""
+    command = [sys.executable, "-c", IN_A_POOL + script, framework]
+    directory = Path(__file__).parent
+    return subprocess.check_output(
+        command, cwd=directory, env=environment(), text=True
+    ).splitlines()
+
+
+IN_A_POOL = """
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from own_thread import application
 from werkzeug.test import Client
 from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
 
-with ThreadPoolExecutor(1) as pool:
-    for each in (application, AfterResponseMiddleware(application, executor=pool)):
-        Client(each).get(sys.argv[1]).close()
+pool = BoundedThreadPoolExecutor()
+in_a_pool = AfterResponseMiddleware(application, executor=pool)
+"""
+
+LEFT = """
+Client(in_a_pool).get(f"/{sys.argv[1]}/stream", buffered=True)
+pool.shutdown()
+print(Client(application).get("/state").text)
+"""
+
+
+@pytest.mark.parametrize("framework", ["django", "flask", "pyramid"])
+def test_what_a_callback_in_a_pool_cannot_clean_is_what_the_pages_say(framework: str) -> None:
+    [state] = output(LEFT, framework)
+    assert json.loads(state) == {
+        "tenant": "stream",
+        "request_id": "stream",
+        "session": "broken",
+        "language": "es" if framework == "django" else "en-us",
+        "moved": ["stream"],
+    }
+
+
+FORK = """
+for each in (application, in_a_pool):
+    Client(each).get(f"/{sys.argv[1]}/fork").close()
+pool.shutdown()
 """
 
 
 @pytest.mark.parametrize("framework", ["django", "flask", "pyramid"])
 def test_a_child_that_a_view_forked_leaves_as_it_meant_to(framework: str) -> None:
     """It runs none of the callbacks, and what it raises is not replaced by another error."""
-    output = subprocess.check_output(
-        [sys.executable, "-c", FORK, f"/{framework}/fork"],
-        cwd=Path(__file__).parent,
-        env=environment(),
-        text=True,
-    )
-    assert output.splitlines() == ["child 7", "cleaned"] * 2
+    assert output(FORK, framework) == ["child 7", "cleaned"] * 2
 
 
 def get(port: int, path: str) -> None:
