@@ -8,14 +8,15 @@
         request.after(send_mail, request.POST["email"])   # request.after is environ["wsgi.after"]
         return Response("Ordered")
 
-What a view, a tween or a callback registers runs with the threadlocals of its request, in whichever
-thread: ``get_current_request()`` and ``get_current_registry()`` are the view's. Nothing needs to be
-wrapped; if the WSGI app is wrapped as well, the outer list and the outer executor are used.
+What a view, a tween or a callback registers runs with the threadlocals of its request:
+``get_current_request()`` and ``get_current_registry()`` return what they returned in the view.
+Nothing needs to be wrapped. If the WSGI app is wrapped as well, the outer list is used, and the
+innermost executor that was passed.
 
-Where pyramid_retry tries a request again, what the attempt before registered is thrown away with
-its request, and what it cancelled is back. The last attempt counts, even if it fails.
+If pyramid_retry tries a request again, what the failed attempt registered is thrown away, and what
+it cancelled is back. The last attempt counts, even if it fails.
 
-Caution: the response is out, and the transaction of pyramid_tm over. A callback that writes to a
+Caution: the response is out, and the transaction of pyramid_tm is over. A callback that writes to a
 database begins a transaction of its own.
 """
 
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 def includeme(config: Configurator) -> None:
     """Give requests their ``after``: what ``config.include("wsgi_after.pyramid")`` calls.
 
-    May stand before or after what sets an execution policy, such as pyramid_retry. The setting
-    ``wsgi_after.executor`` says who runs the callbacks, as for :func:`filter_app_factory`.
+    Include it before or after what sets an execution policy, such as pyramid_retry. The setting
+    ``wsgi_after.executor`` names an executor for the callbacks, as for :func:`filter_app_factory`.
 
     :raises ValueError: if the setting does not name an executor.
     """
@@ -64,9 +65,9 @@ def filter_app_factory(
     """Wrap any WSGI app, as a filter of PasteDeploy: ``use = egg:wsgi-after``.
 
     :param global_conf: is not used.
-    :param executor: ``none``, or where an object with ``submit`` is: ``package.module:name``. As
-        for :class:`wsgi_after.AfterResponseMiddleware`.
-    :raises ValueError: if ``executor`` is nothing of these.
+    :param executor: the name of an object with ``submit``, such as ``package.module:name``, as for
+        :class:`wsgi_after.AfterResponseMiddleware`; or ``none``.
+    :raises ValueError: if ``executor`` does not name one.
     :raises TypeError: if there are other options.
     """
     return AfterResponseMiddleware(app, executor=find_executor(executor))
@@ -89,8 +90,8 @@ def find_executor(setting: Any) -> SupportsSubmit | None:
 
 
 _WANTED = (
-    "The executor of wsgi_after is to be none, or where an object with submit(fn, *args) is, such "
-    "as package.module:name, not"
+    "The executor of wsgi_after must be none, or the name of an object with submit(fn, *args), "
+    "such as package.module:name, not"
 )
 
 

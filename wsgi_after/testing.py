@@ -1,4 +1,4 @@
-"""For tests: hold callbacks back to look at them, and fail where a callback does.
+"""For tests: hold callbacks back to look at them, and fail if a callback fails.
 
 ::
 
@@ -10,10 +10,10 @@
     with strict():
         client.get("/orders/7").close()    # a callback that raises fails the test
 
-Which requests belong to a block: those handled in the thread, or the context of ``contextvars``,
-that has entered it, the innermost block of several; and those handled in a thread that has entered
-none, such as a server's, which belong to the block of the process that was entered last. So threads
-that test at the same time do not mix, unless they share a server.
+A request belongs to the innermost block that was entered in its thread, or to be exact, in its
+context of ``contextvars``. A request in a thread that has entered no block, such as a server's,
+belongs to the block of the process that was entered last. So threads that test at the same time do
+not mix, unless they share a server.
 
 Caution: callbacks run when the response is closed. WebTest closes each; werkzeug's and Flask's
 clients need ``response.close()``, ``with``, or ``buffered=True``.
@@ -37,7 +37,7 @@ class CapturedRequest:
     """A request whose response is out, and whose callbacks have not run.
 
     :ivar request: method and path, such as ``"GET /path"``.
-    :ivar after: the list of the request, which tells its status, headers, error and completeness.
+    :ivar after: the list of the request, which knows status, headers, error and completeness.
     """
 
     def __init__(self, job: Callable[..., object], after: CallbackList, request: str) -> None:
@@ -50,14 +50,11 @@ class CapturedRequest:
 
     @property
     def callbacks(self) -> list[Callable[[], object]]:
-        """What was registered, in order; with arguments, it is a ``functools.partial``.
-
-        Empty once they ran.
-        """
+        """What has not run, in order; if it has arguments, it is a ``functools.partial``."""
         return [*self.after]
 
     def run(self) -> None:
-        """Run the callbacks as ever: in order, contained, logged, knowing their request.
+        """Run the callbacks as always: in order, contained, and logged with their request.
 
         What they register runs too. A second call does nothing.
 
@@ -84,7 +81,8 @@ class Capture(list[CapturedRequest]):
     def run(self) -> None:
         """Run what has not run yet, request by request; inside the block, or after it.
 
-        Callbacks that make requests themselves have theirs run, too, if the block is still open.
+        If a callback makes a request itself, the callbacks of that one run, too, as long as the
+        block is open.
         """
         for request in self:  # sees what is appended meanwhile
             request.run()
@@ -111,7 +109,7 @@ class Blocks(Generic[T]):
                 self._open = without(self._open, block)
 
     def innermost(self) -> T | None:
-        """The one that a request handled here belongs to. Takes no lock: for finalizers, too."""
+        """The one that a request handled here belongs to. Takes no lock, for finalizers' sake."""
         still_open = self._open
         entered = [block for block in self._entered.get() if is_in(block, still_open)]
         blocks = entered or still_open
@@ -145,12 +143,12 @@ def capture() -> Iterator[Capture]:
 def strict() -> Iterator[list[BaseException]]:
     """Raise, at the end of the block, what callbacks inside raised.
 
-    They are run, contained and logged as ever; that a callback returned a coroutine counts, too.
-    The block yields the list of failures so far, from which a test may remove what it expected. Of
-    nested blocks the innermost gets a failure.
+    Callbacks run, and are contained and logged, as always. A callback that returned a coroutine or
+    a generator counts as a failure. The block yields the list of failures so far; remove from it
+    what the test expects. Of nested blocks the innermost gets a failure.
 
     :raises BaseException: the one failure; of several, an ``ExceptionGroup``. If the block itself
-        raises, that goes on in their place.
+        raises, that exception goes on instead.
     """
     with stricts.entered([]) as failures:
         yield failures

@@ -633,7 +633,7 @@ def test_an_ini_file_wraps_an_app(
 def test_an_executor_that_is_none_is_refused(
     load: Callable[[str], Any], options: str, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"is to be none, or .*{message}"):
+    with pytest.raises(ValueError, match=f"must be none, or .*{message}"):
         load(options)
 
 
