@@ -126,7 +126,7 @@ CONTRACT = (
             "A list that a server put there is used until it has ended.",
             "In every other case the request gets a list of its own.",
             "Of a plain list, only list operations and ``after_this_response`` are promised.",
-            "Anything but a list is a ``TypeError`` that names it.",
+            "Anything but a list raises a ``TypeError`` that names what was found.",
         ),
     ),
     Rule(
@@ -153,7 +153,7 @@ CONTRACT = (
             "Nothing is dropped silently.",
             "A list belongs to the process that made it: a forked child runs none of it, and "
             "registering there raises ``RuntimeError``.",
-            "If a callback forks, its child runs no other, and what is raised there goes on.",
+            "If a callback forks, the child runs no other callback, and whatever is raised there goes on.",
         ),
     ),
     Rule(
@@ -163,7 +163,7 @@ CONTRACT = (
             "mid-body, or in its ``close()``.",
             "An app that raises before it returns leaves nothing to close: callbacks run, or are "
             "handed over, then the exception goes on.",
-            "None is swallowed or altered.",
+            "No exception of the app is swallowed or altered.",
         ),
     ),
     Rule(

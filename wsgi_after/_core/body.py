@@ -82,7 +82,7 @@ class Body:
             except BaseException as error:  # of the app's close(), or let out by a callback
                 finish(after, error)
                 raise
-        except BaseException as error:  # a signal handler may have interrupted that
+        except BaseException as error:  # a signal handler may have interrupted finish()
             finish(after, error)
             raise
 
@@ -140,19 +140,21 @@ class BufferBody(SizedBody):
 
 #: By type of the app's iterable: to look for ``__len__`` where there is none costs 200 ns. An app
 #: that makes a type for each request must not have them all kept.
-_body_classes: dict[type, type[Body] | None] = {}
+_body_classes: dict[type, type[Body]] = {}
 
 
 def body_class(kind: type) -> type[Body] | None:
     """The class of the body for objects of a type; ``None`` if these cannot be iterated."""
-    if kind not in _body_classes:
-        if len(_body_classes) >= 64:
-            _body_classes.clear()
-        iterable = hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")
-        found: type[Body] | None = ObjectBody if iterable else None
+    found = _body_classes.get(kind)
+    if found is None:
+        if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
+            found = ObjectBody
         if hasattr(kind, "__len__"):
             found = SizedBody
         if issubclass(kind, (bytes, bytearray, memoryview)):
             found = BufferBody
-        _body_classes[kind] = found
-    return _body_classes[kind]
+        if len(_body_classes) >= 64:
+            _body_classes.clear()
+        if found is not None:
+            _body_classes[kind] = found
+    return found

@@ -7,12 +7,13 @@ The state, and what causes each change. Callbacks may be registered in all state
       |     (it raised: back)     |
       +-------------+-------------+
                     | close(), or the app raised
-        +-----------+---- executor= -----+
-        v                                v
-    RUNNING <-- it refused the job -- HANDED_OVER -- pickled --> SENT
-        |                                | the job began
-        v                                v
-      ENDED <---- the list is empty -- IN_JOB
+        +-----------+---- executor= ------+
+        v                                 v
+    RUNNING <--- submit() raised --- HANDED_OVER -- pickled --> SENT
+        |                                 | the job began        |
+        v                                 v                      |
+      ENDED <---- the list is empty --- IN_JOB                   |
+        ^-------- the future is done: what did not run is lost --+
 
 Threads may register while a request ends. Who registers appends first, then looks at the state, and
 takes the entry back if it is too late. Who ends sets the state first, then looks at the list. Each
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 P = TypeVar("P", bound="Callable[[Response], Response | None]")
 
-# The states: see above.
+# The states, in an order that counts: see above.
 OPEN, STARTED, RUNNING, HANDED_OVER, IN_JOB, ENDED, SENT = range(7)
 
-# How far the response is. UNSEEN: the server sends a file, or it is Django. EXHAUSTED_EMPTY: its
-# last chunk was empty.
+# How far the response is, in an order that counts. UNSEEN: the server sends a file itself.
+# EXHAUSTED_EMPTY: and the last chunk, if there was one, was empty.
 IN_CALL, UNREAD, IN_BODY, FAILED, UNSEEN, EXHAUSTED, EXHAUSTED_EMPTY = range(7)
 
 
@@ -81,7 +82,7 @@ class CallbackList(list[Callable[[], object]]):
         self._given: tuple[Any, Any] = (None, None)  # status and headers
         self._error: BaseException | None = None
         self._executor = executor
-        self._thread: int | None = None  # the only one that may run the callbacks
+        self._thread: int | None = None  # if set, the only one to run them in
         self._response_callbacks: list[ResponseCallback] = []
         self._draft: Draft | None = None  # what these change, while they run
         self._observer: Callable[..., object] | None = None  # see integration.observe()
@@ -196,7 +197,7 @@ class CallbackList(list[Callable[[], object]]):
 
     @property
     def ended(self) -> bool:
-        """Whether the callbacks have run, so that nothing more can be registered."""
+        """Whether the callbacks have run, or are lost: nothing more can be registered."""
         return self._state >= ENDED
 
     @property

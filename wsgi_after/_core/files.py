@@ -51,9 +51,6 @@ class FileWrapper:
         _files[id(made)] = proxy
         return made
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_file_wrapper"), name)
-
     def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, self._file_wrapper)
 
@@ -86,7 +83,7 @@ def arm(result: Any, after: CallbackList, environ: WSGIEnvironment) -> bool:
         return False
     try:
         body = Body(ArmedFile(file), after)
-        body._closed = True  # until it is sure that the file will close it
+        body._closed = True  # until the file is sure to close it: its finalizer must do nothing
         file.close = body.close
         body._closed = False
     except Exception:  # it has slots, or a close that the server shall find broken, as in a body

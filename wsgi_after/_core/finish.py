@@ -7,7 +7,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING
 
 from . import process, unclosed
-from .callbacks import EXHAUSTED_EMPTY, HANDED_OVER, CallbackList
+from .callbacks import EXHAUSTED_EMPTY, HANDED_OVER, RUNNING, CallbackList
 from .hand_off import OwnThread, hand_over
 from .let_out import goes_on
 from .logs import logger
@@ -58,6 +58,8 @@ def run_or_hand_over(callbacks: CallbackList, raised: BaseException | None) -> B
     """
     capture = None if capturing is None else capturing()
     takers = [callbacks._executor if capture is None else capture]
+    if callbacks._state == RUNNING:  # interrupted after submit() had raised: do not ask it again
+        takers = []
     if callbacks._thread is not None and callbacks._thread != get_ident():
         takers.append(OwnThread())
     forks, refusal = process.forks, None

@@ -67,13 +67,14 @@ class AfterResponseMiddleware:
 
         :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.
         """
+        # Responses of other requests, that nobody closed: this moment is safe.
         if unclosed.waiting and (raised := unclosed.close_waiting()) is not None:
             raise raised
         if KEY in environ and is_shared(environ[KEY], self):
             return self._share(environ[KEY], environ, start_response)
         after = environ[KEY] = CallbackList((), self, environ, start_response, self._executor)
         if self._executor is not None and recognise(environ).reuses_environ:
-            # Else the job would read another client's request.
+            # The app gets a copy: in the server's own, the job would read the next request.
             environ = after._environ = environ.copy()
         if "wsgi.file_wrapper" in environ:
             watch(environ)
@@ -95,8 +96,8 @@ class AfterResponseMiddleware:
             if body is not None:
                 return body(result, after)
             finish(after)
-            return result  # gunicorn's sign that the response is out already
-        except BaseException as error:  # a signal handler may have interrupted that
+            return result  # not iterable: gunicorn's sign that the response is out already
+        except BaseException as error:  # a signal handler may have interrupted finish()
             finish(after, error)
             raise
 
@@ -117,11 +118,11 @@ class AfterResponseMiddleware:
 
 
 def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:
-    """A copy of the environ, for a job; the app-wide callbacks in the list get it, too."""
+    """A copy of the environ, for a job; what is registered with the environ gets it, too."""
     copied = environ.copy()
     for index, entry in enumerate(callbacks):
         if isinstance(entry, partial) and entry.args and entry.args[0] is environ:
-            callbacks[index] = partial(entry.func, copied)
+            callbacks[index] = partial(entry.func, copied, *entry.args[1:], **entry.keywords)
     return copied
 
 

@@ -67,13 +67,14 @@ def run(
         while True:
             try:
                 began = monotonic()
-                # One step takes a callback: between two, a signal handler could raise, and lose it,
-                # or another thread could take it, too.
+                # One step takes a callback: between two, a signal handler could raise and lose it,
+                # or another thread take it, too.
                 for callback in map(callbacks.pop, repeat(0)):
                     try:
                         outcome = callback()
                         if outcome is not None and isinstance(outcome, NOT_RUN):
-                            getattr(outcome, "close", bool)()
+                            if not isinstance(outcome, AsyncGenerator):
+                                outcome.close()
                             log_not_run(callback, label(), monotonic() - began, outcome)
                     # Catch everything: one callback's bug must not stop the others.
                     except BaseException as error:

@@ -29,7 +29,9 @@ SERVERS = (
     # Headers: core/utils.c:1066 (2.0.31).
     Server("uWSGI", key="uwsgi.version", holds_headers=True, reuses_environ=True),
     # Headers: task.py:164-168 and 489; files: channel.py, _flush_some (3.0.2).
-    Server("waitress", "waitress.client_disconnected", holds_headers=True, closes_elsewhere=True),
+    Server(
+        "waitress", key="waitress.client_disconnected", holds_headers=True, closes_elsewhere=True
+    ),
     # Headers: _WSGIResponse.run (26.10.0). It sets no SERVER_SOFTWARE.
     Server("twisted", errors="twisted.web.wsgi", holds_headers=True),
 )

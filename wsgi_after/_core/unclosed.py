@@ -43,7 +43,7 @@ def drop(body: Any) -> None:
     if _collector.thread == get_ident():
         waiting.append(body)
     elif body._after._forks == process.forks:  # else it is a copy in a forked child
-        body._after._executor = None  # submit() may wait for a lock that is held further up
+        body._after._executor = None  # in place, submit() may wait for a lock held further up
         close_unclosed(body)
 
 
@@ -91,13 +91,13 @@ def close_waiting(raised: BaseException | None = None) -> BaseException | None:
     return raised
 
 
-def at_exit(kind: type) -> None:
+def at_exit(body: type) -> None:
     """Close what waits; from now on, finalizers run in place.
 
-    In the last collection, which is still to come, nothing can be imported: so bodies (objects of
-    this kind) that are in cycles are collected here.
+    Nothing can be imported in the last collection, still to come: so objects of the class ``body``
+    that are in cycles are collected here.
     """
-    if any(issubclass(type(thing), kind) for thing in gc.get_objects()):
+    if any(issubclass(type(thing), body) for thing in gc.get_objects()):
         gc.collect()
     with suppress(ValueError):
         gc.callbacks.remove(_collector)
