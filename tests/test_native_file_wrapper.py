@@ -15,6 +15,7 @@ from conftest import Exchange, FailingFile, File, Refuses, make_environ, send_fi
 
 from wsgi_after import AfterResponseMiddleware
 
+
 class Server:
     """Its wrapper is a function that returns the file, or a type in C, and it closes the file."""
 
@@ -59,6 +60,24 @@ def test_the_file_that_the_server_finds_is_like_the_apps(server, events):
     with pytest.raises(AttributeError, match="no_such_name"):
         found.no_such_name  # noqa: B018
     found.close()
+
+
+@pytest.mark.parametrize("app", ["bare", "wrapped"])
+def test_whether_an_object_is_a_file_is_answered_as_before(app, server, events):
+    """Middlewares for mod_wsgi ask; of a function the question is an error."""
+
+    def asks(environ, start_response):
+        file_wrapper = environ["wsgi.file_wrapper"]
+        made = file_wrapper(File([]))
+        try:
+            events.append([isinstance(thing, file_wrapper) for thing in (made, [b"text"])])
+        except TypeError:
+            events.append("TypeError")
+        return [b"text"]
+
+    application = asks if app == "bare" else AfterResponseMiddleware(asks)
+    list(application(make_environ(**{"wsgi.file_wrapper": server.file_wrapper}), None))
+    assert events == ["TypeError" if server.kind == "function" else [True, False]]
 
 
 def test_its_close_closes_the_file_and_runs_the_callbacks_once(server, events):
