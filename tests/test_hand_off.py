@@ -293,6 +293,25 @@ def test_an_interrupt_out_of_submit_does_not_replace_the_apps_exception(events):
     assert events == [1]
 
 
+def test_an_executor_that_raised_is_not_asked_again_after_an_interruption(events, monkeypatch):
+    """A signal handler raises while the refusal is being logged."""
+    interruptions = [KeyboardInterrupt]
+
+    def interrupted(request, error):
+        if interruptions:
+            raise interruptions.pop()
+
+    class Counts:
+        def submit(self, fn, *args):
+            events.append("asked")
+            raise RuntimeError("full")
+
+    monkeypatch.setattr("wsgi_after._core.hand_off.log_refusal", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        serve(Counts(), partial(events.append, 1))
+    assert events == ["asked", 1]
+
+
 def test_a_pool_that_was_shut_down_loses_nothing(events, caplog):
     pool = ThreadPoolExecutor(1)
     pool.shutdown()
@@ -540,6 +559,22 @@ def test_where_the_server_reuses_the_environ_the_app_gets_a_copy_with_an_executo
     if given != "none":
         queue.run()
     assert events == ["/path", "/path"]
+
+
+def test_what_a_middleware_between_binds_to_the_environ_there_keeps_its_arguments(queue, events):
+    def look(environ, *args, **kwargs):
+        events.append((environ["PATH_INFO"], args, kwargs))
+
+    def between(environ, start_response):
+        environ["wsgi.after"](look, environ, 1, two=2)
+        return AfterResponseMiddleware(hello, executor=queue)(environ, start_response)
+
+    application = AfterResponseMiddleware(between)
+    exchange = Exchange(application, make_environ(**{"uwsgi.version": b"2.0.31"}))
+    exchange.finish()
+    exchange.environ.clear()
+    queue.run()
+    assert events == [("/path", (1,), {"two": 2})]
 
 
 # Slow callbacks
