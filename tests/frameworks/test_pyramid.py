@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from inspect import signature
 from itertools import count
 from pathlib import Path
 from threading import current_thread
@@ -45,28 +46,34 @@ def make_app(view: View, *includes: str, before: Any = None, **settings: Any) ->
         return config.make_wsgi_app()
 
 
+def registers(*callbacks: Callable[..., object]) -> View:
+    """A view that registers these. They are called with the request if they take an argument."""
+
+    def view(request: Request) -> Response:
+        for callback in callbacks:
+            wants_it = signature(callback).parameters
+            request.after.append(partial(callback, request) if wants_it else callback)
+        return Response("body")
+
+    return view
+
+
 # request.after
 
 
-def test_a_callback_runs_when_the_response_is_closed(events: list[Any]) -> None:
+def test_it_is_the_list_of_the_request_and_runs_when_the_response_is_closed(
+    events: list[Any],
+) -> None:
     def view(request: Request) -> Response:
-        request.after(events.append, "callback")
-        return Response("body")
-
-    exchange = Exchange(make_app(view))
-    assert events == []
-    assert (exchange.finish(), events) == ([b"body"], ["callback"])
-
-
-def test_it_is_the_list_of_the_request(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
+        request.after(events.append, 1)
         after_this_response(events.append, 2)
         same = request.after is request.environ["wsgi.after"]
         events.append((same, type(request.after), len(request.after)))
-        return Response()
+        return Response("body")
 
-    Exchange(make_app(view)).finish()
-    assert events == [(True, CallbackList, 1), 2]
+    exchange = Exchange(make_app(view))
+    assert events == [(True, CallbackList, 2)]
+    assert (exchange.finish(), events[1:]) == ([b"body"], [1, 2])
 
 
 def test_each_request_has_its_own(events: list[Any]) -> None:
@@ -131,18 +138,16 @@ def test_an_exception_view_answers_and_the_callbacks_of_both_run(events: list[An
 def test_a_failing_callback_is_logged_by_its_own_name(
     caplog: pytest.LogCaptureFixture, events: list[Any]
 ) -> None:
-    def failing(number: int) -> None:
+    def failing() -> None:
         raise ZeroDivisionError
 
-    def view(request: Request) -> Response:
-        request.after(failing, 1)
-        request.after(events.append, "other")
-        return Response()
+    def other() -> None:
+        events.append(get_current_request() is None)
 
-    Exchange(make_app(view)).finish()
+    Exchange(make_app(registers(failing, other))).finish()
     [error] = messages(caplog, logging.ERROR)
     assert f"{__name__}.{failing.__qualname__} of GET /path failed" in error
-    assert events == ["other"]
+    assert (events, get_current_request()) == ([False], None)
 
 
 def test_a_file_is_sent_then_the_callbacks_run(tmp_path: Path, events: list[Any]) -> None:
@@ -172,38 +177,19 @@ def test_a_stream_registers_callbacks_too(events: list[Any]) -> None:
     assert events == ["by the view", "by the stream"]
 
 
-def test_a_tween_can_register(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
-        return Response("body")
-
-    application = make_app(
-        view, before=lambda config: config.add_tween(f"{__name__}.registering_tween")
-    )
-    application.registry.events = events
-    Exchange(application).finish()
-    assert events == [True]
-
-
-def registering_tween(handler: View, registry: Any) -> View:
-    def tween(request: Request) -> Response:
-        request.after(lambda: registry.events.append(get_current_request() is request))
-        return Response("by the tween")
-
-    return tween
-
-
-def test_tweens_are_built_once(events: list[Any]) -> None:
+def test_a_tween_can_register_and_is_built_once(events: list[Any]) -> None:
     def tween(handler: View, registry: Any) -> View:
+        def registering(request: Request) -> Response:
+            request.after(lambda: events.append(get_current_request() is request))
+            return Response("by the tween")
+
         events.append("built")
-        return handler
+        return registering
 
-    sys.modules[__name__].counted_tween = tween  # type: ignore[attr-defined]
-    make_app(hello_view, before=lambda config: config.add_tween(f"{__name__}.counted_tween"))
-    assert events == ["built"]
-
-
-def hello_view(request: Request) -> Response:
-    return Response("hello")
+    sys.modules[__name__].tween = tween  # type: ignore[attr-defined]
+    add = make_app(registers(), before=lambda config: config.add_tween(f"{__name__}.tween"))
+    Exchange(add).finish()
+    assert events == ["built", True]
 
 
 def test_a_request_made_by_hand_has_no_list() -> None:
@@ -212,19 +198,6 @@ def test_a_request_made_by_hand_has_no_list() -> None:
 
 
 # Subrequests
-
-
-def subrequests(make: Callable[[Request], Request], events: list[Any]) -> Any:
-    def view(request: Request) -> Response:
-        if request.path == "/inner":
-            request.after(lambda: events.append(("inner", get_current_request().path)))
-            return Response("inner")
-        request.after(lambda: events.append(("first", get_current_request().path)))
-        response = request.invoke_subrequest(make(request))
-        request.after(lambda: events.append(("last", get_current_request().path)))
-        return response
-
-    return make_app(view)
 
 
 def blank(request: Request) -> Request:
@@ -241,7 +214,19 @@ def copied(request: Request) -> Request:
 def test_a_subrequest_registers_for_the_request_around_it(
     make: Callable[[Request], Request], events: list[Any]
 ) -> None:
-    exchange = Exchange(subrequests(make, events))
+    def view(request: Request) -> Response:
+        def note(place: str) -> None:
+            events.append((place, get_current_request().path))
+
+        if request.path == "/inner":
+            request.after(note, "inner")
+            return Response("inner")
+        request.after(note, "first")
+        response = request.invoke_subrequest(make(request))
+        request.after(note, "last")
+        return response
+
+    exchange = Exchange(make_app(view))
     assert events == []
     assert exchange.finish() == [b"inner"]
     assert events == [("first", "/path"), ("inner", "/path"), ("last", "/path")]
@@ -288,26 +273,14 @@ def test_a_callback_has_the_threadlocals_of_its_request(
     assert get_current_request() is None
 
 
-def test_threadlocals_end_with_a_callback_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    def view(request: Request) -> Response:
-        request.after(int, "x")
-        return Response()
-
-    Exchange(make_app(view)).finish()
-    assert (len(messages(caplog, logging.ERROR)), get_current_request()) == (1, None)
-
-
 def test_a_running_callback_cancels_another(events: list[Any]) -> None:
     cancelled, kept = partial(events.append, "cancelled"), partial(events.append, "kept")
 
-    def view(request: Request) -> Response:
-        after = request.after
-        after(lambda: (after.remove(cancelled), events.append(after == [kept])))
-        after(cancelled)
-        after(kept)
-        return Response()
+    def cancel(request: Request) -> None:
+        request.after.remove(cancelled)
+        events.append(request.after == [kept])
 
-    Exchange(make_app(view)).finish()
+    Exchange(make_app(registers(cancel, cancelled, kept))).finish()
     assert events == [True, "kept"]
 
 
@@ -352,11 +325,7 @@ def test_a_function_registered_outside_and_inside_is_bound_inside_only(events: l
     def callback() -> None:
         events.append(get_current_request() is not None)
 
-    def view(request: Request) -> Response:
-        request.after(callback)
-        return Response()
-
-    application = make_app(view)
+    application = make_app(registers(callback))
 
     def outer(environ: dict[str, Any], start_response: Any) -> Any:
         environ["wsgi.after"].append(callback)
@@ -367,30 +336,25 @@ def test_a_function_registered_outside_and_inside_is_bound_inside_only(events: l
 
 
 def test_a_plain_list_that_is_there_is_used(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
-        request.after.append(lambda: events.append(get_current_request() is request))
-        return Response("body")
-
     callbacks: list[Any] = []
-    assert list(Exchange(make_app(view), make_environ(**{"wsgi.after": callbacks})).result)
+    view = registers(lambda request: events.append(get_current_request() is request))
+    make_app(view)(make_environ(**{"wsgi.after": callbacks}), lambda *args: None)
     assert events == []
     callbacks.pop()()
     assert events == [True]
 
 
 def test_an_app_within_an_app_keeps_its_own_threadlocals(events: list[Any]) -> None:
-    def inner_view(request: Request) -> Response:
-        request.after(lambda: events.append(get_current_request() is request))
-        return Response("inner")
+    def note(request: Request) -> None:
+        events.append(get_current_request() is request)
 
-    inner = make_app(inner_view)
+    inner = make_app(registers(note))
 
     def outer_view(request: Request) -> Response:
-        request.after(lambda: events.append(get_current_request() is request))
-        response: Response = request.get_response(inner)
-        return response
+        request.after(note, request)
+        return request.get_response(inner)
 
-    assert Exchange(make_app(outer_view)).finish() == [b"inner"]
+    assert Exchange(make_app(outer_view)).finish() == [b"body"]
     assert events == [True, True]
 
 
@@ -500,7 +464,7 @@ def test_a_policy_that_fails_before_there_is_a_request_costs_nothing(events: lis
 
     with pytest.raises(ZeroDivisionError):
         Exchange(
-            make_app(hello_view, before=lambda config: config.set_execution_policy(policy)),
+            make_app(registers(), before=lambda config: config.set_execution_policy(policy)),
         )
     assert events == [None]
 
@@ -541,24 +505,16 @@ def test_the_transaction_of_pyramid_tm_is_over_and_another_can_begin(events: lis
 
 
 def test_webtest_runs_the_callbacks_and_may_send_an_environ_twice(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
-        request.after(events.append, request.path)
-        return Response("body")
-
-    app = TestApp(make_app(view))
+    app = TestApp(make_app(registers(lambda request: events.append(request.path))))
     request = Request.blank("/1")
     assert [app.request(request).text for _ in range(2)] == ["body", "body"]
     assert events == ["/1", "/1"]
 
 
 def test_captured_callbacks_have_their_threadlocals(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
-        request.after(lambda: events.append(get_current_request() is request))
-        return Response()
-
-    app = TestApp(make_app(view))
+    view = registers(lambda request: events.append(get_current_request() is request))
     with capture() as captured:
-        app.get("/")
+        TestApp(make_app(view)).get("/")
     assert events == []
     captured.run()
     assert events == [True]
@@ -644,4 +600,4 @@ def test_an_option_that_there_is_not_is_refused(load: Callable[[str], Any]) -> N
 
 def test_the_setting_is_checked_when_the_app_is_configured() -> None:
     with pytest.raises(ValueError, match="threads"):
-        make_app(hello_view, **{"wsgi_after.executor": "threads"})
+        make_app(registers(), **{"wsgi_after.executor": "threads"})

@@ -20,9 +20,9 @@ import pytest
 from commands import ask_json, environment, serving
 
 COMMANDS = {
-    "gunicorn": "gunicorn --bind 127.0.0.1:8000 -k gthread --threads 1 own_thread:application",
-    "waitress": "waitress-serve --listen=127.0.0.1:8000 --threads=1 own_thread:application",
-    "uWSGI": "uwsgi --http 127.0.0.1:8000 --master --die-on-term --module own_thread:application",
+    "gunicorn": "gunicorn --bind 127.0.0.1:8000 -k gthread --threads 1 thread_apps:application",
+    "waitress": "waitress-serve --listen=127.0.0.1:8000 --threads=1 thread_apps:application",
+    "uWSGI": "uwsgi --http 127.0.0.1:8000 --master --die-on-term --module thread_apps:application",
 }
 SERVERS = ["gunicorn", "waitress", pytest.param("uWSGI", marks=pytest.mark.servers)]
 FRAMEWORKS = ["bottle", "django", "django, wrapped", "falcon", "flask", "pyramid"]
@@ -39,8 +39,8 @@ CLEAN = {
 @pytest.fixture(scope="module", params=SERVERS)
 def port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A server with all the apps."""
-    directory = tmp_path_factory.mktemp("own_thread")
-    shutil.copy(Path(__file__).with_name("own_thread.py"), directory)
+    directory = tmp_path_factory.mktemp("clean_thread")
+    shutil.copy(Path(__file__).with_name("thread_apps.py"), directory)
     with serving(COMMANDS[request.param], directory) as port:
         yield port
 
@@ -65,7 +65,7 @@ def output(script: str, framework: str) -> list[str]:
 
 IN_A_POOL = """
 import sys
-from own_thread import application
+from thread_apps import application
 from werkzeug.test import Client
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
