@@ -1,7 +1,8 @@
-"""docs/integrations.rst: its examples run."""
+"""docs/integrations.rst: its examples run; and what ``open_request`` promises beside them."""
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import bottle
 import pytest
 from commands import ask, serving
+from conftest import Exchange, Immediately, Refuses, hello, make_environ
 from documents import blocks, executed
 from servers.harness import free_port, wait_until
 from werkzeug.test import Client
 
-from wsgi_after import AfterResponseMiddleware
+from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
+from wsgi_after.integration import open_request
 
 PAGE = blocks("integrations.rst")
 
@@ -113,3 +116,64 @@ def test_the_tool_for_cherrypy_on_its_own_server(page: Path) -> None:
         assert ask(port, "/?email=nobody")[0] == 400
         expected = "/ ada 200 OK\n/ nobody 400 Bad Request\n"
         wait_until(lambda: (page / "log").read_text() == expected, page / "log")
+
+
+# open_request() by itself.
+
+
+def test_a_request_that_is_opened_by_hand_ends_when_its_closer_is_called(events: list[Any]) -> None:
+    environ = make_environ()
+    with open_request(environ) as opened:
+        after_this_response(lambda: events.append((after.status, after.completed, after.error)))
+        after_this_request(lambda response: response.headers.set("X-Prepared", "yes"))
+        after = environ["wsgi.after"]
+    assert opened.start("200 OK", []) == ("200 OK", [("X-Prepared", "yes")])
+    close = opened.closer(lambda: events.append("closed"))
+    pickle.loads(pickle.dumps(close))()  # as a cache does
+    assert (events, opened.after is after) == ([], True)
+    close()
+    close()
+    assert events == ["closed", ("200 OK", None, None)]
+
+
+def test_an_exception_out_of_the_block_ends_the_request(events: list[Any]) -> None:
+    def view(after: Any) -> None:
+        after(lambda: events.append(after.error))
+        raise error
+
+    environ, error = make_environ(), ValueError("of the view")
+    with pytest.raises(ValueError, match="of the view"), open_request(environ) as opened:
+        view(opened.after)
+    assert (events, environ["wsgi.after"].ended) == ([error], True)
+
+
+def test_a_closer_that_is_dropped_closes_with_a_warning(events: list[Any]) -> None:
+    with open_request(make_environ()) as opened:
+        after_this_response(events.append, "callback")
+    close = opened.closer()
+    with pytest.warns(ResourceWarning, match="GET /path was never closed"):
+        del close
+    assert events == ["callback"]
+
+
+def test_a_list_that_is_shared_is_left_to_whoever_made_it(events: list[Any]) -> None:
+    """Unless an executor is passed: the innermost counts."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        with open_request(environ, Immediately()) as opened:
+            opened.after.append(lambda: events.append("callback"))
+        assert opened.start("204 No Content", []) == ("204 No Content", [])
+        with pytest.raises(RuntimeError, match="see is_shared"):
+            opened.closer()
+        events.append((opened.is_shared, opened.after is environ["wsgi.after"]))
+        return hello(environ, start_response)
+
+    Exchange(AfterResponseMiddleware(app, executor=Refuses(AssertionError))).finish()
+    assert events == [(True, True), "callback"]
+
+
+def test_what_is_no_executor_and_no_list_is_refused() -> None:
+    with pytest.raises(TypeError, match="expects an object with submit"):
+        open_request(make_environ(), print)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is tuple, where a list was expected"):
+        open_request(make_environ(**{"wsgi.after": ()}))
