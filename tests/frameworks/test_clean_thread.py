@@ -25,7 +25,9 @@ COMMANDS = {
     "uWSGI": "uwsgi --http 127.0.0.1:8000 --master --die-on-term --module thread_apps:application",
 }
 SERVERS = ["gunicorn", "waitress", pytest.param("uWSGI", marks=pytest.mark.servers)]
-FRAMEWORKS = ["bottle", "django", "django, wrapped", "falcon", "flask", "pyramid"]
+FRAMEWORKS = [
+    *("bottle", "cherrypy", "django", "django, wrapped", "falcon", "flask", "pyramid", "webob")
+]
 KINDS = ["stream", "error_in_the_stream", "error", "redirect", "empty"]
 CLEAN = {
     "tenant": None,

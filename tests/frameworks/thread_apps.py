@@ -16,9 +16,12 @@ from threading import get_ident, local
 from typing import Any
 
 import bottle
+import cherrypy
 import django
 import falcon
 import flask
+import webob.dec
+import webob.exc
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse, HttpResponseRedirect, StreamingHttpResponse
@@ -140,6 +143,23 @@ def in_bottle() -> Any:
     return AfterResponseMiddleware(app)
 
 
+def in_cherrypy() -> Any:
+    class Root:
+        @cherrypy.expose
+        def default(self, kind: str) -> Any:
+            use(after_this_response, kind)
+            if kind == "error":
+                raise ValueError
+            if kind == "redirect":
+                raise cherrypy.HTTPRedirect("/")
+            cherrypy.response.status = 204 if kind == "empty" else 200
+            cherrypy.response.stream = True
+            return [] if kind == "empty" else stream(kind)
+
+    cherrypy.config.update({"environment": "embedded", "log.screen": False})
+    return AfterResponseMiddleware(cherrypy.Application(Root(), ""))
+
+
 def in_falcon() -> Any:
     class Resource:
         def on_get(self, request: Any, response: Any, kind: str) -> None:
@@ -175,6 +195,22 @@ def in_pyramid() -> Any:
         return config.make_wsgi_app()
 
 
+def in_webob() -> Any:
+    @webob.dec.wsgify
+    def app(request: Any) -> Any:
+        kind = request.path_info_pop()
+        use(after_this_response, kind)
+        if kind == "error":
+            raise ValueError
+        if kind == "redirect":
+            return webob.exc.HTTPFound(location="/")
+        return (
+            webob.Response(status=204) if kind == "empty" else webob.Response(app_iter=stream(kind))
+        )
+
+    return AfterResponseMiddleware(app)
+
+
 def django_view(request: Any, kind: str) -> Any:
     def after(*args: Any) -> None:
         after_response(request, *args)
@@ -207,10 +243,12 @@ application = DispatcherMiddleware(
     state,
     {
         "/bottle": in_bottle(),
+        "/cherrypy": in_cherrypy(),
         "/django": django_app,
         "/django, wrapped": AfterResponseMiddleware(django_app),
         "/falcon": in_falcon(),
         "/flask": in_flask(),
         "/pyramid": in_pyramid(),
+        "/webob": in_webob(),
     },
 )
