@@ -153,7 +153,8 @@ CONTRACT = (
             "Nothing is dropped silently.",
             "A list belongs to the process that made it: a forked child runs none of it, and "
             "registering there raises ``RuntimeError``.",
-            "If a callback forks, the child runs no other callback, and whatever is raised there goes on.",
+            "If a callback forks, the child runs no other callback, and whatever is raised there "
+            "goes on.",
         ),
     ),
     Rule(
