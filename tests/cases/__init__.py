@@ -20,5 +20,5 @@ def run_script(source: str, directory: Path, *arguments: str) -> list[str]:
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=60, cwd=directory
     )
-    assert not done.stderr
+    assert not done.stderr, done.stderr
     return done.stdout.splitlines()

@@ -27,20 +27,27 @@ class Custom(BaseException):
     """Neither an Exception, nor anybody's order to stop."""
 
 
-class Stop(KeyboardInterrupt):
-    """Somebody's order to stop."""
-
-
 CONTAINED = [
     *(SystemExit(), SystemExit(3), SystemExit("on purpose"), GeneratorExit(), Custom()),
     *(asyncio.CancelledError(), gevent.Timeout(1), StopIteration(), MemoryError()),
     BaseExceptionGroup("several", [KeyboardInterrupt(), ValueError()]),
 ]
-GOES_ON = [KeyboardInterrupt(), Stop(), greenlet.GreenletExit()]
+GOES_ON = [KeyboardInterrupt(), greenlet.GreenletExit()]
 
 
 def raises(error):
     raise error
+
+
+def registers(callback, events):
+    """An app with this callback, and one behind it."""
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(callback)
+        environ["wsgi.after"](events.append, "next")
+        return hello(environ, start_response)
+
+    return app
 
 
 def closed(app, **options):
@@ -56,7 +63,7 @@ def failures(caplog):
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("error", [*CONTAINED, *GOES_ON], ids=repr)
+@pytest.mark.parametrize("error", [*CONTAINED, *GOES_ON], ids=lambda error: type(error).__name__)
 def test_what_a_callback_raises(error, end, caplog, events):
     """All but an order to stop is logged; the other callbacks run in any case."""
 
@@ -77,26 +84,17 @@ def test_what_a_callback_raises(error, end, caplog, events):
     assert (events, failures(caplog)) == (["next"], [repr(error)] * (1 if goes_on else 2))
 
 
-class FailsToClose:
-    def __init__(self, error):
-        self.error = error
-
-    def __iter__(self):
-        return iter([b"chunk"])
-
-    def close(self):
-        raise self.error
-
-
-@pytest.mark.parametrize("error", [*CONTAINED, *GOES_ON], ids=repr)
+@pytest.mark.parametrize("error", [*CONTAINED, *GOES_ON], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("of_app", [ValueError("app"), SystemExit("app"), GeneratorExit("app")])
 @pytest.mark.parametrize("place", ["call", "close"])
 def test_an_exception_of_the_app_that_is_on_its_way_wins(place, of_app, error, caplog, events):
+    class Body(list):
+        def close(self):
+            raise of_app
+
     def app(environ, start_response):
-        environ["wsgi.after"](raises, error)
-        environ["wsgi.after"](events.append, "next")
-        start_response("200 OK", [])
-        return FailsToClose(of_app) if place == "close" else raises(of_app)
+        registers(partial(raises, error), events)(environ, start_response)
+        return Body() if place == "close" else raises(of_app)
 
     with pytest.raises(type(of_app), match="app") as caught:
         closed(app)
@@ -113,20 +111,10 @@ class Handlers:
 
     @staticmethod
     def static(signum, frame=None, **options):
-        raise SystemExit("handler")
+        raise SystemExit("handler") from OSError()
 
     def __call__(self, signum, frame):
-        self.deeper()
-
-    def deeper(self):
         self.method(None, None)
-
-
-def function(signum, frame):
-    try:
-        raise OSError("on purpose")
-    except OSError as error:
-        raise SystemExit("handler") from error
 
 
 def with_more(why, signum, frame, /):
@@ -141,25 +129,13 @@ def decorated(fn):
     return wrapper
 
 
-def closure(signum, frame):
-    (lambda: (frame, sys.exit("handler")))()
-
-
-HANDLERS = {
-    "function": function,
-    "lambda *": lambda *_: sys.exit("handler"),
-    "lambda": lambda number, _: sys.exit("handler"),
-    "method": Handlers().method,
-    "class method": Handlers.of_class,
-    "static method": Handlers.static,
-    "callable object": Handlers(),
-    "partial": partial(with_more, "handler"),
-    "partial of a partial": partial(partial(with_more), "handler"),
-    "decorated": decorated(function),
-    "decorated method": decorated(Handlers().method),
-    "closure": closure,
-    "custom": lambda signum, frame: raises(Custom("handler")),
-}
+HANDLERS = [
+    *(lambda *_: sys.exit("handler"), lambda number, _: sys.exit("handler")),
+    *(Handlers().method, Handlers.of_class, Handlers.static, Handlers()),
+    *(partial(with_more, "handler"), decorated(Handlers().method)),
+    lambda signum, frame: (lambda: (frame, sys.exit("handler")))(),
+    lambda signum, frame: raises(Custom("handler")),
+]
 
 
 def wait():
@@ -177,51 +153,28 @@ def again(fn=wait):
         raise
 
 
-@pytest.fixture
-def interrupt(request):
-    """Install a handler, and have the signal come while a function waits."""
-    number = signal.SIGALRM
-    before = signal.getsignal(number)
-
-    def interrupt(handler, waits):
-        signal.signal(number, handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
+def interrupt(number, handler, waits):
+    """Have a signal come while a function waits."""
+    before = signal.signal(number, handler)
+    try:
+        if number == signal.SIGALRM:
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+        else:
+            os.kill(os.getpid(), number)
         waits()
-
-    yield interrupt
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(number, before)
+    finally:
+        signal.signal(number, before)
 
 
-@pytest.mark.parametrize("waits", [wait, in_a_generator, again], ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize("waits", [wait, in_a_generator, again])
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGUSR1])
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_what_a_signal_handler_raises_goes_on_after_the_others_ran(
-    handler, waits, interrupt, caplog, events
+    handler, number, waits, caplog, events
 ):
-    def app(environ, start_response):
-        environ["wsgi.after"](interrupt, HANDLERS[handler], waits)
-        environ["wsgi.after"](events.append, "next")
-        return hello(environ, start_response)
-
     with pytest.raises((SystemExit, Custom), match="handler"):
-        closed(app)
+        closed(registers(partial(interrupt, number, handler, waits), events))
     assert (events, failures(caplog)) == (["next"], [])
-
-
-def test_the_handler_of_a_real_kill_too(events):
-    before = signal.signal(signal.SIGUSR1, function)
-
-    def app(environ, start_response):
-        environ["wsgi.after"](os.kill, os.getpid(), signal.SIGUSR1)
-        environ["wsgi.after"](events.append, "next")
-        return hello(environ, start_response)
-
-    try:
-        with pytest.raises(SystemExit, match="handler"):
-            closed(app)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert events == ["next"]
 
 
 def with_its_own_frame():
@@ -229,88 +182,56 @@ def with_its_own_frame():
     sys.exit((frame.f_lineno,))
 
 
-def calls_a_handler():
-    function(signal.SIGTERM, None)
-
-
-EXITS = {
-    "sys.exit()": sys.exit,
-    "a usage error": partial(argparse.ArgumentParser().parse_args, ["--no-such-option"]),
-    "a handler, called": calls_a_handler,
-    "a handler, with the frame of nobody": partial(Handlers().method, 15, sys._getframe()),
-    "its own frame at hand": with_its_own_frame,
-    "deep": decorated(decorated(lambda *args: again(sys.exit))),
-    "in a generator": lambda: in_a_generator(sys.exit),
-}
+EXITS = [
+    *(sys.exit, with_its_own_frame, lambda: in_a_generator(sys.exit)),
+    *(decorated(decorated(lambda: again(sys.exit))), lambda: Handlers()(signal.SIGTERM, None)),
+    partial(argparse.ArgumentParser().parse_args, ["--no-such-option"]),
+    partial(Handlers().method, signal.SIGTERM, sys._getframe()),  # which it did not interrupt
+]
 
 
 @pytest.mark.parametrize("exits", EXITS)
 def test_a_plain_exit_in_a_callback_is_contained(exits, caplog, events):
-    def app(environ, start_response):
-        environ["wsgi.after"](EXITS[exits])
-        environ["wsgi.after"](events.append, "next")
-        return hello(environ, start_response)
-
-    closed(app)
+    closed(registers(exits, events))
     assert (events, len(failures(caplog))) == (["next"], 1)
 
 
+#: What the callbacks below did, which is nothing.
+ran: list[int] = []
+
+
 async def coroutine(*args):
-    ran.append("coroutine")
+    ran.append(1)
 
 
 async def asynchronous_generator(*args):
-    yield ran.append("asynchronous generator")
+    yield ran.append(1)
 
 
 def generator(*args):
-    yield ran.append("generator")
-
-
-@types.coroutine
-def old_coroutine(*args):
-    yield ran.append("old coroutine")
+    yield ran.append(1)
 
 
 class Methods:
-    method = coroutine
-    generates = generator
+    method, generates = coroutine, generator
 
     async def __call__(self):
-        ran.append("call")
+        ran.append(1)
 
 
-#: What the callbacks below did, which is nothing.
-ran: list[str] = []
-
-NOT_RUN = {
-    "coroutine function": coroutine,
-    "generator function": generator,
-    "async generator function": asynchronous_generator,
-    "old coroutine function": old_coroutine,
-    "partial": partial(coroutine, 1),
-    "partial of a generator function": partial(partial(generator), 1),
-    "partial of an async generator function": partial(asynchronous_generator, 1),
-    "method": Methods().method,
-    "method that is a generator function": Methods().generates,
-    "async __call__": Methods(),
-    "lambda": lambda: coroutine(),
-    "generator expression": lambda: (ran.append(1) for _ in "1"),
-    "decorated": decorated(asynchronous_generator),
-}
+NOT_RUN = [
+    *(coroutine, generator, asynchronous_generator, types.coroutine(generator)),
+    *(partial(coroutine, 1), partial(partial(generator), 1), partial(asynchronous_generator, 1)),
+    *(Methods().method, Methods().generates, Methods(), decorated(asynchronous_generator)),
+    *(lambda: coroutine(), lambda: (ran.append(1) for _ in "1")),
+]
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("kind", NOT_RUN)
-def test_a_callback_whose_code_has_not_run_is_told(kind, end, caplog, events):
+@pytest.mark.parametrize("callback", NOT_RUN)
+def test_a_callback_whose_code_has_not_run_is_told(callback, end, caplog, events):
     """Once, at ERROR; and the coroutine is closed, or Python would warn that nobody awaits it."""
-
-    def app(environ, start_response):
-        environ["wsgi.after"](NOT_RUN[kind])
-        environ["wsgi.after"](events.append, "next")
-        return hello(environ, start_response)
-
-    ENDS[end](app)
+    ENDS[end](registers(callback, events))
     told = [record.levelname for record in caplog.records if "has not run" in record.getMessage()]
     assert (events, ran, told) == (["next"], [], ["ERROR"])
 
@@ -331,27 +252,19 @@ class AsyncIterator:
         raise StopAsyncIteration
 
 
-def future_of_asyncio():
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.create_future()
-    finally:
-        loop.close()
-
-
+LOOP = asyncio.new_event_loop()
+LOOP.close()
 OTHERS = [
-    *(Awaitable, AsyncIterator, future_of_asyncio, Future, Methods, list, lambda: map(str, [1])),
-    *(lambda: iter([1]), lambda: ValueError("returned"), lambda: coroutine, lambda: "result"),
+    *(Awaitable, AsyncIterator, partial(asyncio.Future, loop=LOOP), Future, Methods, list),
+    *(lambda: map(str, [1]), lambda: iter([1]), lambda: ValueError("returned"), lambda: "result"),
 ]
 
 
-def test_what_else_a_callback_returns_may_have_been_started_so_nothing_is_told(caplog):
-    def app(environ, start_response):
-        environ["wsgi.after"].extend(OTHERS)
-        return hello(environ, start_response)
-
-    closed(app)
-    assert caplog.records == []
+@pytest.mark.parametrize("returns", OTHERS)
+def test_of_what_else_a_callback_returns_nothing_is_told(returns, caplog, events):
+    """It may have been started: Dask's futures have, and asyncio's tasks."""
+    closed(registers(returns, events))
+    assert (events, caplog.records) == (["next"], [])
 
 
 APP = """
@@ -359,33 +272,29 @@ import asyncio, os, sys
 import gevent
 from wsgi_after import AfterResponseMiddleware
 
-class Custom(BaseException):
-    pass
-
 def times_out():
     with gevent.Timeout(0.01):
         gevent.sleep(10)
 
-def raises(error):
-    raise error
+class Custom(BaseException):
+    def __call__(self):
+        raise self
 
-CALLBACKS = {
-    "timeout": times_out,
-    "exit": sys.exit,
-    "cancelled": lambda: raises(asyncio.CancelledError()),
-    "generator": lambda: raises(GeneratorExit()),
-    "custom": lambda: raises(Custom()),
-}
+class Cancelled(asyncio.CancelledError, Custom):
+    pass
 
-def stream(answer):
-    yield answer
+class Exit(GeneratorExit, Custom):
+    pass
+
+CALLBACKS = [times_out, sys.exit, Custom(), Cancelled(), Exit()]
+KINDS = [lambda answer: [answer], lambda answer: (answer for _ in "1"), lambda answer: [answer]]
 
 def app(environ, start_response):
-    _, callback, kind = environ["PATH_INFO"].split("/")
-    environ["wsgi.after"](CALLBACKS[callback])
+    number = int(environ["PATH_INFO"][1:])
+    environ["wsgi.after"].append(CALLBACKS[number % 5])
     answer = str(os.getpid()).encode()
-    start_response("200 OK", [("Content-Length", str(len(answer)))] if kind == "sized" else [])
-    return stream(answer) if kind == "stream" else [answer]
+    start_response("200 OK", [] if number % 3 else [("Content-Length", str(len(answer)))])
+    return KINDS[number % 3](answer)
 
 application = AfterResponseMiddleware(app)
 """
@@ -401,8 +310,7 @@ def test_the_next_request_on_the_connection_is_answered_by_the_same_worker(optio
     ):
         answers = []
         for number in range(3 * 5):
-            callback = ["timeout", "exit", "cancelled", "generator", "custom"][number % 5]
-            client.request("GET", f"/{callback}/{['sized', 'stream', 'list'][number % 3]}")
+            client.request("GET", f"/{number}")
             connection = client.sock
             response = client.getresponse()
             answers.append((response.status, response.read(), connection is client.sock))
