@@ -77,7 +77,7 @@ PROOFS = {
     9: [
         "test_middleware.test_after_the_end_the_list_keeps_nothing_of_the_request",
         "test_middleware.test_two_requests_at_once_never_see_each_others_callbacks",
-        "test_hand_off.test_a_deep_copy_shares_the_list_and_ends_nothing",
+        "test_wrapping.test_a_copy_of_the_environ_has_the_requests_one_list",
     ],
     10: ["test_callbacks.test_no_request_header_reaches_the_key"],
     11: ["test_contract.test_a_process_that_is_killed_loses_what_had_not_run"],
