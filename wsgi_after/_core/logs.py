@@ -8,11 +8,13 @@ from __future__ import annotations
 import codecs
 import logging
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from .let_out import goes_on
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -66,7 +68,9 @@ def log(
     """Call a method of the logger. A failing filter or handler must not stop the callbacks."""
     try:
         method(message, *args, exc_info=exc_info, extra=extra)
-    except Exception:
+    except BaseException as error:
+        if goes_on(error):
+            raise
         traceback.print_exc()
 
 
@@ -113,7 +117,9 @@ def log_failure(callback: object, request: str, seconds: float, error: BaseExcep
 
 
 def log_not_run(callback: object, request: str, seconds: float, outcome: object) -> None:
-    """Log that calling the callback has run nothing, because of what it returned."""
+    """Log that calling the callback has run nothing, because of what it returned; close that."""
+    if isinstance(outcome, (Coroutine, Generator)):
+        outcome.close()
     if isinstance(outcome, Coroutine):
         _log_failure("coroutine", COROUTINE, callback, request, seconds, None)
     else:
