@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -47,17 +47,10 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        "",
-        "1",
-        f"file 1 {TOKEN}x",
-        f"unknown 1 {TOKEN}",
-        f"stream -1 {TOKEN}",
-        f"stream 1e9 {TOKEN}",
-    ],
-)
+NONSENSE = ["", "1", *(f"{kind} {TOKEN}" for kind in ("unknown 1", "stream -1", "stream 1e9"))]
+
+
+@pytest.mark.parametrize("question", [*NONSENSE, f"file 1 {TOKEN}x"])
 def test_unless_it_is_asked_by_the_command_it_only_says_what_it_is(
     question: str, slept: list[float]
 ) -> None:
@@ -90,29 +83,21 @@ def test_it_never_sleeps_longer_than_two_seconds(slept: list[float]) -> None:
     assert slept == [2.0]
 
 
-def test_it_tells_when_the_callback_began_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 11.0, 14.0, 20.0])
-    monkeypatch.setattr(probe.time, "perf_counter", clock.__next__)
-    monkeypatch.setattr(probe.time, "sleep", lambda seconds: None)
-    probe.times.clear()
-    exchange = ask("no-content", 2)
-    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(clock))
-    exchange.finish()
-    [told] = ask("times").finish()
-    assert json.loads(told) == {"began": 1.0, "ended": 4.0}
-
-
-def test_it_tells_nothing_of_a_callback_it_does_not_know() -> None:
+def test_it_tells_when_a_callback_began_and_ended_if_it_knows(
+    slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     probe.times.clear()
     assert ask("times").finish() == [b"{}"]
+    clock = iter([10.0, 11.0, 14.0, 20.0])
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(clock))
+    ask("no-content", 2).finish()
+    assert json.loads(ask("times").finish()[0]) == {"began": 1.0, "ended": 4.0}
 
 
 def test_it_remembers_a_bounded_number_of_callbacks(slept: list[float]) -> None:
     for number in range(probe.REMEMBERED + 3):
         probe.sleep(0, 0, str(number))
-    assert len(probe.times) == probe.REMEMBERED
-    assert "3" in probe.times
-    assert "2" not in probe.times
+    assert [*probe.times] == [str(number + 3) for number in range(probe.REMEMBERED)]
 
 
 @pytest.mark.parametrize(
@@ -212,39 +197,59 @@ def test_a_row_is_shown_as_soon_as_it_is_measured(
     assert [line.split("1.1 close")[0].strip() for line in shown[1:]] == list(KINDS.values())[:-1]
 
 
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command, which ends before anything is measured; the sentence that says why."""
+
+    def refused(*arguments: str) -> str:
+        assert command.main(["probe", *arguments]) == 2
+        captured = capsys.readouterr()
+        program, sentence = captured.err.split(": ", 1)
+        assert (program, sentence.count("\n"), captured.out) == ("wsgi-after", 1, "")
+        return sentence.rstrip()
+
+    return refused
+
+
 ANSWER = b"HTTP/1.1 200 OK\r\nWsgi-After-Probe: s\r\nContent-Length: 2\r\n\r\n"
 ALIEN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000000\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    ("answer", "sentence"),
+    ("scheme", "answer", "sentence"),
     [
-        (ALIEN, "what answers, with status 404, is not the application wsgi_after.probe"),
-        (b"", "the response broke off: Remote end closed connection without response"),
-        (b"SSH-2.0\r\n", "the response broke off: SSH-2.0"),
-        (ANSWER + b"x", "the response broke off: IncompleteRead(1 bytes read, 1 more expected)"),
+        ("http", ALIEN, "what answers, with status 404, is not the application wsgi_after.probe"),
+        ("http", b"", "the response broke off: Remote end closed connection without response"),
+        ("http", b"SSH-2.0\r\n", "the response broke off: SSH-2.0"),
+        ("http", ANSWER + b"x", "the response broke off: IncompleteRead(1 bytes read, 1 more exp"),
+        ("https", b"HTTP/1.0 400 Bad Request\r\n\r\n", "no TLS with 127.0.0.1: "),
     ],
 )
-def test_what_is_no_probe_application_ends_the_command_with_a_sentence(
-    answer: bytes, sentence: str, capsys: pytest.CaptureFixture[str]
+def test_what_is_no_probe_application_ends_the_command(
+    scheme: str, answer: bytes, sentence: str, refused: Callable[..., str]
 ) -> None:
     with answering(answer) as url:
-        assert command.main(["probe", url]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith(f"wsgi-after: {sentence}")
-    assert (captured.err.count("\n"), captured.out) == (1, "")
+        assert refused(url.replace("http", scheme)).startswith(sentence)
 
 
-BAD = [
-    *("", "localhost", "ftp://localhost/", "http://", "http://localhost:port/", "http://[::1/"),
-    *(
-        "http://localhost:0/",
-        "http://localhost:99999/",
-        "http://localhost/a b",
-        "http://localhost/é",
-    ),
-    "http://localhost/\r\nX: y",
-]
+LOCALHOST = [":port/", ":0/", ":99999/", "/a b", "/é", "/\r\nX: y"]
+BAD = ["", "localhost", "ftp://localhost/", "http://", "http://[::1/"]
+
+
+@pytest.mark.parametrize("url", [*BAD, *("http://localhost" + end for end in LOCALHOST)])
+def test_a_bad_url_ends_the_command(url: str, refused: Callable[..., str]) -> None:
+    assert refused(url) == f"{url!r} is not a URL such as http://127.0.0.1:8000/."
+
+
+def test_without_a_connection_or_a_picture_nothing_is_measured(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/"
+    assert refused(url) == f"cannot connect to 127.0.0.1, port {port}: Connection refused."
+    assert refused(url, "--svg", str(tmp_path)) == f"cannot write {tmp_path}: Is a directory."
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert refused(url, "--svg", str(tmp_path)).startswith("--svg needs matplotlib: pip install")
 
 
 def test_what_a_server_says_of_itself_cannot_write_to_the_terminal() -> None:
@@ -259,30 +264,6 @@ def test_what_a_server_says_of_itself_cannot_write_to_the_terminal() -> None:
 )
 def test_times_that_are_none_are_not_believed(told: bytes) -> None:
     assert probe.callback_times(told) is None
-
-
-@pytest.mark.parametrize("url", BAD)
-def test_a_bad_url_ends_it_with_a_sentence(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["probe", url]) == 2
-    assert capsys.readouterr().err == (
-        f"wsgi-after: {url!r} is not a URL such as http://127.0.0.1:8000/.\n"
-    )
-
-
-def test_a_refused_connection_ends_it_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    port = free_port()
-    assert command.main(["probe", f"http://127.0.0.1:{port}/"]) == 2
-    assert capsys.readouterr().err == (
-        f"wsgi-after: cannot connect to 127.0.0.1, port {port}: Connection refused.\n"
-    )
-
-
-def test_a_server_without_tls_ends_it_with_a_sentence(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with answering(b"HTTP/1.0 400 Bad Request\r\n\r\n") as url:
-        assert command.main(["probe", url.replace("http:", "https:")]) == 2
-    assert capsys.readouterr().err.startswith("wsgi-after: no TLS with 127.0.0.1: ")
 
 
 def test_tls_is_verified_for_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,16 +295,6 @@ def test_interrupted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 def test_seconds_out_of_bounds_are_refused(seconds: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         probe.main(["http://127.0.0.1/", "--seconds", seconds])
-
-
-def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    assert probe.main(["http://127.0.0.1:1/", "--svg", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"wsgi-after: cannot write {tmp_path}: Is a directory.\n"
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert probe.main(["http://127.0.0.1:1/", "--svg", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("wsgi-after: --svg needs matplotlib: pip install")
 
 
 def test_a_kind_that_fails_is_told_and_the_others_are_measured(
@@ -382,51 +353,47 @@ def rows(*waited: tuple[str, Any], failed: tuple[Any, ...] = ()) -> list[Row]:
     ]
 
 
-VERDICTS: list[tuple[list[Row], int, str, list[str]]] = [
-    (rows(), 0, "No client waits for callbacks, with any of 21 kinds of request.", []),
+SOME = "The client waits for callbacks with "
+NOBODY = "No client waits for callbacks, with any of {} kinds of request."
+FILE = "Not measured: file (1.1 close)."
+UNKNOWN = (("file", CLOSE),)
+
+VERDICTS: list[tuple[list[Row], str, int, str, list[str]]] = [
+    (rows(), "", 0, NOBODY.format(21), []),
     (
         rows(("stream", OLD), ("head", CLOSE), ("head", OLD)),
+        "",
         1,
-        "The client waits for callbacks with stream, no length (1.0 close), HEAD (1.1 close, 1.0 "
-        "close).",
+        f"{SOME}stream, no length (1.0 close), HEAD (1.1 close, 1.0 close).",
         ["old", "empty"],
     ),
     (
-        rows(("no-length", CLOSE), failed=(("file", CLOSE),)),
+        rows(("no-length", CLOSE), failed=UNKNOWN),
+        "",
         1,
-        "The client waits for callbacks with no Content-Length (1.1 close). Not measured: file "
-        "(1.1 close).",
+        f"{SOME}no Content-Length (1.1 close). {FILE}",
         ["length"],
     ),
     (
-        rows(failed=(("file", CLOSE),)),
-        2,
-        "No client waits for callbacks, with any of 20 kinds of request. Not measured: file (1.1 "
-        "close).",
-        [],
-    ),
-    ([Row("file", *CLOSE)], 2, "Nothing could be measured.", []),
-    (
-        [Row("file", *CLOSE, waited=True)],
+        rows(("stream", KEEP_ALIVE)),
+        "nginx",
         1,
-        "The client waits for callbacks with file (1.1 close).",
-        ["other"],
+        f"{SOME}stream, no length (1.1 keep-alive).",
+        ["proxy", "length"],  # let it speak HTTP/1.1 to the server
     ),
+    (rows(failed=UNKNOWN), "", 2, f"{NOBODY.format(20)} {FILE}", []),
+    ([Row("file", *CLOSE)], "", 2, "Nothing could be measured.", []),
+    ([Row("file", *CLOSE, waited=True)], "", 1, f"{SOME}file (1.1 close).", ["other"]),
 ]
 
 
-@pytest.mark.parametrize(("measured", "code", "verdict", "keys"), VERDICTS)
+@pytest.mark.parametrize(("measured", "proxy", "code", "verdict", "keys"), VERDICTS)
 def test_verdict_advice_and_exit_code(
-    measured: list[Row], code: int, verdict: str, keys: list[str]
+    measured: list[Row], proxy: str, code: int, verdict: str, keys: list[str]
 ) -> None:
     assert probe.verdict(measured) == verdict
-    assert probe.advice(measured, "") == [probe.ADVICE[key] for key in keys]
+    assert probe.advice(measured, proxy) == [probe.ADVICE[key] for key in keys]
     assert probe.exit_code(measured) == code
-
-
-def test_behind_a_proxy_the_advice_is_to_speak_http_1_1_to_the_server() -> None:
-    measured = rows(("stream", KEEP_ALIVE))
-    assert probe.advice(measured, "nginx") == [probe.ADVICE["proxy"], probe.ADVICE["length"]]
 
 
 @pytest.mark.parametrize(
