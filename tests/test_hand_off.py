@@ -25,7 +25,6 @@ from conftest import (
 )
 
 from wsgi_after import AfterResponseMiddleware, after_this_response, run_callbacks
-from wsgi_after.integration import current_list
 
 pytestmark = pytest.mark.usefixtures("throttles")
 
@@ -137,21 +136,6 @@ def test_where_instances_share_a_list_the_innermost_executor_counts(outer, inner
     assert (after.executor, events) == (QUEUE, [])
     QUEUE.run()
     assert events == ["inner", "app"]
-
-
-def test_the_threads_of_an_executor_run_the_jobs_of_many_requests(events):
-    def app(environ, start_response):
-        environ["wsgi.after"](look, environ)
-        return hello(environ, start_response)
-
-    def look(environ):
-        events.append((environ["PATH_INFO"], current_list() is environ["wsgi.after"]))
-
-    with ThreadPoolExecutor(4) as pool:
-        application = AfterResponseMiddleware(app, executor=pool)
-        for number in range(100):
-            Exchange(application, make_environ(PATH_INFO=f"/{number}")).finish()
-    assert sorted(events) == sorted((f"/{number}", True) for number in range(100))
 
 
 # Nothing kept
