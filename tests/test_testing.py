@@ -37,6 +37,14 @@ def get(*callbacks: Any, path: str = "/path", raises: Any = None) -> dict[str, A
     return environ
 
 
+def after_len(environ: Any, start_response: Any) -> list[bytes]:
+    environ["wsgi.after"].append(len)
+    return hello(environ, start_response)
+
+
+AFTER_LEN = AfterResponseMiddleware(after_len)
+
+
 def fail(error: BaseException) -> Any:
     def callback() -> None:
         raise error
@@ -72,13 +80,6 @@ def test_callbacks_are_collected_with_their_request_and_run_by_run(events: list[
     assert repr(captured[0]) == "<GET /first: []>"
 
 
-def test_outside_they_run_as_ever(events: list[Any]) -> None:
-    with capture() as captured:
-        pass
-    get(partial(events.append, 1))
-    assert (events, captured) == ([1], [])
-
-
 def test_a_callback_knows_its_request_and_registers_more_in_run(events: list[Any]) -> None:
     def callback() -> None:
         after = environ["wsgi.after"]
@@ -103,18 +104,13 @@ def test_of_a_request_whose_app_raised_too(events: list[Any]) -> None:
     assert (events, captured[0].after.error) == ([1], None)
 
 
-def test_an_environ_that_is_sent_again_gets_a_list_of_its_own(events: list[Any]) -> None:
+def test_an_environ_that_is_sent_again_gets_a_list_of_its_own() -> None:
     environ = make_environ()
-
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        environ["wsgi.after"].append(events.clear)
-        return []
-
-    application = AfterResponseMiddleware(app)
     with capture() as captured:
-        Exchange(application, environ).finish()
-        Exchange(application, environ).finish()
-    assert [len(request.callbacks) for request in captured] == [1, 1]
+        for _ in range(2):
+            Exchange(AFTER_LEN, environ).finish()
+    assert captured.callbacks == [len, len]
+    assert len(captured) == 2
 
 
 def test_a_callback_that_makes_a_request_has_its_callbacks_run_by_run_too(
@@ -138,14 +134,20 @@ def test_what_run_lets_out_leaves_the_other_requests_to_the_next_run(events: lis
     assert events == [1, 2]
 
 
-def test_of_nested_blocks_the_innermost_gets_the_request() -> None:
+def test_of_nested_blocks_the_innermost_gets_the_request_and_outside_it_is_as_ever(
+    events: list[Any],
+) -> None:
     with capture() as outer:
         get(len, path="/before")
         with capture() as inner:
             get(len, path="/within")
         get(len, path="/after")
-    assert [r.request for r in outer] == ["GET /before", "GET /after"]
-    assert [r.request for r in inner] == ["GET /within"]
+    get(partial(events.append, "ran"))
+    assert [[r.request for r in each] for each in (outer, inner)] == [
+        ["GET /before", "GET /after"],
+        ["GET /within"],
+    ]
+    assert events == ["ran"]
 
 
 def test_a_thread_that_has_entered_no_block_belongs_to_the_last_of_the_process() -> None:
@@ -180,10 +182,7 @@ def test_nothing_is_kept_once_they_ran() -> None:
     environ = make_environ(marker=Marker())
     marker = weakref.ref(environ["marker"])
     with capture() as captured:
-        app = AfterResponseMiddleware(
-            lambda environ, start_response: environ["wsgi.after"].append(len) or []
-        )
-        app(environ, lambda *args: None).close()
+        AFTER_LEN(environ, lambda *args: None).close()
         del environ
         captured.run()
         gc.collect()
@@ -204,7 +203,11 @@ def test_a_list_that_lint_watches_is_watched_when_they_run() -> None:
 # strict().
 
 
-def test_one_failure_is_raised_as_itself_after_the_others_ran(events: list[Any]) -> None:
+def test_one_failure_is_raised_as_itself_after_the_others_ran(
+    events: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the logger's level."""
+    caplog.set_level("CRITICAL", "wsgi_after")
     error = ValueError("callback")
     with pytest.raises(ValueError, match="callback") as caught, strict():
         events.append(get(fail(error), partial(events.append, "ran"))["PATH_INFO"])
@@ -256,12 +259,6 @@ def test_an_exception_of_the_block_goes_on() -> None:
     assert [str(failure) for failure in failures] == ["callback"]
 
 
-def test_it_does_not_depend_on_the_logger(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("CRITICAL", "wsgi_after")
-    with pytest.raises(ValueError, match="callback"), strict():
-        get(fail(ValueError("callback")))
-
-
 def test_of_nested_strict_blocks_the_innermost_raises_in_threads_too() -> None:
     def inner() -> None:
         with pytest.raises(ValueError, match="callback"), strict():
@@ -271,21 +268,10 @@ def test_of_nested_strict_blocks_the_innermost_raises_in_threads_too() -> None:
         inner()
 
 
-def test_what_a_capture_runs_counts() -> None:
-    with capture() as captured:
-        get(fail(ValueError("callback")))
-    with pytest.raises(ValueError, match="callback"), strict():
-        captured.run()
-
-
 # The fixtures, and the page.
 
-PLUGIN = (
-    []
-    if [e for e in entry_points(group="pytest11") if e.name == "wsgi_after"]
-    else [*("-p", "wsgi_after.pytest_plugin")]
-)
-
+INSTALLED = any(e.name == "wsgi_after" for e in entry_points(group="pytest11"))
+PLUGIN = [] if INSTALLED else ["-p", "wsgi_after.pytest_plugin"]
 ERRORS = ["ResourceWarning", "pytest.PytestUnraisableExceptionWarning"]
 
 
