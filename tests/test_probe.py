@@ -19,7 +19,7 @@ import pytest
 from conftest import Exchange, make_environ, served
 from documents import blocks
 from servers.descriptions import BY_NAME
-from servers.expectations import IN_TIME, expected_by_default
+from servers.expectations import IN_TIME, expected
 from servers.harness import Place, Server, free_port, require, running
 
 from wsgi_after import AfterResponseMiddleware, probe
@@ -491,9 +491,7 @@ def test_the_verdicts_are_those_of_the_matrix_of_servers(name: str) -> None:
     with asking(BY_NAME[name]) as asked:
         asked.check()
         found = {row.kind: row.waited for row in asked.rows([KEEP_ALIVE])}
-    assert found == {
-        kind: expected_by_default(name, same).timing != IN_TIME for kind, same in SAME.items()
-    }
+    assert found == {kind: expected(name, same).timing != IN_TIME for kind, same in SAME.items()}
     *proxies, server = name.split(", ")
     assert asked.server.startswith(server.split()[0])
     assert asked.proxy.split("/")[0] == " ".join(proxies).split(" ")[0]

@@ -222,8 +222,7 @@ def test_a_library_that_sets_a_cookie() -> None:
 
 
 def test_the_table_of_servers_is_what_the_servers_are_tested_for() -> None:
-    from servers.expectations import END_LATE, IN_TIME, LATE, STREAMS
-    from servers.expectations import expected_by_default as expected
+    from servers.expectations import END_LATE, IN_TIME, LATE, STREAMS, expected
 
     says = {IN_TIME: "does not wait", END_LATE: "waits for the end", LATE: "waits for all of it"}
     columns = [

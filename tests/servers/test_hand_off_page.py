@@ -17,7 +17,7 @@ from wsgi_after import AfterResponseMiddleware
 
 from .descriptions import BY_NAME, PYTHON, Commands, gunicorn, uwsgi
 from .harness import Place, Server, find, require, running, send
-from .measure import measured
+from .measure import sigterm_in_a_pool
 
 PAGE = blocks("hand-off.rst")
 
@@ -58,7 +58,7 @@ def test_its_table_says_what_becomes_of_a_job_at_sigterm(name: str) -> None:
         for row in list(table.findall(nodes.row))[1:]
     ]
     [fate] = [fate for server, fate, _ in rows if name.lower().startswith(server.lower())]
-    assert measured(name, "default").sigterm in fate
+    assert sigterm_in_a_pool(name) in fate
 
 
 def test_the_pool_runs_the_callback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +97,7 @@ def test_at_sigterm_the_pool_is_drained(name: str, commands: Any) -> None:
     server = Server(name, lambda where: where.write("pool.py", POOL) and commands(where), str)
     require([] if find(name) or find_spec(name) else [name])
     with running(server) as where:
-        _, watch = send(where, "reading")
+        watch = send(where, "reading")
         assert watch.slow.wait(10)
         os.kill(where.pid, signal.SIGTERM)
         watch.end.set()
