@@ -308,8 +308,8 @@ def closed(environ, start_response):
 
 MODES = {
     "bare": app,
-    "wrapped": AfterResponseMiddleware(app, executor=None),
-    "closed": AfterResponseMiddleware(closed, executor=None),
+    "wrapped": AfterResponseMiddleware(app),
+    "closed": AfterResponseMiddleware(closed),
     "pool": AfterResponseMiddleware(app, executor=BoundedThreadPoolExecutor()),
 }
 
