@@ -11,9 +11,9 @@ import io
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 from wsgiref.util import setup_testing_defaults
@@ -22,7 +22,7 @@ import hypothesis
 import pytest
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after.throttle import Throttle
+from wsgi_after._core.logs import Throttle
 
 # How much is tried; HYPOTHESIS_PROFILE chooses. The first two try the same each time, so that what
 # fails is what was changed; to look for more is what the long one is for. No deadlines: machines
@@ -84,6 +84,28 @@ def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[b
     return [b"hello"]
 
 
+def registers(*callbacks: Any, app: Any = hello, **options: Any) -> AfterResponseMiddleware:
+    """An app, each request of which has these callbacks; with the options of the middleware."""
+
+    def registering(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        environ["wsgi.after"].extend(callbacks)
+        return app(environ, start_response)
+
+    return AfterResponseMiddleware(registering, **options)
+
+
+def at_once(count: int, fn: Callable[[int], Any]) -> list[Any]:
+    """Call ``fn(number)`` in as many threads at the same time; return what they returned."""
+    together = Barrier(count, timeout=60)
+
+    def call(number: int) -> Any:
+        together.wait()
+        return fn(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(call, range(count)))
+
+
 class File(io.BytesIO):
     """A file that tells when it is closed."""
 
@@ -111,7 +133,7 @@ def send_file(
     events: list[Any],
     *,
     give_back: Callable[[Any], Any] = lambda made: made,
-    executor: Any = ...,
+    executor: Any = None,
     **extra: Any,
 ) -> Exchange:
     """A request for a file, which goes out by this ``wsgi.file_wrapper``; with one callback.
@@ -227,9 +249,8 @@ def events() -> list[Any]:
 @pytest.fixture
 def throttles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has been logged yet of what is logged once in a while."""
-    monkeypatch.setattr("wsgi_after.hand_off._refusals", Throttle())
-    monkeypatch.setattr("wsgi_after.run.slow_ones", Throttle())
-    monkeypatch.setattr("wsgi_after.hand_off._announced_in", set())
+    monkeypatch.setattr("wsgi_after._core.logs.refusals", Throttle())
+    monkeypatch.setattr("wsgi_after._core.logs.slow_ones", Throttle())
 
 
 @pytest.fixture

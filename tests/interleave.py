@@ -2,10 +2,9 @@
 
 CPython lets another thread run, and runs the handlers of signals, between two instructions of a
 function only where it looks for such work: where a function begins, after a call, and after a jump
-back (on 3.10 after some others, too; "eval breaker" in Python/ceval.c). A tracer counts these
-places in the code of the package and of the test that uses it; at the ones it is told, it has the
-other thread go on, or raises. What is explored is what can happen, all of it, and each failure can
-be repeated.
+back ("eval breaker" in Python/ceval.c). A tracer counts these places in the code of the package and
+of the test that uses it. At the places it is told, it has the other thread go on, or raises. All
+that can happen is tried, and each failure can be repeated.
 """
 
 from __future__ import annotations
@@ -24,11 +23,6 @@ import wsgi_after
 PACKAGE = str(Path(wsgi_after.__file__).parent)
 TIMEOUT = 60  # seconds, after which two threads are taken to wait for each other
 
-#: Those that look for other work on 3.10, wherever they lead.
-JUMPS_OF_310 = (
-    ("POP_JUMP_IF_FALSE", "POP_JUMP_IF_TRUE", "JUMP_ABSOLUTE") if sys.version_info < (3, 11) else ()
-)
-
 Action = Callable[[], object]
 
 
@@ -42,10 +36,10 @@ def places(code: CodeType) -> frozenset[int]:
         if looked and name not in ("RESUME", "PRECALL", "COPY_FREE_VARS", "MAKE_CELL"):
             found.add(offset)
             looked = False
-        if name.startswith("CALL") or name == "YIELD_VALUE" or name == "RETURN_GENERATOR":
+        if name.startswith("CALL") or name in ("YIELD_VALUE", "RETURN_GENERATOR"):
             looked = True
         jumps = instruction.opcode in (*dis.hasjrel, *dis.hasjabs)
-        if jumps and (instruction.argval < offset or name in JUMPS_OF_310):
+        if jumps and instruction.argval < offset:
             found.add(instruction.argval)
     return frozenset(found)
 

@@ -28,14 +28,18 @@ PROOFS = {
         "test_lint.test_a_list_that_is_replaced_or_deleted_is_reported",
     ],
     2: [
-        "test_middleware.test_two_instances_share_one_list_with_the_app_wide_callbacks_of_the_outer"
-        "_one_first",
+        "test_calls.test_who_shares_a_list_when_the_call_that_made_it_has_returned",
+        "test_calls.test_a_retry_outside_has_a_list_of_its_own",
+        "test_calls.test_a_list_of_the_server_is_used_by_every_call_until_it_has_ended",
         "test_middleware.test_an_environ_that_is_sent_again_gets_a_new_list",
         "test_middleware.test_a_plain_list_that_is_there_is_used_and_left_to_its_owner",
         "test_middleware.test_a_key_that_is_no_list_is_named",
     ],
     3: [
         "test_matrix.test_the_event_log_is_the_one_that_the_contract_tells",
+        "test_own_thread.test_a_session_of_the_thread_is_closed_before_the_next_request",
+        "test_native_file_wrapper."
+        "test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread",
         "test_lint.test_an_offence_of_the_server_is_reported_once_and_callbacks_run",
         "test_lint.test_close_from_within_the_iteration_is_reported",
     ],
@@ -45,7 +49,9 @@ PROOFS = {
         "test_known_bugs.test_bug_7_one_failure_skips_the_rest_and_nested_ones_are_dropped",
         "test_lint.test_a_list_that_is_used_after_the_end_is_reported_and_raises",
         "test_lint.test_on_prepare_too_late_is_reported_and_raises",
-        "test_callbacks.test_what_slips_in_between_the_last_look_and_the_end_runs",
+        "test_races.test_registering_while_the_request_is_closed_runs_or_raises_in_every_order",
+        "test_processes.test_a_fork_anywhere_in_a_request_leaves_the_callbacks_to_the_parent",
+        "test_processes.test_each_callback_runs_in_one_process",
     ],
     5: [
         "test_matrix.test_the_event_log_is_the_one_that_the_contract_tells",
@@ -53,20 +59,25 @@ PROOFS = {
         "test_middleware.test_an_exception_of_the_app_goes_on_as_it_was",
     ],
     6: [
-        "test_callbacks."
-        "test_a_failing_callback_is_logged_with_its_name_and_request_and_the_others_run",
-        "test_callbacks.test_other_base_exceptions_are_let_out_after_the_others_ran",
-        "test_callbacks.test_a_coroutine_is_closed_and_the_log_names_it_and_the_way_out",
+        "test_contained.test_what_a_callback_raises",
+        "test_contained.test_what_a_signal_handler_raises_goes_on_after_the_others_ran",
+        "test_contained.test_a_callback_whose_code_has_not_run_is_told",
     ],
-    7: ["test_body.test_a_dropped_body_runs_its_callbacks_with_a_warning_that_names_the_request"],
+    7: [
+        "test_body.test_a_dropped_body_runs_its_callbacks_with_a_warning_that_names_the_request",
+        "test_body.test_a_dropped_body_closes_the_apps_iterable_first",
+        "test_unclosed.test_the_next_call_or_end_of_a_request_closes_all_that_waits",
+    ],
     8: [
         "test_middleware.test_the_server_sees_a_misbehaving_app_as_it_would_without_us",
+        "test_native_file_wrapper.test_whether_an_object_is_a_file_is_answered_as_before",
         "test_lint.test_a_middleware_that_copies_a_file_is_reported",
         "test_body.test_the_iterable_is_not_touched_before_the_server_touches_it",
     ],
     9: [
         "test_middleware.test_after_the_end_the_list_keeps_nothing_of_the_request",
         "test_middleware.test_two_requests_at_once_never_see_each_others_callbacks",
+        "test_hand_off.test_a_deep_copy_shares_the_list_and_ends_nothing",
     ],
     10: ["test_callbacks.test_no_request_header_reaches_the_key"],
     11: ["test_contract.test_a_process_that_is_killed_loses_what_had_not_run"],
@@ -76,7 +87,7 @@ PROOFS = {
 def existing_tests() -> set[str]:
     return {
         f"{path.stem}.{node.name}"
-        for path in TESTS.glob("test_*.py")
+        for path in [*TESTS.glob("test_*.py"), *TESTS.glob("cases/test_*.py")]
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
     }

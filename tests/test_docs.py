@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from commands import environment
 from conftest import Exchange
-from documents import DOCS, ROOT, blocks, executed, parse
+from documents import DOCS, ROOT, TESTS, blocks, executed, parse
 from docutils import nodes
 
 import wsgi_after
@@ -46,8 +45,6 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the pages are, built with warnings as errors and each reference resolved."""
-    if sys.version_info < (3, 11):
-        pytest.skip("to build it on one of the later Pythons is enough")
     out = tmp_path_factory.mktemp("html")
     argv = ["sphinx-build", "-W", "-n", "-q", "--keep-going", str(DOCS), str(out)]
     built = subprocess.run(argv, env=environment(), capture_output=True, text=True)
@@ -187,6 +184,17 @@ def test_the_hook_for_git(repository: Path) -> None:
     assert hook.read_text() == f"#!/bin/sh\n{check}\n"
     commit = ["git", "commit", "--allow-empty", "-m", "Nothing here is checked"]
     assert subprocess.run(commit, cwd=repository, stderr=subprocess.DEVNULL).returncode != 0
+
+
+def test_the_map_of_the_tests_has_each_module() -> None:
+    """Those of frameworks aside, whose tests have their names."""
+    [table] = parse("contributing.rst").findall(nodes.table)
+    named = {literal.astext() for literal in table.findall(nodes.literal)}
+    package = Path(wsgi_after.__file__).parent
+    modules = {path.stem for path in package.rglob("*.py")} - {"__init__"}
+    frameworks = {path.stem.removeprefix("test_") for path in TESTS.glob("frameworks/test_*.py")}
+    assert modules - named - frameworks == set()
+    assert {name for name in named if "/" not in name} <= modules
 
 
 TEXTS = [*ROOT.glob("*.rst"), *DOCS.glob("*.rst")]

@@ -111,7 +111,7 @@ def test_two_threads_that_submit_the_first_jobs_share_the_pool(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr("wsgi_after.executor.ThreadPoolExecutor", make)
-    before = set(threading.enumerate())  # those of the shared pool among them
+    before = set(threading.enumerate())
     with BoundedThreadPoolExecutor() as pool:
         pool.submit(str).result(WAIT)
         assert (len(made), len(set(threading.enumerate()) - before)) == (2, 1)
@@ -198,7 +198,8 @@ def test_pending_jobs_finish_at_the_exit_of_the_interpreter():
 
 FORK = """
 import os, threading
-from wsgi_after.executor import shared
+from wsgi_after.executor import BoundedThreadPoolExecutor
+shared = BoundedThreadPoolExecutor()
 parent = threading.Event()
 blocked = [shared.submit(parent.wait) for _ in range(4)]
 shared.submit(print, "of the parent", flush=True)

@@ -11,7 +11,8 @@ import pytest
 from conftest import make_environ
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after.servers import SERVERS, UNKNOWN, recognise
+from wsgi_after._core import servers
+from wsgi_after._core.servers import SERVERS, UNKNOWN, recognise
 
 UWSGI = {"uwsgi.version": b"2.0.31"}
 
@@ -59,10 +60,26 @@ def test_twisted_is_recognised_by_its_error_stream():
     assert recognise(make_environ(**{"wsgi.errors": stream})).name == "twisted"
 
 
+def test_another_row_with_a_key_is_another_server(monkeypatch):
+    """Contributors are invited to add one: it must not matter how many there are."""
+    monkeypatch.setattr(servers, "SERVERS", (*SERVERS, servers.Server("another", key="another.x")))
+    assert recognise(make_environ(**{"another.x": 1})).name == "another"
+    assert recognise(make_environ(**UWSGI)).name == "uWSGI"
+
+
 def test_a_server_that_is_not_recognised_is_not_written_to(events):
     assert recognise(make_environ()) is UNKNOWN
     serve(redirect, events)
     assert events == ["callback"]
+
+
+def test_headers_that_went_out_with_a_chunk_are_not_flushed(events):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [b"", b"chunk"]
+
+    serve(app, events, **UWSGI)
+    assert events == [b"", b"chunk", "callback"]
 
 
 def test_without_callbacks_there_is_no_flush(events):

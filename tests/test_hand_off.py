@@ -29,9 +29,9 @@ from wsgi_after import (
     AfterResponseMiddleware,
     CallbackList,
     after_this_response,
-    callbacks,
     run_callbacks,
 )
+from wsgi_after.integration import current_list
 
 pytestmark = pytest.mark.usefixtures("throttles")
 
@@ -160,21 +160,24 @@ def test_an_app_that_raises_before_it_returns_has_its_callbacks_run_by_the_same_
     assert len(queue.jobs) == (1 if executor else 0)
 
 
-def test_where_instances_share_a_list_the_outer_ones_executor_counts(queue, events):
+@pytest.mark.parametrize("outer", [None, Refuses(AssertionError)])
+def test_where_instances_share_a_list_the_innermost_executor_counts(outer, queue, events):
     def app(environ, start_response):
         environ["wsgi.after"].append(partial(events.append, "app"))
         return hello(environ, start_response)
 
-    inner = AfterResponseMiddleware(app, executor=Refuses(AssertionError))
+    inner = AfterResponseMiddleware(app, executor=queue)
     inner.after_response(lambda environ: events.append("inner"))
-    Exchange(AfterResponseMiddleware(inner, executor=queue)).finish()
+    exchange = Exchange(AfterResponseMiddleware(inner, executor=outer))
+    assert exchange.environ["wsgi.after"].executor is queue
+    exchange.finish()
     queue.run()
     assert events == ["inner", "app"]
 
 
-def test_none_is_in_close_on_any_server(events):
-    serve(None, partial(events.append, 1), **{"mod_wsgi.version": (4, 9, 4)})
-    assert events == [1]
+def test_an_inner_instance_without_an_executor_leaves_the_outer_ones(queue, events):
+    serve(queue, partial(events.append, 1), app=AfterResponseMiddleware(hello))
+    assert (events, len(queue.jobs)) == ([], 1)
 
 
 def test_the_threads_of_an_executor_run_the_jobs_of_many_requests(events):
@@ -183,8 +186,7 @@ def test_the_threads_of_an_executor_run_the_jobs_of_many_requests(events):
         return hello(environ, start_response)
 
     def look(environ):
-        current = callbacks.current.get()
-        events.append((environ["PATH_INFO"], current is environ["wsgi.after"]))
+        events.append((environ["PATH_INFO"], current_list() is environ["wsgi.after"]))
 
     with ThreadPoolExecutor(4) as pool:
         application = AfterResponseMiddleware(app, executor=pool)
@@ -264,7 +266,7 @@ def test_what_the_executor_refuses_runs_in_close_with_a_warning(error, events, c
 
 def test_warnings_come_once_a_minute_with_a_count(monkeypatch, caplog):
     now = 1000.0
-    monkeypatch.setattr("wsgi_after.throttle.monotonic", lambda: now)
+    monkeypatch.setattr("wsgi_after._core.logs.monotonic", lambda: now)
     for _ in range(3):
         serve(Refuses(RuntimeError("full")), str)
     now += 60
@@ -289,6 +291,25 @@ def test_an_interrupt_out_of_submit_does_not_replace_the_apps_exception(events):
     with pytest.raises(ValueError, match="on purpose"):
         Exchange(application)
     assert events == [1]
+
+
+def test_an_executor_that_raised_is_not_asked_again_after_an_interruption(events, monkeypatch):
+    """A signal handler raises while the refusal is being logged."""
+    interruptions = [KeyboardInterrupt]
+
+    def interrupted(request, error):
+        if interruptions:
+            raise interruptions.pop()
+
+    class Counts:
+        def submit(self, fn, *args):
+            events.append("asked")
+            raise RuntimeError("full")
+
+    monkeypatch.setattr("wsgi_after._core.hand_off.log_refusal", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        serve(Counts(), partial(events.append, 1))
+    assert events == ["asked", 1]
 
 
 def test_a_pool_that_was_shut_down_loses_nothing(events, caplog):
@@ -317,9 +338,9 @@ def test_two_threads_that_run_one_list_run_each_callback_once(events):
     """One empties it between the other's look and grasp."""
 
     class Contended(list):
-        def __getitem__(self, index):
+        def pop(self, index):
             super().clear()
-            return super().__getitem__(index)
+            return super().pop(index)
 
     run_callbacks(Contended([partial(events.append, 1)]))
     assert events == []
@@ -411,16 +432,19 @@ def test_a_future_that_takes_no_callback_does_not_make_the_job_run_twice(queue, 
     assert "on purpose" in capsys.readouterr().err
 
 
-# To another process
+# Copies, and to another process
+
+#: What else a test's environ has can be copied.
+ONLY_TEXT = {"wsgi.errors": None}
 
 
 def test_a_list_pickles_as_the_list_that_it_is():
     after = CallbackList([partial(int, "1")])
     assert pickle.loads(pickle.dumps(after))[0]() == 1
-    after._environ = {"unpicklable": lambda: None}
     copied = pickle.loads(pickle.dumps(after))
     assert type(copied) is list
     assert [callback() for callback in copied] == [1]
+    after.append(print)  # it has not left this process
 
 
 SPAWN = get_context("spawn")  # a fork of a process with threads is deprecated
@@ -470,6 +494,21 @@ def test_what_comes_after_a_job_has_left_the_process_is_refused(late):
     assert ([callback() for callback in sent], label) == ([1, 2][: 1 + late], "GET /path")
 
 
+@pytest.mark.parametrize("with_environ", [True, False])
+def test_a_deep_copy_shares_the_list_and_ends_nothing(with_environ, queue, events):
+    """Debug toolbars and error reporters copy what they can of the environ."""
+
+    def app(environ, start_response):
+        copied = copy.deepcopy(environ if with_environ else environ["wsgi.after"])
+        (copied["wsgi.after"] if with_environ else copied).append(partial(events.append, "copy"))
+        return hello(environ, start_response)
+
+    after = serve(queue, partial(events.append, 1), app=app, **ONLY_TEXT).environ["wsgi.after"]
+    after.append(partial(events.append, "later"))
+    queue.run()
+    assert events == [1, "copy", "later"]
+
+
 def test_a_copy_of_the_list_is_a_plain_one_and_ends_nothing(queue):
     after = serve(queue, partial(int, "1")).environ["wsgi.after"]
     copied = copy.copy(after)
@@ -503,7 +542,7 @@ def test_a_finalizer_runs_them_in_place(queue, events):
 # uWSGI
 
 
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("given", ["outer", "inner", "none"])
 def test_where_the_server_reuses_the_environ_the_app_gets_a_copy_with_an_executor(
     given, queue, events
 ):
@@ -511,14 +550,31 @@ def test_where_the_server_reuses_the_environ_the_app_gets_a_copy_with_an_executo
         environ["wsgi.after"](lambda: events.append(environ.get("PATH_INFO")))
         return hello(environ, start_response)
 
-    application = AfterResponseMiddleware(app, executor=queue if given else None)
+    inner = AfterResponseMiddleware(app, executor=queue if given == "inner" else None)
+    application = AfterResponseMiddleware(inner, executor=queue if given == "outer" else None)
     application.after_response(lambda environ: events.append(environ.get("PATH_INFO")))
     exchange = Exchange(application, make_environ(**{"uwsgi.version": b"2.0.31"}))
     exchange.finish()
     exchange.environ.clear()  # as uWSGI does before it takes the next request
-    if given:
+    if given != "none":
         queue.run()
     assert events == ["/path", "/path"]
+
+
+def test_what_a_middleware_between_binds_to_the_environ_there_keeps_its_arguments(queue, events):
+    def look(environ, *args, **kwargs):
+        events.append((environ["PATH_INFO"], args, kwargs))
+
+    def between(environ, start_response):
+        environ["wsgi.after"](look, environ, 1, two=2)
+        return AfterResponseMiddleware(hello, executor=queue)(environ, start_response)
+
+    application = AfterResponseMiddleware(between)
+    exchange = Exchange(application, make_environ(**{"uwsgi.version": b"2.0.31"}))
+    exchange.finish()
+    exchange.environ.clear()
+    queue.run()
+    assert events == [("/path", (1,), {"two": 2})]
 
 
 # Slow callbacks
@@ -528,8 +584,8 @@ def test_where_the_server_reuses_the_environ_the_app_gets_a_copy_with_an_executo
 def clock(monkeypatch):
     """What time it is; a callback may move it on."""
     clock = [1000.0]
-    for module in ("run", "throttle"):
-        monkeypatch.setattr(f"wsgi_after.{module}.monotonic", lambda: clock[0])
+    for module in ("run", "logs"):
+        monkeypatch.setattr(f"wsgi_after._core.{module}.monotonic", lambda: clock[0])
     return clock
 
 

@@ -1,9 +1,11 @@
-"""One way down: each module of the package imports those below it, and nothing imports upward."""
+"""The shape of the package: one way down, public names between its parts, no swapped classes."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,79 +19,153 @@ PACKAGE = Path(wsgi_after.__file__).parent
 LAYERS = [
     {"__main__", "pytest_plugin"},
     {"django", "flask", "lint", "probe", "pyramid", "testing"},  # imported by their users alone
+    {"integration"},
     {"__init__"},
-    {"middleware"},
-    {"nested"},
-    {"body"},
-    {"file_wrapper"},
-    {"finish"},
-    {"hand_off"},
-    {"prepare", "run"},
-    {"callbacks"},
+    {"functions"},
+    {"_core.middleware"},
+    {"_core.files"},
+    {"_core.body"},
+    {"_core.finish"},
+    {"_core.hand_off", "_core.unclosed"},
+    {"_core.run"},
+    {"_core.callbacks"},
+    {"_core.prepare"},
     {"arguments"},
-    {"executor", "logs", "servers", "throttle"},
+    {"_core.logs"},
+    {"_core.current", "_core.let_out", "_core.process", "_core.servers", "executor"},
+    {"_core.__init__"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 
-#: What stands behind an import that goes up all the same, with its reason.
-MARK = re.compile(r"# upward: \w+")
+#: Those that know the core by its public names only.
+OUTSIDE = [module for layer in LAYERS[:2] for module in sorted(layer)]
+
+#: The core as it is counted: what it says, and what changes a response, are apart.
+COUNTED = [
+    path for path in PACKAGE.glob("_core/*.py") if path.name not in {"logs.py", "prepare.py"}
+]
+#: The way of a request with one callback.
+WAY = ["middleware", "body", "finish", "run", "callbacks"]
 
 
-def imported(statement: ast.AST) -> Iterator[str]:
+def source_of(module: str) -> str:
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+
+
+def imported(module: str, statement: ast.AST) -> Iterator[str]:
     """The modules of the package that a statement imports, within functions and for types, too."""
     if isinstance(statement, ast.Import):
         names = [alias.name for alias in statement.names]
     elif isinstance(statement, ast.ImportFrom):
-        base = ("wsgi_after." if statement.level else "") + (statement.module or "")
-        names = [f"{base.rstrip('.')}.{alias.name}" for alias in statement.names]
+        inside = ["wsgi_after", *module.split(".")][: -statement.level] if statement.level else []
+        base = [*inside, *(statement.module or "").split(".")]
+        names = [".".join([*filter(None, base), alias.name]) for alias in statement.names]
     else:
         return
     for name in names:
-        package, _, rest = f"{name}.".partition(".")
+        package, _, rest = name.partition(".")
         if package == "wsgi_after":
-            module = rest.partition(".")[0]
-            yield module if module in DEPTH else "__init__"
+            parts = rest.split(".")
+            candidates = [".".join(parts[:2]), parts[0], "__init__"]
+            yield next(candidate for candidate in candidates if candidate in DEPTH)
 
 
 def upward(module: str, source: str) -> Iterator[str]:
-    """What a module with this source imports that is not below it, those aside that are marked."""
-    lines = source.splitlines()
+    """What a module with this source imports that is not below it."""
     for statement in ast.walk(ast.parse(source)):
-        for name in imported(statement):
-            if DEPTH[name] <= DEPTH[module] and not MARK.search(lines[statement.lineno - 1]):
+        for name in imported(module, statement):
+            if DEPTH[name] <= DEPTH[module]:
                 yield name
 
 
 def test_every_module_has_its_layer() -> None:
-    assert sorted(DEPTH) == sorted(path.stem for path in PACKAGE.glob("*.py"))
+    found = [
+        str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
+        for path in PACKAGE.rglob("*.py")
+    ]
+    assert sorted(DEPTH) == sorted(found)
     assert len(DEPTH) == sum(map(len, LAYERS))
 
 
 @pytest.mark.parametrize("module", DEPTH)
 def test_no_module_imports_upward(module: str) -> None:
-    source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
-    assert list(upward(module, source)) == []
+    """So there is no circle."""
+    assert list(upward(module, source_of(module))) == []
 
 
 @pytest.mark.parametrize(
     ("source", "seen"),
     [
-        ("from .body import wrap, Body", ["body", "body"]),
-        ("from . import body", ["body"]),
-        ("from . import run_callbacks", ["__init__"]),
-        ("from wsgi_after import nested", ["nested"]),
-        ("from wsgi_after.finish import finish", ["finish"]),
-        ("import wsgi_after.finish", ["finish"]),
+        ("from .body import body_class, Body", ["_core.body", "_core.body"]),
+        ("from . import body", ["_core.body"]),
+        ("from .. import run_callbacks", ["__init__"]),
+        ("from wsgi_after._core import files", ["_core.files"]),
+        ("from wsgi_after._core.finish import finish", ["_core.finish"]),
+        ("import wsgi_after._core.finish", ["_core.finish"]),
         ("import wsgi_after", ["__init__"]),
-        ("def f():\n    from .body import wrap", ["body"]),
-        ("if TYPE_CHECKING:\n    from .body import Body", ["body"]),
-        ("from .body import wrap  # upward:", ["body"]),
-        ("from .body import wrap  # upward: it loads much, and most never need it", []),
+        ("def f():\n    from .body import Body", ["_core.body"]),
+        ("if TYPE_CHECKING:\n    from .body import Body", ["_core.body"]),
         ("from .run import run", []),
+        ("from ..executor import SupportsSubmit", []),
         ("from logging import body", []),
     ],
 )
 def test_an_import_that_goes_up_from_the_end_of_a_request_is_seen(
     source: str, seen: list[str]
 ) -> None:
-    assert list(upward("finish", source)) == seen
+    assert list(upward("_core.finish", source)) == seen
+
+
+@pytest.mark.parametrize("module", OUTSIDE)
+def test_integrations_and_tools_touch_public_names_only(module: str) -> None:
+    tree = ast.parse(source_of(module))
+    imports = {name for node in ast.walk(tree) for name in imported(module, node)}
+    assert {name for name in imports if name.startswith("_core")} == set()
+    core = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("_core/*.py"))
+    private = {
+        node.attr
+        for node in ast.walk(ast.parse(core))
+        if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)
+    }
+    touched = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
+    }
+    assert touched & private == set()
+
+
+def test_no_live_object_gets_another_class() -> None:
+    swaps = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and node.attr == "__class__"
+        and isinstance(node.ctx, ast.Store)
+    ]
+    assert swaps == []
+
+
+def lines_of_code(path: Path) -> int:
+    """Without docstrings, comments and blank lines."""
+    source = path.read_text(encoding="utf-8")
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT}:
+            code.update(range(token.start[0], token.end[0] + bool(token.string)))
+    for node in ast.walk(ast.parse(source)):
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node) is not None
+        ):
+            code -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(code)
+
+
+def test_the_core_stays_small_enough_to_be_read() -> None:
+    """Lines, and lines of code."""
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in COUNTED)
+    way = sum(len(source_of(f"_core.{module}").splitlines()) for module in WAY)
+    assert (lines <= 1_300, sum(map(lines_of_code, COUNTED)) <= 800, way <= 850) == (True,) * 3

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import pickle
 import re
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from functools import partial
 from importlib import import_module
+from linecache import getline
 from pathlib import Path
 from typing import Any
 from wsgiref.handlers import SimpleHandler
@@ -89,6 +92,14 @@ class App:
 async def coroutine_function() -> None: ...
 
 
+def generator_function() -> Iterator[None]:
+    yield
+
+
+async def async_generator_function() -> AsyncIterator[None]:
+    yield
+
+
 # What keeps the contract.
 
 
@@ -155,6 +166,14 @@ def test_a_real_server_keeps_the_contract(events: list[Any]) -> None:
     assert events == [1]
 
 
+@pytest.mark.parametrize("keep", [copy, deepcopy, lambda body: pickle.loads(pickle.dumps(body))])
+def test_a_cache_outside_keeps_what_the_app_returned(keep: Callable[[Any], Any]) -> None:
+    with violations():
+        exchange = Exchange(LintMiddleware(hello))
+        assert type(keep(exchange.result)) is list
+        assert (keep(exchange.result), exchange.finish()) == ([b"hello"], [b"hello"])
+
+
 def test_an_environ_can_be_used_again() -> None:
     environ = make_environ()
     application = both(app_that(lambda environ: None))
@@ -180,6 +199,8 @@ ENTRIES = {
     "a coroutine function": (coroutine_function, "is a coroutine function"),
     "an object with such a __call__": (App(), "is a coroutine function"),
     "one bound to arguments": (partial(coroutine_function), "is a coroutine function"),
+    "a generator function": (generator_function, "is a generator function"),
+    "an asynchronous one": (async_generator_function, "is a generator function"),
     "one that wants an argument": (App().needs_one, "missing a required argument: 'argument'"),
     "one that wants none": (partial(App.needs_one, 1, 2, 3), "too many positional arguments"),
 }
@@ -268,16 +289,22 @@ def test_a_list_that_is_replaced_by_a_body_is_reported() -> None:
         Exchange(inside(app)).finish()
 
 
-@pytest.mark.parametrize("register", ["append", "extend", "insert", "__call__", "on_prepare"])
-def test_a_list_that_is_used_after_the_end_is_reported_and_raises(register: str) -> None:
+@pytest.mark.parametrize("method", ["append", "extend", "insert", "__call__", "__setitem__"])
+def test_a_list_that_is_used_after_the_end_is_reported_and_raises(method: str) -> None:
+    """By a method that was looked up before the end, too."""
     environ = make_environ()
-    Exchange(inside(hello), environ).finish()
+    exchange = Exchange(inside(hello), environ)
+    register = getattr(environ["wsgi.after"], method)
+    exchange.finish()
+    arguments = {"extend": [[print]], "insert": [0, print], "__setitem__": [slice(0), [print]]}
     with (
         violations((lint.REGISTERED_IN_TIME, "app")) as seen,
         pytest.raises(RuntimeError, match="have run already"),
     ):
-        getattr(environ["wsgi.after"], register)(print)
-    assert "test_a_list_that_is_used_after_the_end" in seen[0].culprit
+        register(*arguments.get(method, [print]))
+    [line] = re.findall(r"test_a_list_that_is_used.*, line (\d+)", seen[0].culprit)
+    assert getline(__file__, int(line)).strip().startswith("register(")
+    assert environ["wsgi.after"] == []
 
 
 def test_on_prepare_too_late_is_reported_and_raises() -> None:
@@ -292,6 +319,15 @@ def test_on_prepare_too_late_is_reported_and_raises() -> None:
     ):
         Exchange(inside(app))
     assert seen[0].request == "GET /path"
+
+
+def test_an_environ_that_is_sent_again_before_the_first_body_is_closed_has_another_list() -> None:
+    """As a middleware does that tries again: the app has replaced nothing."""
+    environ = make_environ()
+    application = both(hello)
+    with violations():
+        first, second = Exchange(application, environ), Exchange(application, environ)
+        assert first.finish() + second.finish() == [b"hello", b"hello"]
 
 
 # A list that somebody else put there.
@@ -437,38 +473,50 @@ def passing_on(app: Any) -> Any:
     return lambda environ, start_response: app(environ, start_response)
 
 
+class Note:
+    """A file that notes each time that it is closed; ``close`` may be of the instance."""
+
+    def __init__(self, events: list[Any], of_instance: bool) -> None:
+        self.events = events
+        if of_instance:
+            self.close = lambda: events.append("closed")
+
+    def close(self) -> None:
+        self.events.append("closed")
+
+
+#: A class, as in most servers; a function, as in uWSGI, which knows the file and closes that.
+FILE_WRAPPERS = {"a class": FileWrapper, "a function": lambda file: file}
+
+
 @pytest.mark.parametrize("place", [inside, outside, both])
-def test_a_file_arrives_untouched_and_its_close_is_watched(place: Any, events: list[Any]) -> None:
-    def app(environ: Any, start_response: Any) -> Any:
-        environ["wsgi.after"].append(partial(events.append, "ran"))
-        return send_file(environ, start_response)
-
-    environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
-    with violations(*[] if place is inside else [(lint.ONCE, "server")]):
-        exchange = Exchange(place(app), environ)
-        assert type(exchange.result) is FileWrapper
-        close_twice(exchange)
-    assert events == ["ran"]
-    assert exchange.result.filelike.closed
-
-
-@pytest.mark.parametrize("place", [inside, outside, both])
-def test_a_file_arrives_untouched_where_its_wrapper_is_a_function(
-    place: Any, events: list[Any]
+@pytest.mark.parametrize("wrapper", FILE_WRAPPERS.values(), ids=FILE_WRAPPERS)
+@pytest.mark.parametrize("of_instance", [False, True])
+def test_a_file_that_is_returned_twice_arrives_untouched_each_time(
+    place: Any, wrapper: Any, of_instance: bool, events: list[Any]
 ) -> None:
-    """As uWSGI's, which knows the file by its identity, and closes that."""
+    """Each request runs its callbacks and closes the file, which then is as it was."""
+    made: list[Any] = []
 
     def app(environ: Any, start_response: Any) -> Any:
         environ["wsgi.after"].append(partial(events.append, "ran"))
-        return send_file(environ, start_response)
+        start_response("200 OK", [])
+        if not made:
+            made.append(environ["wsgi.file_wrapper"](file))
+        return made[0]
 
-    made: list[Any] = []
-    environ = make_environ(**{"wsgi.file_wrapper": lambda file: made.append(file) or file})
+    file = Note(events, of_instance)
     with violations():
-        exchange = Exchange(place(app), environ)
-        assert [exchange.result] == made
-        exchange.result.close()
-    assert events == ["ran"]
+        for _ in range(2):
+            exchange = Exchange(place(app), make_environ(**{"wsgi.file_wrapper": wrapper}))
+            assert exchange.result is made[0]
+            assert events == []
+            exchange.result.close()
+            assert (events, vars(file).keys()) == (["closed", "ran"], KEYS[of_instance])
+            events.clear()
+
+
+KEYS = {False: {"events"}, True: {"events", "close"}}
 
 
 def test_a_file_that_is_not_closed_is_reported() -> None:

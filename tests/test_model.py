@@ -20,6 +20,7 @@ from collections import Counter
 
 import pytest
 import sentry_sdk
+import wsgi_after.callbacks
 from conftest import count
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -37,8 +38,6 @@ from model.executors import EXECUTORS, pool
 from model.faults import FAULTS, Faulty
 from model.requests import CANCELS, FILE_WRAPPERS, Log, Request, Stack
 from model.stacks import INSIDE, STACK
-
-import wsgi_after.callbacks
 from wsgi_after.callbacks import set_current
 
 log = Log()

@@ -11,10 +11,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Exchange, FailingFile, File, make_environ, send_file
+from conftest import Exchange, FailingFile, File, Refuses, make_environ, send_file
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after.executor import BoundedThreadPoolExecutor, shared
 
 
 class Server:
@@ -61,6 +60,24 @@ def test_the_file_that_the_server_finds_is_like_the_apps(server, events):
     with pytest.raises(AttributeError, match="no_such_name"):
         found.no_such_name  # noqa: B018
     found.close()
+
+
+@pytest.mark.parametrize("app", ["bare", "wrapped"])
+def test_whether_an_object_is_a_file_is_answered_as_before(app, server, events):
+    """Middlewares for mod_wsgi ask; of a function the question is an error."""
+
+    def asks(environ, start_response):
+        file_wrapper = environ["wsgi.file_wrapper"]
+        made = file_wrapper(File([]))
+        try:
+            events.append([isinstance(thing, file_wrapper) for thing in (made, [b"text"])])
+        except TypeError:
+            events.append("TypeError")
+        return [b"text"]
+
+    application = asks if app == "bare" else AfterResponseMiddleware(asks)
+    list(application(make_environ(**{"wsgi.file_wrapper": server.file_wrapper}), None))
+    assert events == ["TypeError" if server.kind == "function" else [True, False]]
 
 
 def test_its_close_closes_the_file_and_runs_the_callbacks_once(server, events):
@@ -164,18 +181,14 @@ def io_thread():
 
 
 def wait_for_callbacks():
-    assert shared.drain(10)
     for thread in threading.enumerate():
         if thread.name == "wsgi_after":
             thread.join(10)
 
 
-@pytest.mark.parametrize("to_run_in_close", [{}, {"executor": None}])
-def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(
-    to_run_in_close, events, io_thread
-):
+def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(events, io_thread):
     release = threading.Event()
-    exchange = send(Server("function"), File(events), events, **to_run_in_close, **WAITRESS)
+    exchange = send(Server("function"), File(events), events, **WAITRESS)
     exchange.environ["wsgi.after"].insert(0, lambda: release.wait(10))
     io_thread.submit(exchange.result.close).result(10)
     assert events == ["file closed"]
@@ -206,7 +219,6 @@ def test_without_another_thread_to_be_had_they_run_in_place(events, io_thread, m
         raise RuntimeError("can't start new thread")
 
     exchange = send(Server("function"), File(events), events, **WAITRESS)
-    monkeypatch.setattr("wsgi_after.executor.shared", BoundedThreadPoolExecutor())  # no threads yet
     monkeypatch.setattr("threading.Thread.start", start)
     io_thread.submit(exchange.result.close).result(10)
     assert events == ["file closed", "callback None None"]
@@ -217,6 +229,14 @@ def test_a_file_without_a_close_runs_its_callbacks_there_too(events, io_thread):
     io_thread.submit(exchange.result.close).result(10)
     wait_for_callbacks()
     assert events == ["callback None None"]
+
+
+def test_there_too_what_an_executor_refuses_gets_a_thread_of_its_own(events, io_thread):
+    exchange = send(Server("function"), File(events), events, executor=Refuses(), **WAITRESS)
+    exchange.environ["wsgi.after"](lambda: events.append(threading.current_thread().name))
+    io_thread.submit(exchange.result.close).result(10)
+    wait_for_callbacks()
+    assert events == ["file closed", "callback None None", "wsgi_after"]
 
 
 def test_in_its_own_thread_waitress_runs_the_callbacks_in_place(events):

@@ -18,6 +18,8 @@ from django.test import override_settings
 from django.urls import path
 from documents import ROOT, executed, parse
 from docutils import nodes
+from servers.descriptions import SERVERS
+from servers.expectations import EMPTY, END_LATE, IN_TIME, LATE, STREAMS, UNFRAMED, expected
 from servers.harness import wait_until
 from werkzeug.test import Client
 
@@ -222,23 +224,36 @@ def test_a_library_that_sets_a_cookie() -> None:
 
 
 def test_the_table_of_servers_is_what_the_servers_are_tested_for() -> None:
-    from servers.expectations import END_LATE, IN_TIME, LATE, STREAMS, expected
-
     says = {IN_TIME: "does not wait", END_LATE: "waits for the end", LATE: "waits for all of it"}
-    columns = [
-        ["list_with_length"],
-        STREAMS,
-        ["redirect", "no_content", "not_modified", "head"],
-    ]
-    tested = {
-        "gunicorn sync, gthread": ["gunicorn sync", "gunicorn gthread"],
-        "uWSGI": ["uWSGI --http", "uWSGI --http-socket"],
-        "waitress": ["waitress"],
-    }
-    assert expected("uWSGI --http", "list_without_length").timing == END_LATE
-    assert expected("uWSGI --http", "empty_list").timing == END_LATE
-    for row in table("The client of"):
-        for cell, kinds in zip(row[1:], columns, strict=True):
-            for server in tested.pop(row[0]) if kinds is columns[-1] else tested[row[0]]:
+    columns = [["list_with_length"], STREAMS, EMPTY]
+    rows = table("The client of")
+    assert [row[0] for row in rows] == ["gunicorn", "uWSGI", "waitress", "mod_wsgi"]
+    for name, *cells in rows:
+        for server in [server.name for server in SERVERS if server.name.startswith(name)]:
+            for cell, kinds in zip(cells, columns, strict=True):
                 assert {says[expected(server, kind).timing] for kind in kinds} == {cell}, server
-    assert tested == {}
+
+
+def waiting_for(kind: str) -> set[str]:
+    """The servers whose clients wait for the callbacks of such a response."""
+    return {
+        server.name.replace(",", " ").split()[0]
+        for server in SERVERS
+        if expected(server.name, kind).timing in {END_LATE, LATE}
+    }
+
+
+def test_so_is_what_the_page_says_below_it() -> None:
+    named = {row[0] for row in table("The client of")}
+    assert waiting_for("list_with_length") == {"tornado"}
+    assert waiting_for("empty_list") & named == {"uWSGI", "waitress", "mod_wsgi"}
+    assert waiting_for("list_without_length") & named == {"uWSGI", "mod_wsgi"}
+    for kind in UNFRAMED:
+        assert expected("nginx, gunicorn", kind).timing == LATE
+    for kind in ("error_before_return", "error_in_first_chunk", "error_in_mid_body"):
+        in_time = {
+            server.name for server in SERVERS if expected(server.name, kind).timing == IN_TIME
+        }
+        assert in_time <= {"bjoern", "eventlet"}
+    assert len({server.name.replace(",", " ").split()[0] for server in SERVERS} - {"nginx"}) == 18
+    assert "docs/servers.rst <docs/servers.rst>`_ has 18 servers" in README

@@ -43,9 +43,9 @@ class Unprintable:
 
 @pytest.mark.parametrize("executor", [None, Refuses(RuntimeError(FORGED)), Loses()])
 @pytest.mark.parametrize("name", ["PATH_INFO", "REQUEST_METHOD", "SCRIPT_NAME"])
-def test_no_client_forges_a_line_of_the_log(name, executor, caplog, monkeypatch):
+@pytest.mark.usefixtures("throttles")
+def test_no_client_forges_a_line_of_the_log(name, executor, caplog):
     """Control characters are escaped, and line separators: in the request, the name, the error."""
-    monkeypatch.setattr("wsgi_after.hand_off._refusals.passes", lambda: 1)
     environ = make_environ(**{name: FORGED})
     Exchange(AfterResponseMiddleware(app, executor=executor), environ).finish()
     assert caplog.messages
@@ -55,9 +55,9 @@ def test_no_client_forges_a_line_of_the_log(name, executor, caplog, monkeypatch)
         assert getattr(record, "callback", "").isprintable()
 
 
+@pytest.mark.usefixtures("throttles")
 def test_the_report_of_a_slow_callback_is_escaped(caplog, monkeypatch):
-    monkeypatch.setattr("wsgi_after.finish.PATIENCE", -1)
-    monkeypatch.setattr("wsgi_after.run.slow_ones.passes", lambda: 1)
+    monkeypatch.setattr("wsgi_after._core.finish.PATIENCE", -1)
     Exchange(AfterResponseMiddleware(app), make_environ(PATH_INFO=FORGED)).finish()
     assert any("took" in message for message in caplog.messages)
     assert all(message.isprintable() for message in caplog.messages)

@@ -87,6 +87,14 @@ def test_without_a_mail_server_the_client_has_its_answer_and_the_log_the_error(
     assert f"\n{PAGE['failed']}\nTraceback (most recent call last):\n" in log.read_text()
 
 
+def test_two_seconds_are_reported_as_slow(tmp_path: Path) -> None:
+    write(tmp_path, "shop.py", mail_port=9, sleep="time.sleep(2)")
+    with serving(COMMANDS["gunicorn"], tmp_path) as port:
+        assert ask(port, ORDER) == (200, "Thank you.\n")
+        log = tmp_path / "log"
+        wait_until(lambda: "shop.send_mail of GET /order took 2." in log.read_text(), log)
+
+
 def test_the_test(tmp_path: Path) -> None:
     write(tmp_path, "shop.py", mail_port=9)
     (tmp_path / "test_shop.py").write_text(PAGE["test_shop.py"], encoding="utf-8")

@@ -3,7 +3,8 @@
 ``application = AfterResponseMiddleware(application)`` gives each request a list,
 ``environ["wsgi.after"]``. Whatever is appended to it is a callable without arguments, and runs
 
-* after the server has called ``close()`` on the response, and the app's own iterable is closed;
+* in the request's own thread, after the server has called ``close()`` on the response, and the
+  app's own iterable is closed;
 * exactly once, in order of registration, those too that a running callback registers;
 * whatever happened: no body, a body cut short, an exception of the app;
 * each contained: what it raises is logged, and the others run;
@@ -12,9 +13,10 @@
 Server and client see what they would have seen without it.
 """
 
-from .callbacks import CallbackList, after_this_request, after_this_response
-from .middleware import AfterResponseMiddleware
-from .run import run_callbacks
+from ._core.callbacks import CallbackList
+from ._core.middleware import AfterResponseMiddleware
+from ._core.run import run_callbacks
+from .functions import after_this_request, after_this_response
 
 __all__ = [
     "AfterResponseMiddleware",
@@ -25,3 +27,7 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Logs, tracebacks and pickled jobs show the public path.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

@@ -31,8 +31,7 @@ from threading import Event, Thread, Timer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .callbacks import CallbackList, EndedCallbackList
-from .middleware import AfterResponseMiddleware
+from . import AfterResponseMiddleware, CallbackList
 
 try:
     from werkzeug.serving import WSGIRequestHandler, make_server
@@ -213,7 +212,7 @@ class Exchange:
     """
 
     def __init__(self, app: WSGIApplication, name: str, timeout: float) -> None:
-        self.application = AfterResponseMiddleware(self._call, executor=None)  # as the server is
+        self.application = AfterResponseMiddleware(self._call)
         self.application.after_response(self._begin)
         self.error: BaseException | None = None  # of the app
         self._app = app
@@ -262,9 +261,12 @@ class Exchange:
     def handled(self, error: BaseException | None = None) -> None:
         """Note that the server is through with a request, which may have ended with ``error``."""
         self.error = self.error or error
-        if not self._finished.is_set() and isinstance(self._callbacks, EndedCallbackList):
+        if not self._finished.is_set() and self._has_ended():
             self._note_end()  # somebody cleared the list, so that ours did not run
         self._handled.set()
+
+    def _has_ended(self) -> bool:
+        return self._callbacks is not None and self._callbacks.ended
 
     def request(self, port: int, path: str) -> None:
         """Ask for ``path``, read the response, and wait until the callbacks have ended.

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .logs import describe
+from ._core.logs import describe
 
 
 def check_arguments(
@@ -27,3 +27,9 @@ def check_arguments(
     except TypeError as error:
         message = f"Callback {describe(fn)}{signature} cannot be called: {error}. {expected}"
         raise TypeError(message) from None
+
+
+THE_ENVIRON = (
+    "after_response() expects a callable that takes the environ. It is after_response() of "
+    "wsgi_after.flask that passes nothing."
+)

@@ -1,4 +1,4 @@
-"""Django: callbacks that run in ``response.close()``, where the ORM can be used.
+"""Django: callbacks that run in ``response.close()``, in the request's thread, and can use the ORM.
 
 ::
 
@@ -8,18 +8,18 @@
         after_response(request, send_mail, "Thank you", ...)
         return HttpResponse("Thank you.")
 
-Use it in place of wrapping the WSGI application, or beside that: then the outer list is used, and
-what runs it closes the connections that a callback opened after ``request_finished``.
+The entry is enough. Wrap the WSGI application as well to pass ``executor=``: then the list of that
+middleware is used, and the connections that callbacks open after ``request_finished`` are closed.
 
-Caution: put it first. A middleware before it may answer with a response of its own; then callbacks
-run when the one that was dropped is garbage-collected.
+Caution: put the entry first. A middleware before it may answer with a response of its own. Then the
+callbacks run when the response that was dropped is garbage-collected.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
+from contextvars import ContextVar
 from http.cookies import Morsel, SimpleCookie
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -29,18 +29,7 @@ from django.core.handlers.wsgi import WSGIRequest
 from django.db import close_old_connections, connections
 from django.db.backends.signals import connection_created
 
-from .callbacks import (
-    CallbackList,
-    EndedCallbackList,
-    current,
-    register,
-    reset_current,
-    set_current,
-)
-from .file_wrapper import FileClose
-from .finish import finish
-from .middleware import KEY, not_a_list
-from .servers import recognise
+from .integration import KEY, OpenRequest, current_list, open_request, register
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
@@ -59,13 +48,15 @@ _ABSENT = (
 )
 
 _of_thread = threading.local()  # .serves: Django has served a request in it, so it looks after it
+#: The list of the request whose view is being called. Its callbacks do not run yet.
+_in_view: ContextVar[object] = ContextVar("wsgi_after.django", default=None)
 
 
 def after_response(request: HttpRequest, fn: F, /, *args: Any, **kwargs: Any) -> F:
     """Register ``fn(*args, **kwargs)`` to run after the response to ``request``; return ``fn``.
 
-    It runs after those registered before. What it returns is ignored; what it raises is logged,
-    and the others run. ``environ["wsgi.after"]`` of ``request.environ`` is the list.
+    Callbacks run in order of registration. What ``fn`` returns is ignored. What it raises is
+    logged, and the others run. The list is ``request.environ["wsgi.after"]``.
 
     :raises ImproperlyConfigured: if the request has no list.
     :raises TypeError: if ``fn`` is not callable.
@@ -81,7 +72,7 @@ class AfterResponseMiddleware:
     """An entry of ``MIDDLEWARE``: gives each request a list of callbacks to run after the response.
 
     They run in ``response.close()``, before ``request_finished``. If the request has a list
-    already, that is used: whoever made it runs what is in it.
+    already, that one is used, and whoever made it runs the callbacks.
 
     :param get_response: what Django passes.
     :raises ImproperlyConfigured: under ASGI.
@@ -105,68 +96,37 @@ class AfterResponseMiddleware:
         if not isinstance(request, WSGIRequest):  # ASGI, behind a synchronous middleware
             raise ImproperlyConfigured(_ASGI)
         _of_thread.serves = True
-        environ = request.environ
-        present = environ.get(KEY)
-        # One that has ended: this environ has been through a request already.
-        if present is not None and not isinstance(present, EndedCallbackList):
-            return self._share(present, request)
-        callbacks = environ[KEY] = CallbackList()
-        callbacks._environ = environ
-        callbacks._server_start_response = _start_response
-        token = set_current(callbacks)
-        try:
-            response = self.get_response(request)
-            start(response, callbacks)
-        except BaseException as error:
-            finish(callbacks, error=error)
-            raise
-        finally:
-            reset_current(token)
-        callbacks._completed = None  # nothing here sees the body
-        close = Close(close_broken_connections, callbacks)
-        if recognise(environ).closes_files_elsewhere:
-            close._thread = threading.get_ident()
-        response._resource_closers.append(close)
+        with open_request(request.environ) as opened:
+            token = _in_view.set(opened.after)
+            try:
+                response = self.get_response(request)
+            finally:
+                _in_view.reset(token)
+                if opened.is_shared:
+                    bracket(opened.after)
+            if not opened.is_shared:
+                start(response, opened)
+        if not opened.is_shared:
+            response._resource_closers.append(opened.closer(close_broken_connections))
         return response
 
-    def _share(self, present: Any, request: HttpRequest) -> HttpResponse:
-        """The view's response, with the list that is there."""
-        if not isinstance(present, list):
-            raise not_a_list(present)
-        token = set_current(present)
-        try:
-            return self.get_response(request)
-        finally:
-            reset_current(token)
-            if present and getattr(present, "_executor", None) is not None:
-                present.insert(0, close_old_connections)
-                present.append(close_connections)
 
+def bracket(callbacks: list[Any]) -> None:
+    """Look after the connections of the thread in which an executor runs the callbacks.
 
-class Close(FileClose):
-    """What Django calls in ``response.close()``.
-
-    A cache pickles it with the response, if it stands before this middleware: the callbacks are
-    those of one request, not of each one that is answered from the cache.
+    By list's own operations: a forked child must not register, and must not fail here either.
     """
-
-    __slots__ = ()
-
-    def __reduce__(self) -> Any:
-        return partial, (bool,)  # does nothing when it is called
+    if callbacks and getattr(callbacks, "executor", None) is not None:
+        list.insert(callbacks, 0, close_old_connections)
+        list.append(callbacks, close_connections)
 
 
-def _start_response(*args: Any) -> Any:
-    """Stand in for the server, whose own is called when all of ``MIDDLEWARE`` is through."""
-
-
-def start(response: HttpResponse, callbacks: CallbackList) -> None:
+def start(response: HttpResponse, opened: OpenRequest) -> None:
     """Have the request's response callbacks change the response."""
     status = f"{response.status_code} {response.reason_phrase}"
     cookies = {morsel.OutputString(): name for name, morsel in response.cookies.items()}
     headers = [*response.items(), *(("Set-Cookie", text) for text in cookies)]
-    callbacks._start_response(status, headers)
-    prepared_status, prepared_headers = callbacks._given_to_server()
+    prepared_status, prepared_headers = opened.start(status, headers)
     if prepared_status != status:
         code, _, response.reason_phrase = prepared_status.partition(" ")
         response.status_code = int(code)
@@ -224,25 +184,21 @@ def add_cookie(cookies: SimpleCookie, text: str) -> None:
 
 
 def close_broken_connections() -> None:
-    """Have callbacks get a new connection, where the view's broke."""
+    """Close the connections that broke in the view, so that callbacks get new ones."""
     for connection in connections.all(initialized_only=True):
         if connection.errors_occurred:
             connection.close_if_unusable_or_obsolete()
 
 
 def close_again(connection: Any, **kwargs: Any) -> None:
-    """Have a connection that a callback has just opened closed, after those registered so far.
-
-    In a list that is not ours it cannot be seen whether its callbacks run already: there, what the
-    view opens is looked at once more, too.
-    """
-    callbacks = current.get(None)
-    if callbacks is not None and getattr(callbacks, "_server_start_response", None) is None:
+    """Have a connection that a callback has just opened closed, after the last callback so far."""
+    callbacks = current_list()
+    if callbacks is not None and callbacks is not _in_view.get():
         list.append(callbacks, close_connections)  # a list that has just ended would refuse
 
 
 def close_connections() -> None:
-    """Close what Django would have closed; in a thread that is none of Django's, all."""
+    """Close what Django would have closed; in a thread that Django does not look after, all."""
     if getattr(_of_thread, "serves", False):
         close_old_connections()
     else:

@@ -151,7 +151,3 @@ class _Jobs:
             if wait(jobs, left).not_done:
                 return False
         return True
-
-
-#: Where callbacks go by default on servers that would have the client wait. See ``servers.py``.
-shared = BoundedThreadPoolExecutor()

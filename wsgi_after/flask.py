@@ -1,4 +1,4 @@
-"""Callbacks after the response, in Flask's words: they run in the context of their request.
+"""Callbacks after the response, in Flask's words: in the thread and the context of their request.
 
 ::
 
@@ -15,26 +15,25 @@
         return "Ordered"
 
 ``current_app``, ``g``, ``request`` and ``session`` are those of the request. Teardown functions run
-after the callback, which is what gives Flask-SQLAlchemy's connection back: after each one, so once
-more than without callbacks for each callback there is.
+after each callback, which is what gives Flask-SQLAlchemy's connection back. So they run once more
+for each callback there is.
 
-Caution: the response is out. What a callback changes in ``session`` is not stored, files that came
-with the request are closed, and a body that the view did not read cannot be read any more.
+Caution: the response is out. What a callback changes in ``session`` is not stored, uploaded files
+are closed, and a body that the view did not read cannot be read any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flask import Flask, got_request_exception, has_request_context, request, request_started
 from flask.globals import app_ctx, request_ctx
 from flask.testing import FlaskClient
 
-from .arguments import check_arguments
-from .middleware import KEY, AfterResponseMiddleware
+from . import AfterResponseMiddleware
+from .integration import KEY, check_arguments
 
 if TYPE_CHECKING:
     from flask.ctx import AppContext, RequestContext
@@ -49,16 +48,14 @@ class AfterResponse:
     """The extension: wraps ``app.wsgi_app``, and gives the app its ``after_response``.
 
     A second one for the same app does nothing. If the app is wrapped once more, by an
-    :class:`wsgi_after.AfterResponseMiddleware` outside, the list and the executor of that are used.
+    :class:`wsgi_after.AfterResponseMiddleware` outside, the list of that one is used.
 
     :param app: the app, or ``None`` to call :meth:`init_app` later, for any number of apps.
     :param executor: as for :class:`wsgi_after.AfterResponseMiddleware`. An executor of this
         process: the context of a request cannot be sent to another one.
     """
 
-    def __init__(
-        self, app: Flask | None = None, *, executor: SupportsSubmit | EllipsisType | None = ...
-    ) -> None:
+    def __init__(self, app: Flask | None = None, *, executor: SupportsSubmit | None = None) -> None:
         self._executor = executor
         if app is not None:
             self.init_app(app)
@@ -83,14 +80,15 @@ class AfterEachResponse:
     def __call__(self, fn: F, /) -> F:
         """Register ``fn()`` to run after every response from now on, and return ``fn``.
 
-        Also a decorator. It is called without arguments, where
-        :meth:`wsgi_after.AfterResponseMiddleware.after_response` passes the environ: here, there is
-        ``flask.request``. These run first, in order of registration, with the context of the
-        request; one that raises is logged, and the others run. It may be ``async``, as a view may.
-        Not for requests that Flask never sees, because a middleware inside ours answered.
+        Also a decorator. ``fn`` is called without arguments and finds ``flask.request``;
+        :meth:`wsgi_after.AfterResponseMiddleware.after_response` passes the environ instead. These
+        functions run before other callbacks, in order of registration, with the context of the
+        request. One that raises is logged, and the others run. ``fn`` may be ``async``, as a view
+        may. It does not run for a request that Flask never sees, because a middleware in between
+        answered it.
 
         :raises TypeError: if ``fn`` is not callable, or needs an argument.
-        :raises RuntimeError: in a request, because it would run after all that follow, too.
+        :raises RuntimeError: in a request, because ``fn`` would also run after all later ones.
         """
         if has_request_context():
             raise RuntimeError(
@@ -121,16 +119,16 @@ NO_ARGUMENTS = (
 def after_this_response(fn: F, /, *args: Any, **kwargs: Any) -> F:
     """Register ``fn(*args, **kwargs)`` to run after the current response, and return ``fn``.
 
-    Also a decorator. It can be called in a request of Flask's, and from a callback; in a body that
-    is being streamed with ``flask.stream_with_context``, too. The callback runs in the order of
-    registration with the others, whatever becomes of the request, with its context. What it returns
-    is ignored; what it raises goes to the teardown functions, then it is logged, and the others
-    run. It may be ``async``, as a view may.
+    Also a decorator. Call it in a request of Flask's, in a body that is streamed with
+    ``flask.stream_with_context``, and from a callback. Callbacks run in order of registration with
+    the others, with the context of the request, whatever became of it. What ``fn`` returns is
+    ignored. What it raises is passed to the teardown functions and logged, and the others run. It
+    may be ``async``, as a view may.
 
     :raises TypeError: if ``fn`` is not callable, or not with these arguments: nothing is added to
         them, neither the environ nor the response.
     :raises RuntimeError: outside a request; in an app that neither :class:`AfterResponse` nor
-        :class:`wsgi_after.AfterResponseMiddleware` wraps; once the callbacks of the request ran.
+        :class:`wsgi_after.AfterResponseMiddleware` wraps; after the callbacks of the request ran.
     """
     if not has_request_context():
         raise RuntimeError(

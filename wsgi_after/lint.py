@@ -17,21 +17,17 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from copy import copy
 from functools import partial
 from itertools import pairwise
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .callbacks import CallbackList, DirectedCallbackList, EndedCallbackList
-from .file_wrapper import FileWrapper
-from .logs import describe, request_line
-from .middleware import KEY
+from . import CallbackList
+from .integration import KEY, describe, file_of, is_shared, observe, request_line
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-    from .executor import SupportsSubmit
 
 
 class Check(NamedTuple):
@@ -52,9 +48,11 @@ AROUND = {
 }
 ENTRY = Check(
     1,
-    "An entry is a callable without arguments, and no coroutine function.",
+    "An entry is a callable without arguments, and neither a coroutine function nor a generator "
+    "function.",
     "Register the function itself, not what it returns; arguments go into "
-    "after(fn, *args); a coroutine function into asgiref.sync.async_to_sync(fn).",
+    "after(fn, *args); a coroutine function into asgiref.sync.async_to_sync(fn); a generator "
+    "function into a function that iterates over it.",
 )
 KEPT = Check(
     1,
@@ -88,6 +86,10 @@ PREPARED_IN_TIME = Check(
     "So does ``on_prepare`` after ``start_response``.",
     "Call on_prepare(), or after_this_request(), before the view returns its response.",
 )
+LATE = {
+    "too late": (REGISTERED_IN_TIME, "registered after the last callback ran"),
+    "on_prepare too late": (PREPARED_IN_TIME, "called on_prepare() too late"),
+}
 FILE = Check(
     8,
     "What ``wsgi.file_wrapper`` made reaches the server as it is.",
@@ -115,19 +117,27 @@ CONTRACT = (
         ),
     ),
     Rule(
-        "Shared, never nested.",
+        "Shared within a call, never across calls.",
         (
             "A list that is there already is used, and app-wide callbacks are added behind those "
-            "in it; whoever made it runs it.",
-            "One of ours whose callbacks have run counts as absent.",
+            "in it, while the call of the instance that made it is running, or, for any other "
+            "instance, while its body is being read.",
+            "The instance that made a list does not share it again once its call has returned.",
+            "A list that a server put there is used until it has ended.",
+            "In every other case the request gets a list of its own.",
             "Of a plain list, only list operations and ``after_this_response`` are promised.",
-            "Anything but a list is a ``TypeError`` that names it.",
+            "Anything but a list raises a ``TypeError`` that names what was found.",
         ),
     ),
     Rule(
-        "When.",
+        "When and where.",
         (
-            "Callbacks run after the response has ended: never at exhaustion, never before.",
+            "Callbacks run after the server has called ``close()`` and the app's own iterable has "
+            "been closed: never at exhaustion, never before.",
+            "They run in the thread, the greenlet and the context in which the server calls it, "
+            "unless an executor was passed.",
+            "Where a server closes a file in the thread that serves all sockets, they run in a "
+            "thread that lives only for them.",
             CLOSED.sentence,
             AT_REST.sentence,
         ),
@@ -141,6 +151,10 @@ CONTRACT = (
             REGISTERED_IN_TIME.sentence,
             PREPARED_IN_TIME.sentence,
             "Nothing is dropped silently.",
+            "A list belongs to the process that made it: a forked child runs none of it, and "
+            "registering there raises ``RuntimeError``.",
+            "If a callback forks, the child runs no other callback, and whatever is raised there "
+            "goes on.",
         ),
     ),
     Rule(
@@ -150,25 +164,29 @@ CONTRACT = (
             "mid-body, or in its ``close()``.",
             "An app that raises before it returns leaves nothing to close: callbacks run, or are "
             "handed over, then the exception goes on.",
-            "None is swallowed or altered.",
+            "No exception of the app is swallowed or altered.",
         ),
     ),
     Rule(
         "Contained.",
         (
-            "An ``Exception`` or ``SystemExit`` of a callback is logged at ERROR, with its "
-            "traceback, on the logger ``wsgi_after``, with the names of callback and request.",
-            "Any other ``BaseException`` is let out after the others ran: the first one, unless "
-            "the app's own exception is on its way; the rest are logged.",
-            "A callback that returns a coroutine has not run: the coroutine is closed, and logged "
-            "at ERROR.",
+            "Whatever a callback raises is logged at ERROR, with its traceback, on the logger "
+            "``wsgi_after``, with the names of callback and request; the others run.",
+            "``KeyboardInterrupt``, ``GreenletExit``, and what is no ``Exception`` and came out of "
+            "a signal handler go on after the others ran: the first one, unless the app's own "
+            "exception is on its way; the rest are logged.",
+            "A callback that returns a coroutine, a generator or an async generator has not run: "
+            "that is logged at ERROR.",
         ),
     ),
     Rule(
         "Never lost to someone else's bug.",
         (
-            "If ``close()`` is never called, callbacks run when the response is garbage-collected, "
-            "in whatever thread that is, with a ``ResourceWarning``.",
+            "If ``close()`` is never called, callbacks run all the same, with a "
+            "``ResourceWarning``.",
+            "A response that is dropped by its last reference is closed in place.",
+            "One that the garbage collector drops is closed at the next call of a middleware, the "
+            "next end of a request, or the exit of the process.",
         ),
     ),
     Rule(
@@ -177,6 +195,8 @@ CONTRACT = (
             "The server sees what it would have seen: status, headers, chunks, ``len()``, "
             "``write()``, ``exc_info``, when ``start_response`` is called and with how many "
             "arguments, the attributes of the app's object.",
+            "The app sees what it would have seen: ``isinstance(x, "
+            'environ["wsgi.file_wrapper"])`` answers as before.',
             FILE.sentence,
             "Nothing is iterated before the server iterates.",
         ),
@@ -187,6 +207,7 @@ CONTRACT = (
             "After the callbacks ran the list is empty, and nothing refers to the environ or to a "
             "callback.",
             "No state of a request is on the middleware.",
+            "A deep copy of the environ shares the request's one list.",
         ),
     ),
     Rule(
@@ -263,8 +284,8 @@ def report(
 class LintMiddleware:
     """A WSGI app that calls ``app``, and checks what it and the caller do.
 
-    It stands inside if there is a list under ``environ["wsgi.after"]`` when it is called, outside
-    if there is none, or one that has ended. At both places it watches what becomes of the iterable
+    It stands inside if an instance in its place would share the list under
+    ``environ["wsgi.after"]``, else outside. At both places it watches what becomes of the iterable
     it returns; inside, what the app does to the list, too.
 
     :param app: any WSGI application.
@@ -313,28 +334,35 @@ class Watch:
         self.file: tuple[object, Place | None] = (None, None)
         self.reported: set[Check] = set()
         self.environ: WSGIEnvironment | None = None  # until the end, inside
+        self.callbacks: list[Any] | None = None
         callbacks = environ.get(KEY)
-        if isinstance(callbacks, list) and not isinstance(callbacks, EndedCallbackList):
+        if isinstance(callbacks, list) and is_shared(callbacks, lint):
             self.environ = environ
             self.callbacks = callbacks
-            self.take_over()
-
-    def take_over(self) -> None:
-        """Watch a list of ours from within; of another kind, see what is in it now and then."""
-        self.check_entries()
-        if type(self.callbacks) in {CallbackList, DirectedCallbackList}:
-            self.callbacks.__class__ = StrictLintList if self.strict else LintList
+            self.check_entries()
+            # A plain list tells nothing: what is in it is looked at now and then.
+            observe(callbacks, self.observe)
 
     def check_entries(self) -> None:
-        for entry in list(self.callbacks):
+        for entry in list(self.callbacks or ()):
             check_entry(entry, code_place(entry), self.request, self.strict)
+
+    def observe(self, event: str, *fns: object) -> None:
+        """Check what the app registers: whether it can run, and whether it is in time."""
+        place = place_of(caller_frame())
+        for fn in fns:
+            check_entry(fn, place, self.request, self.strict)
+        if event in LATE:
+            report(LATE[event][0], "app", place, self.request, LATE[event][1], self.strict)
 
     def check_list(self) -> None:
         """See that the list is still where it was, with entries in it that can be run."""
         if self.environ is None:
             return
         present = self.environ.get(KEY)
-        if present is not self.callbacks and KEPT not in self.reported:
+        # A retry sends the environ again: that call has another list, before this body is closed.
+        is_retry = self.closed and isinstance(present, CallbackList)
+        if present is not self.callbacks and not is_retry and KEPT not in self.reported:
             self.reported.add(KEPT)
             seen = "deleted" if KEY not in self.environ else f"replaced by {present!r}"
             report(
@@ -389,7 +417,7 @@ class Watch:
                     AT_REST, "called close() while the body was iterated", place_of(caller_frame())
                 )
         self.check_list()
-        self.environ = None
+        self.environ = self.callbacks = None
 
     def dropped(self) -> None:
         """See whether what is being garbage-collected was closed."""
@@ -421,6 +449,10 @@ class LintBody:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._iterable, name)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """Copy or pickle what the app returned: a cache outside may keep it."""
+        return copy, (self._iterable,)
 
     def __eq__(self, other: object) -> bool:
         equal: bool = self._iterable == other
@@ -467,13 +499,22 @@ class LintIterator:
 
 
 class LintFileClose:
-    """The ``close`` of an instance of the server's ``wsgi.file_wrapper``."""
+    """The ``close`` of a file, until the server calls it.
 
-    def __init__(self, close: Callable[[], object] | None, watch: Watch) -> None:
-        self._close = close
+    The file then gets back what it had, because the app may return it again. So a second call of
+    the server's cannot be seen.
+    """
+
+    def __init__(self, file: Any, watch: Watch) -> None:
+        self._attributes = vars(file)
+        self._own = {"close": file.close} if "close" in self._attributes else {}
+        self._close = getattr(file, "close", None)
         self._watch = watch
+        self._attributes["close"] = self
 
     def __call__(self) -> None:
+        self._attributes.pop("close", None)
+        self._attributes.update(self._own)
         self._watch.close(self._close)
 
     def __del__(self) -> None:
@@ -487,110 +528,16 @@ def watched(result: Any, environ: WSGIEnvironment, watch: Watch) -> Any:
     if file is not None:
         if watch.outer is not None:
             watch.outer.file = (result, watch.caller)
-        with suppress(TypeError):  # a type in C has no vars()
-            attributes = vars(file)
-            attributes["close"] = LintFileClose(getattr(file, "close", None), watch)
+        if hasattr(file, "__dict__"):  # not a type in C, nor a class with slots
+            LintFileClose(file, watch)
         return result
     if hasattr(kind, "__len__"):
         # Bytes are a bug that two servers let pass.
-        return SizedLintBody([result] if kind is bytes else result, watch)
+        is_buffer = isinstance(result, (bytes, bytearray, memoryview))
+        return SizedLintBody([result] if is_buffer else result, watch)
     if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
         return LintBody(result, watch)
     return result  # such as gunicorn's sign that the response is out already
-
-
-def file_of(result: Any, environ: WSGIEnvironment) -> Any:
-    """What the server closes, if ``result`` was made by ``wsgi.file_wrapper``; else ``None``."""
-    file_wrapper = environ.get("wsgi.file_wrapper")
-    if isinstance(file_wrapper, FileWrapper):  # ours, for what is a function, or a type in C
-        return file_wrapper.file_of(result)
-    return result if isinstance(file_wrapper, type) and isinstance(result, file_wrapper) else None
-
-
-class LintList(CallbackList):
-    """The list of a request, once a LintMiddleware inside has seen it."""
-
-    __slots__ = ()
-
-    strict = False
-
-    def append(self, entry: Callable[[], object], /) -> None:
-        self._check(entry)
-        super().append(entry)
-
-    def insert(self, index: SupportsIndex, entry: Callable[[], object], /) -> None:
-        self._check(entry)
-        super().insert(index, entry)
-
-    def extend(self, entries: Iterable[Callable[[], object]], /) -> None:
-        entries = list(entries)
-        self._check(*entries)
-        super().extend(entries)
-
-    def __iadd__(self, entries: Any, /) -> Any:  # type: ignore[misc]
-        self.extend(entries)
-        return self
-
-    def __setitem__(self, index: Any, entry: Any, /) -> None:
-        if isinstance(index, slice):
-            entry = list(entry)
-        self._check(*(entry if isinstance(index, slice) else [entry]))
-        super().__setitem__(index, entry)
-
-    def on_prepare(self, fn: Any, /) -> Any:
-        try:
-            return super().on_prepare(fn)
-        except RuntimeError:
-            place = place_of(caller_frame())
-            seen = "called on_prepare() too late"
-            report(PREPARED_IN_TIME, "app", place, self._request_line(), seen, self.strict)
-            raise
-
-    def _check(self, *entries: object) -> None:
-        place = place_of(caller_frame())
-        for entry in entries:
-            check_entry(entry, place, self._request_line(), self.strict)
-
-    def _direct(self, executor: SupportsSubmit | None) -> None:
-        self._executor = executor  # no class marks it: this one has other things to mark
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "__class__":  # the mark of the end
-            value = StrictEndedLintList if self.strict else EndedLintList
-        super().__setattr__(name, value)
-
-
-class StrictLintList(LintList):
-    """One that raises."""
-
-    __slots__ = ()
-
-    strict = True
-
-
-class EndedLintList(EndedCallbackList):
-    """A list whose callbacks have run."""
-
-    __slots__ = ()
-
-    strict = False
-
-    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
-        place = place_of(caller_frame())
-        seen = "registered after the last callback ran"
-        report(REGISTERED_IN_TIME, "app", place, self._request_line(), seen, self.strict)
-        super()._refuse()
-
-    append = extend = insert = _refuse
-    __call__ = __iadd__ = __setitem__ = on_prepare = _refuse
-
-
-class StrictEndedLintList(EndedLintList):
-    """One that raises the warning."""
-
-    __slots__ = ()
-
-    strict = True
 
 
 def check_entry(entry: object, place: Place | None, request: str, strict: bool) -> None:
@@ -606,8 +553,11 @@ def what_is_wrong(entry: Any) -> str | None:
         return f"is {type(entry).__name__} and cannot be called"
     call = entry if isinstance(entry, partial) else partial(entry)
     fn: Any = inspect.unwrap(call.func)
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
-        return "is a coroutine function"
+    for code in (fn, type(fn).__call__):
+        if inspect.iscoroutinefunction(code):
+            return "is a coroutine function"
+        if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+            return "is a generator function"
     try:
         inspect.signature(call.func).bind(*call.args, **call.keywords)
     except TypeError as error:
@@ -660,9 +610,7 @@ def place_of(frame: FrameType | None) -> Place | None:
         return None
     code = frame.f_code
     module = str(frame.f_globals.get("__name__"))
-    return Place(
-        module, getattr(code, "co_qualname", code.co_name), code.co_filename, frame.f_lineno
-    )
+    return Place(module, code.co_qualname, code.co_filename, frame.f_lineno)
 
 
 def code_place(fn: Any) -> Place | None:

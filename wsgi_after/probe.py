@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 from wsgiref.util import FileWrapper
 
-from .middleware import AfterResponseMiddleware
+from . import AfterResponseMiddleware
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -390,24 +390,26 @@ def summary(rows: Sequence[Row]) -> str:
     return ", ".join(f"{kind} ({', '.join(modes)})" for kind, modes in kinds.items())
 
 
+HAND_OVER = "executor= frees the client, and moves the callbacks to another thread."
 ADVICE = {
     "proxy": (
         "Let the proxy speak HTTP/1.1 to the server, in nginx: proxy_http_version 1.1; "
         'proxy_set_header Connection ""; with HTTP/1.0 it waits for the end of the connection.'
     ),
-    "length": "Set Content-Length where the length is known: the body's end is then known, too.",
+    "length": "Set Content-Length where the length is known: the client then knows the body's end.",
     "old": (
-        "Without Content-Length, HTTP/1.0 ends a body by ending the connection, after close(): "
-        "pass executor= to AfterResponseMiddleware."
+        "Without Content-Length, an HTTP/1.0 body ends with the connection, after close(). "
+        + HAND_OVER
     ),
     "empty": (
-        "This server holds back responses without a body until close() has returned: pass "
-        "executor= to AfterResponseMiddleware, or hand the work to a queue."
+        "This server holds back responses without a body until close() has returned. "
+        + HAND_OVER
+        + " A queue frees it, too: after(task.delay, user_id)."
     ),
     "other": (
-        "This server holds back the end of such responses until close() has returned: pass "
-        "executor= to AfterResponseMiddleware, or hand the work to a queue: "
-        "after(task.delay, user_id)."
+        "This server holds back the end of such responses until close() has returned. "
+        + HAND_OVER
+        + " A queue frees it, too: after(task.delay, user_id)."
     ),
 }
 

@@ -8,14 +8,15 @@
         request.after(send_mail, request.POST["email"])   # request.after is environ["wsgi.after"]
         return Response("Ordered")
 
-What a view, a tween or a callback registers runs with the threadlocals of its request, in whichever
-thread: ``get_current_request()`` and ``get_current_registry()`` are the view's. Nothing needs to be
-wrapped; if the WSGI app is wrapped as well, the outer list and the outer executor are used.
+What a view, a tween or a callback registers runs with the threadlocals of its request:
+``get_current_request()`` and ``get_current_registry()`` return what they returned in the view.
+Nothing needs to be wrapped. If the WSGI app is wrapped as well, the outer list is used, and the
+innermost executor that was passed.
 
-Where pyramid_retry tries a request again, what the attempt before registered is thrown away with
-its request, and what it cancelled is back. The last attempt counts, even if it fails.
+If pyramid_retry tries a request again, what the failed attempt registered is thrown away, and what
+it cancelled is back. The last attempt counts, even if it fails.
 
-Caution: the response is out, and the transaction of pyramid_tm over. A callback that writes to a
+Caution: the response is out, and the transaction of pyramid_tm is over. A callback that writes to a
 database begins a transaction of its own.
 """
 
@@ -24,14 +25,13 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from pyramid.events import ApplicationCreated
 from pyramid.threadlocal import RequestContext
 
-from .callbacks import CallbackList, current
-from .middleware import KEY, AfterResponseMiddleware
+from . import AfterResponseMiddleware, CallbackList
+from .integration import KEY, current_list
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -44,54 +44,54 @@ if TYPE_CHECKING:
 def includeme(config: Configurator) -> None:
     """Give requests their ``after``: what ``config.include("wsgi_after.pyramid")`` calls.
 
-    May stand before or after what sets an execution policy, such as pyramid_retry. The setting
-    ``wsgi_after.executor`` says who runs the callbacks, as for :func:`filter_app_factory`.
+    Include it before or after what sets an execution policy, such as pyramid_retry. The setting
+    ``wsgi_after.executor`` names an executor for the callbacks, as for :func:`filter_app_factory`.
 
     :raises ValueError: if the setting does not name an executor.
     """
-    executor = find_executor(config.get_settings().get("wsgi_after.executor", "default"))
+    executor = find_executor(config.get_settings().get("wsgi_after.executor"))
     config.add_request_method(after, "after", property=True)
 
     # When it is created, an app has the execution policy which nobody replaces any more.
     def install(event: ApplicationCreated) -> None:
-        event.app.execution_policy = ExecutionPolicy(event.app.execution_policy, executor)
+        event.app.execution_policy = ExecutionPolicy(event.app, executor)
 
     config.add_subscriber(install, ApplicationCreated)
 
 
 def filter_app_factory(
-    app: WSGIApplication, global_conf: dict[str, str], *, executor: str = "default"
+    app: WSGIApplication, global_conf: dict[str, str], *, executor: str = "none"
 ) -> AfterResponseMiddleware:
     """Wrap any WSGI app, as a filter of PasteDeploy: ``use = egg:wsgi-after``.
 
     :param global_conf: is not used.
-    :param executor: ``default``; ``none``, for always in ``close()``; or where an object with
-        ``submit`` is: ``package.module:name``. As for :class:`wsgi_after.AfterResponseMiddleware`.
-    :raises ValueError: if ``executor`` is nothing of these.
+    :param executor: the name of an object with ``submit``, such as ``package.module:name``, as for
+        :class:`wsgi_after.AfterResponseMiddleware`; or ``none``.
+    :raises ValueError: if ``executor`` does not name one.
     :raises TypeError: if there are other options.
     """
     return AfterResponseMiddleware(app, executor=find_executor(executor))
 
 
-def find_executor(setting: Any) -> SupportsSubmit | EllipsisType | None:
+def find_executor(setting: Any) -> SupportsSubmit | None:
     """The executor that an ini file names; an object, from a configuration in Python, is itself."""
     if not isinstance(setting, str):
         found = setting
-    elif setting.lower() in ("default", "none"):
-        return ... if setting.lower() == "default" else None
+    elif setting.lower() == "none":
+        return None
     else:
         try:
             found = pkgutil.resolve_name(setting)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"{_WANTED} {setting!r}, which cannot be imported: {error}") from error
-    if found is not None and found is not ... and not hasattr(found, "submit"):
+    if found is not None and not hasattr(found, "submit"):
         raise ValueError(f"{_WANTED} {setting!r}, which has no submit(): {found!r}.")
     return found  # type: ignore[no-any-return]
 
 
 _WANTED = (
-    "The executor of wsgi_after is to be default, none, or where an object with submit(fn, *args) "
-    "is, such as package.module:name, not"
+    "The executor of wsgi_after must be none, or the name of an object with submit(fn, *args), "
+    "such as package.module:name, not"
 )
 
 
@@ -102,7 +102,7 @@ def after(request: Request) -> list[Callable[[], object]]:
     """
     callbacks = request.environ.get(KEY)
     if callbacks is None:
-        callbacks = current.get(None)
+        callbacks = current_list()
     if callbacks is None:
         raise RuntimeError(
             "request.after is the list of a request that a WSGI server sent, or a test client, and "
@@ -113,28 +113,25 @@ def after(request: Request) -> list[Callable[[], object]]:
 
 
 class ExecutionPolicy:
-    """An execution policy of Pyramid, around the one that it had.
+    """An execution policy of Pyramid, around the one that the app had.
 
-    What it returns in place of a response is a WSGI app as a response is one, the middleware, which
+    What it returns in place of a response is a WSGI app as a response is one: the middleware, which
     calls the policy inside. So all that holds for the middleware holds here.
+
+    :param router: the app.
     """
 
-    def __init__(
-        self,
-        inside: Callable[[WSGIEnvironment, Any], WSGIApplication],
-        executor: SupportsSubmit | EllipsisType | None,
-    ) -> None:
-        self._inside = inside
-        self._executor = executor
+    def __init__(self, router: Any, executor: SupportsSubmit | None) -> None:
+        self._router = router
+        self._inside: Callable[[WSGIEnvironment, Any], WSGIApplication] = router.execution_policy
+        self._application = AfterResponseMiddleware(self._respond, executor=executor)
 
     def __call__(self, environ: WSGIEnvironment, router: Any) -> AfterResponseMiddleware:
         """What the router calls with the environ and ``start_response``."""
-        return AfterResponseMiddleware(partial(self._respond, router), executor=self._executor)
+        return self._application
 
-    def _respond(
-        self, router: Any, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        attempts = Attempts(router, environ[KEY])
+    def _respond(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        attempts = Attempts(self._router, environ[KEY])
         try:
             response = self._inside(environ, attempts)
         finally:
@@ -149,7 +146,7 @@ class Attempts:
         self._router = router
         self._callbacks = callbacks
         self._before = callbacks.copy()
-        self._start_response = getattr(callbacks, "_server_start_response", None)
+        self._snapshot = callbacks.snapshot() if isinstance(callbacks, CallbackList) else None
         self._request: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -158,9 +155,10 @@ class Attempts:
     def request_context(self, environ: WSGIEnvironment) -> Any:
         """What the router returns, and the list as it was before the first attempt."""
         if self._request is not None:
-            self._callbacks[:] = self._before
-            if isinstance(self._callbacks, CallbackList):  # whose on_prepare() replaces it
-                self._callbacks._server_start_response = self._start_response
+            if self._snapshot is not None and isinstance(self._callbacks, CallbackList):
+                self._callbacks.restore(self._snapshot)
+            else:
+                self._callbacks[:] = self._before
         context = self._router.request_context(environ)
         self._request = context.request
         return context
@@ -169,6 +167,10 @@ class Attempts:
         """Have what the last attempt registered run with its threadlocals."""
         if self._callbacks and self._request is not None:
             bind(self._callbacks, self._before, self._request)
+
+
+#: Not the list's own: nothing is registered here, which in a forked child would raise.
+replace: Callable[[Any, int, object], None] = list.__setitem__
 
 
 def bind(
@@ -180,7 +182,7 @@ def bind(
         if id(fn) in known:
             known.remove(id(fn))  # once: it may have been registered again
         elif not isinstance(fn, InThreadlocals):
-            callbacks[index] = InThreadlocals.of(fn, request)
+            replace(callbacks, index, InThreadlocals.of(fn, request))
 
 
 class InThreadlocals(partial[object]):
@@ -199,7 +201,7 @@ class InThreadlocals(partial[object]):
 
     def __call__(self, /) -> object:
         """Call it; what it registers meanwhile has the same threadlocals."""
-        callbacks = current.get(None)
+        callbacks = current_list()
         if callbacks is None:  # run one by one, from a list that is not ours
             callbacks = []
         before = callbacks.copy()

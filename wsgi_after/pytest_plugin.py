@@ -10,6 +10,10 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from . import testing
+from .integration import add_let_out
+
+# A test that fails, or is skipped, in a callback has to end there.
+add_let_out(pytest.fail.Exception, pytest.skip.Exception, pytest.exit.Exception)
 
 
 @pytest.fixture

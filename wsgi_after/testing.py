@@ -1,4 +1,4 @@
-"""For tests: hold callbacks back to look at them, and fail where a callback does.
+"""For tests: hold callbacks back to look at them, and fail if a callback fails.
 
 ::
 
@@ -10,10 +10,10 @@
     with strict():
         client.get("/orders/7").close()    # a callback that raises fails the test
 
-Which requests belong to a block: those handled in the thread, or the context of ``contextvars``,
-that has entered it, the innermost block of several; and those handled in a thread that has entered
-none, such as a server's, which belong to the block of the process that was entered last. So threads
-that test at the same time do not mix, unless they share a server.
+A request belongs to the innermost block that was entered in its thread, or to be exact, in its
+context of ``contextvars``. A request in a thread that has entered no block, such as a server's,
+belongs to the block of the process that was entered last. So threads that test at the same time do
+not mix, unless they share a server.
 
 Caution: callbacks run when the response is closed. WebTest closes each; werkzeug's and Flask's
 clients need ``response.close()``, ``with``, or ``buffered=True``.
@@ -21,17 +21,14 @@ clients need ``response.close()``, ``with``, or ``buffered=True``.
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import import_module
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from .callbacks import CallbackList, EndedCallbackList
-from .finish import capture_hooks
-from .run import failure_hooks, run_callbacks
+from . import CallbackList
+from .integration import add_failure_hook, set_capture
 
 T = TypeVar("T")
 
@@ -40,52 +37,41 @@ class CapturedRequest:
     """A request whose response is out, and whose callbacks have not run.
 
     :ivar request: method and path, such as ``"GET /path"``.
-    :ivar callbacks: what was registered, in order; with arguments, it is a ``functools.partial``.
-        Empty once they ran.
+    :ivar after: the list of the request, which knows status, headers, error and completeness.
     """
 
-    def __init__(self, after: CallbackList) -> None:
-        self.request = after._request_line()
-        self.callbacks: list[Callable[[], object]] = []
-        self._after = after
-        self._kind = type(after)
-        after._write = None  # nobody is left to be sent anything
-        self._move()
-        after.__class__ = EndedCallbackList
-        self._move()  # another thread may have registered before the mark of the end
-
-    def _move(self) -> None:
-        self.callbacks += self._after
-        self._after.clear()
+    def __init__(self, job: Callable[..., object], after: CallbackList, request: str) -> None:
+        self.request = request
+        self.after = after
+        self._job = job
 
     def __repr__(self) -> str:
         return f"<{self.request}: {self.callbacks!r}>"
 
     @property
-    def after(self) -> CallbackList:
-        """The list of the request, which tells its status, headers, error and completeness."""
-        return self._after
+    def callbacks(self) -> list[Callable[[], object]]:
+        """What has not run, in order; if it has arguments, it is a ``functools.partial``."""
+        return [*self.after]
 
     def run(self) -> None:
-        """Run the callbacks as ever: in order, contained, logged, knowing their request.
+        """Run the callbacks as always: in order, contained, and logged with their request.
 
         What they register runs too. A second call does nothing.
 
         :raises BaseException: as :func:`wsgi_after.run_callbacks` does.
         """
-        pending, self.callbacks = self.callbacks, []
-        if not pending:
-            return
-        self._after.__class__ = self._kind
-        list.extend(self._after, pending)
-        try:
-            run_callbacks(self._after, self.request)
-        finally:
-            self._after._environ = self._after._error = None
+        self._job(self.after, self.request)
 
 
 class Capture(list[CapturedRequest]):
-    """The requests of a block that had callbacks, in the order in which their responses ended."""
+    """The requests of a block that had callbacks, in the order in which their responses ended.
+
+    It is an executor: the middleware hands the callbacks over to it.
+    """
+
+    def submit(self, job: Callable[..., object], /, after: CallbackList, request: str) -> None:
+        """Keep the job of a request: what the middleware calls."""
+        self.append(CapturedRequest(job, after, request))
 
     @property
     def callbacks(self) -> list[Callable[[], object]]:
@@ -95,7 +81,8 @@ class Capture(list[CapturedRequest]):
     def run(self) -> None:
         """Run what has not run yet, request by request; inside the block, or after it.
 
-        Callbacks that make requests themselves have theirs run, too, if the block is still open.
+        If a callback makes a request itself, the callbacks of that one run, too, as long as the
+        block is open.
         """
         for request in self:  # sees what is appended meanwhile
             request.run()
@@ -122,7 +109,7 @@ class Blocks(Generic[T]):
                 self._open = without(self._open, block)
 
     def innermost(self) -> T | None:
-        """The one that a request handled here belongs to. Takes no lock: for finalizers, too."""
+        """The one that a request handled here belongs to. Takes no lock, for finalizers' sake."""
         still_open = self._open
         entered = [block for block in self._entered.get() if is_in(block, still_open)]
         blocks = entered or still_open
@@ -156,12 +143,12 @@ def capture() -> Iterator[Capture]:
 def strict() -> Iterator[list[BaseException]]:
     """Raise, at the end of the block, what callbacks inside raised.
 
-    They are run, contained and logged as ever; that a callback returned a coroutine counts, too.
-    The block yields the list of failures so far, from which a test may remove what it expected. Of
-    nested blocks the innermost gets a failure.
+    Callbacks run, and are contained and logged, as always. A callback that returned a coroutine or
+    a generator counts as a failure. The block yields the list of failures so far; remove from it
+    what the test expects. Of nested blocks the innermost gets a failure.
 
-    :raises BaseException: the one failure; of several, an ``ExceptionGroup``, or on Python 3.10
-        what looks like one. If the block itself raises, that goes on in their place.
+    :raises BaseException: the one failure; of several, an ``ExceptionGroup``. If the block itself
+        raises, that exception goes on instead.
     """
     with stricts.entered([]) as failures:
         yield failures
@@ -175,40 +162,7 @@ def raise_failures(failures: list[BaseException]) -> None:
     if len(raised) == 1:
         raise raised[0]
     if raised:
-        raise group_class()(f"{len(raised)} callbacks failed", raised)
-
-
-NAME = "BaseExceptionGroup"
-
-
-class CallbackFailures(Exception):  # noqa: N818 -- it stands for ExceptionGroup
-    """What several callbacks raised: the shape of ``ExceptionGroup``, where there is none."""
-
-    def __init__(self, message: str, exceptions: list[BaseException]) -> None:
-        super().__init__(message, exceptions)
-        self.message = message
-        self.exceptions = tuple(exceptions)
-
-    def __str__(self) -> str:
-        return f"{self.message}: {', '.join(map(repr, self.exceptions))}"
-
-
-def group_class() -> Any:
-    """``BaseExceptionGroup``; before Python 3.11 its backport, which pytest brings, or our own."""
-    try:
-        module = builtins if hasattr(builtins, NAME) else import_module("exceptiongroup")
-    except ImportError:
-        return CallbackFailures
-    return getattr(module, NAME)
-
-
-def keep(after: CallbackList) -> bool:
-    """Take the callbacks of a request, if a ``capture()`` is open for it."""
-    captured = captures.innermost()
-    if captured is None:
-        return False
-    captured.append(CapturedRequest(after))
-    return True
+        raise BaseExceptionGroup(f"{len(raised)} callbacks failed", raised)
 
 
 def note(text: str, error: BaseException | None) -> None:
@@ -218,5 +172,5 @@ def note(text: str, error: BaseException | None) -> None:
         failures.append(RuntimeError(text) if error is None else error)
 
 
-capture_hooks.append(keep)
-failure_hooks.append(note)
+set_capture(captures.innermost)
+add_failure_hook(note)

@@ -9,11 +9,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
+from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.util import FileWrapper
 
 import django
 import pytest
+from asgiref.sync import sync_to_async
 from conftest import Exchange, File, is_freed, make_environ
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -29,7 +33,6 @@ from django.urls import path
 
 from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
 from wsgi_after.django import after_response, close_again
-from wsgi_after.executor import shared
 from wsgi_after.testing import capture
 
 ENTRY = "wsgi_after.django.AfterResponseMiddleware"
@@ -65,6 +68,17 @@ def finished(events: list[Any]) -> Iterator[None]:
 
 def exchange(app: Any, **environ: Any) -> Exchange:
     return Exchange(app, make_environ(PATH_INFO="/", SCRIPT_NAME="", **environ))
+
+
+def registers(*callbacks: Callable[..., object], **response: Any) -> Callable[..., HttpResponse]:
+    """A view that registers these. They are called with the request if they take an argument."""
+
+    def view(request: Any) -> HttpResponse:
+        for callback in callbacks:
+            after_response(request, callback, *[request] if signature(callback).parameters else [])
+        return HttpResponse("hello", **response)
+
+    return view
 
 
 # When callbacks run, and what they know.
@@ -131,25 +145,16 @@ def test_all_ways_to_register_reach_one_list(handler: Any, events: list[Any]) ->
     assert events == ["first", "second", "third", "last"] * 2
 
 
-def test_a_callback_gets_any_arguments(handler: Any, events: list[Any]) -> None:
+def test_a_callback_gets_any_arguments_and_one_that_fails_is_logged_and_the_others_run(
+    handler: Any, events: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     def view(request: Any) -> HttpResponse:
+        after_response(request, lambda: 1 / 0)
         after_response(request, lambda *args, **kwargs: events.append((args, kwargs)), 1, fn=2)
         return HttpResponse("hello")
 
     exchange(handler(view)).finish()
     assert events == [((1,), {"fn": 2})]
-
-
-def test_a_callback_that_fails_is_logged_and_the_others_run(
-    handler: Any, events: list[Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    def view(request: Any) -> HttpResponse:
-        after_response(request, lambda: 1 / 0)
-        after_response(request, events.append, "second")
-        return HttpResponse("hello")
-
-    exchange(handler(view)).finish()
-    assert events == ["second"]
     [record] = [record for record in caplog.records if record.name == "wsgi_after"]
     assert record.getMessage().endswith("of GET / failed.")
 
@@ -160,10 +165,7 @@ def tell(events: list[Any], request: Any) -> None:
 
 
 def test_a_callback_can_know_status_and_headers(handler: Any, events: list[Any]) -> None:
-    def view(request: Any) -> HttpResponse:
-        after_response(request, tell, events, request)
-        return HttpResponse("hello", status=201, headers={"X-Order": "7"})
-
+    view = registers(partial(tell, events), status=201, headers={"X-Order": "7"})
     exchange(handler(view)).finish()
     headers = {"Content-Type": "text/html; charset=utf-8", "X-Order": "7"}
     assert events == [("201 Created", headers, None, None)]
@@ -194,16 +196,13 @@ def test_what_django_lets_out_goes_on_behind_the_callbacks(
     assert events == [(None, {}, raised.value, False)]
 
 
-def test_the_log_of_the_last_resort_is_a_warning_where_nobody_closes(
+def test_a_response_that_a_middleware_before_the_entry_dropped_is_closed_with_a_warning(
     handler: Any, events: list[Any]
 ) -> None:
-    def view(request: Any) -> HttpResponse:
-        after_response(request, events.append, "callback")
-        return HttpResponse("hello")
-
     answer_differently = f"{__name__}.not_modified"
+    app = handler(registers(lambda: events.append("callback")), answer_differently, ENTRY)
     with pytest.warns(ResourceWarning, match="GET / was never closed"):
-        exchange(handler(view, answer_differently, ENTRY)).finish()
+        exchange(app).finish()
         gc.collect()
     assert events == ["callback"]
 
@@ -236,11 +235,7 @@ def test_nothing_is_kept_that_django_does_not_keep(handler: Any) -> None:
 
 
 def test_an_environ_that_comes_again_gets_a_new_list(handler: Any, events: list[Any]) -> None:
-    def view(request: Any) -> HttpResponse:
-        after_response(request, events.append, "callback")
-        return HttpResponse("hello")
-
-    app = handler(view)
+    app = handler(registers(lambda: events.append("callback")))
     environ = make_environ(PATH_INFO="/", SCRIPT_NAME="")
     for _ in range(2):
         Exchange(app, environ).finish()
@@ -266,11 +261,7 @@ def test_anything_but_a_list_is_refused(handler: Any) -> None:
 
 
 def test_the_entry_may_be_there_twice(handler: Any, events: list[Any]) -> None:
-    def view(request: Any) -> HttpResponse:
-        after_response(request, events.append, "callback")
-        return HttpResponse("hello")
-
-    exchange(handler(view, ENTRY, ENTRY)).finish()
+    exchange(handler(registers(lambda: events.append("callback")), ENTRY, ENTRY)).finish()
     assert events == ["callback"]
 
 
@@ -416,10 +407,7 @@ def test_where_the_application_is_wrapped_too_it_is_the_outer_one_that_prepares(
 def test_a_response_from_the_cache_does_not_run_callbacks_again(
     handler: Any, events: list[Any]
 ) -> None:
-    def view(request: Any) -> HttpResponse:
-        after_response(request, lambda: events.append("callback"))  # which cannot be pickled
-        return HttpResponse("hello")
-
+    view = registers(lambda: events.append("callback"))  # which cannot be pickled
     cache = "django.middleware.cache"
     around = f"{cache}.UpdateCacheMiddleware", ENTRY, f"{cache}.FetchFromCacheMiddleware"
     caches = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
@@ -454,21 +442,27 @@ def test_an_asynchronous_view_registers(handler: Any, events: list[Any]) -> None
 
 
 def test_waitress_does_not_run_callbacks_in_the_thread_of_its_connections(
-    handler: Any, events: list[Any]
+    handler: Any, databases: Any, events: list[Any]
 ) -> None:
+    """But in a thread that lives only for them, and leaves no connection open."""
+    databases(CONN_MAX_AGE=None)
     ran = threading.Event()
 
     def view(request: Any) -> FileResponse:
-        after_response(request, lambda: (events.append(threading.get_ident()), ran.set()))
+        after_response(request, write, "callback")
+        after_response(request, lambda: events.append(connections["default"]))
+        after_response(request, lambda: events.append(threading.current_thread()))
+        after_response(request, ran.set)
         return FileResponse(io.BytesIO(b"content"))
 
     request = exchange(handler(view), **{"waitress.client_disconnected": None})
-    io_thread = threading.Thread(target=request.result.close)
-    io_thread.start()
+    with ThreadPoolExecutor(1) as io_thread:
+        io_thread.submit(request.result.close).result()
     assert ran.wait(30)
-    assert events[0] not in {io_thread.ident, threading.get_ident()}
-    io_thread.join()
-    assert shared.drain(30)
+    connection, thread = events
+    thread.join()
+    assert (connection.connection, thread.name) == (None, "wsgi_after")
+    assert notes() == [["callback"]] * 2 + [[False] * 2]
 
 
 def test_asgi_is_refused_when_the_process_starts(handler: Any) -> None:
@@ -486,19 +480,16 @@ def test_asgi_behind_a_synchronous_middleware_is_refused_with_each_request(handl
 # Django's test client.
 
 
-def test_callbacks_have_run_when_the_client_returns(handler: Any, events: list[Any]) -> None:
-    handler(lambda request: after_response(request, events.append, 1) and HttpResponse("hello"))
-    assert Client().get("/").content == b"hello"
-    assert events == [1]
-
-
-def test_the_client_and_capture(handler: Any, events: list[Any]) -> None:
-    handler(lambda request: after_response(request, events.append, 1) and HttpResponse("hello"))
+def test_callbacks_have_run_when_the_client_returns_unless_they_are_captured(
+    handler: Any, events: list[Any]
+) -> None:
+    handler(registers(lambda: events.append("callback")))
+    assert (Client().get("/").content, events) == (b"hello", ["callback"])
     with capture() as captured:
         Client().get("/")
-    assert (len(captured.callbacks), events) == (1, [])
+    assert (len(captured.callbacks), len(events)) == (1, 1)
     captured.run()
-    assert events == [1]
+    assert events == ["callback"] * 2
 
 
 def test_a_streaming_response_in_the_client_runs_them_when_it_has_been_read(
@@ -630,30 +621,25 @@ def test_a_pool_thread_gets_usable_connections_and_keeps_none(
     assert notes() == [["view", "callback", "nested"]] * 2 + [[age is None] * 2]
 
 
-def test_the_pool_of_the_default_mode_keeps_none(handler: Any, databases: Any) -> None:
-    databases(CONN_MAX_AGE=None)
-    seen: list[Any] = []
-
-    def view(request: Any) -> StreamingHttpResponse:
-        after_response(request, write, "callback")
-        after_response(request, lambda: seen.append(connections["default"]))
-        return StreamingHttpResponse(["content"])
-
-    exchange(handler(view), **{"waitress.client_disconnected": None}).finish()
-    assert shared.drain(30)
-    assert [connection.connection for connection in seen] == [None]
-    assert notes() == [["callback"]] * 2 + [[False] * 2]
+def writes(request: Any) -> HttpResponse:
+    write("view")
+    return HttpResponse("hello")
 
 
-def test_a_request_without_callbacks_gives_an_executor_no_job(handler: Any) -> None:
-    class Executor:
-        def submit(self, *args: Any) -> None:
-            raise AssertionError
+async def writes_asynchronously(request: Any) -> HttpResponse:
+    await sync_to_async(write)("view")
+    return HttpResponse("hello")
 
-    app = AfterResponseMiddleware(
-        handler(lambda request: HttpResponse("hello")), executor=Executor()
-    )
-    assert exchange(app).finish() == [b"hello"]
+
+@pytest.mark.parametrize("view", [writes, writes_asynchronously])
+def test_a_request_without_callbacks_gives_an_executor_no_job(
+    handler: Any, databases: Any, view: Any, events: list[Any]
+) -> None:
+    """Though its view has opened a connection."""
+    databases(CONN_MAX_AGE=0)
+    executor = SimpleNamespace(submit=lambda *args: events.append(args))
+    exchange(AfterResponseMiddleware(handler(view), executor=executor)).finish()
+    assert (events, notes()) == ([], [["view"]] * 2 + [[False] * 2])
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "wrapped"])
@@ -705,18 +691,13 @@ def test_a_callback_has_transactions_of_its_own(
             transaction.on_commit(lambda: events.append(notes()[0]))
             write("callback")
 
-    exchange(handler(lambda r: after_response(r, callback) and HttpResponse("hello"))).finish()
+    exchange(handler(registers(callback))).finish()
     assert events == [False, ["callback"]]
 
 
 def test_what_a_finalizer_opens_is_closed(handler: Any, databases: Any) -> None:
     databases(CONN_MAX_AGE=0)
-
-    def view(request: Any) -> HttpResponse:
-        after_response(request, write, "callback")
-        return HttpResponse("hello")
-
     with pytest.warns(ResourceWarning, match="GET / was never closed"):
-        exchange(handler(view))
+        exchange(handler(registers(lambda: write("callback"))))
         gc.collect()
     assert notes() == [["callback"]] * 2 + [[False] * 2]

@@ -8,12 +8,12 @@ import logging
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from threading import current_thread
 from typing import Any
 
 import pytest
 from conftest import Marker, collector_off
 from flask import (
-    Blueprint,
     Flask,
     Response,
     abort,
@@ -59,6 +59,22 @@ def get(app: Flask) -> Any:
     return get
 
 
+@pytest.fixture
+def after(get: Any) -> Any:
+    """Request a view that registers these callbacks."""
+
+    def after(*callbacks: Any, **options: Any) -> Any:
+        def view() -> str:
+            g.user, session["visits"] = "ada", 3
+            for fn in callbacks:
+                after_this_response(fn)
+            return "hello"
+
+        return get(view, **options)
+
+    return after
+
+
 # The recipe that people copy: https://stackoverflow.com/a/51013358
 
 
@@ -83,21 +99,6 @@ def test_the_well_known_recipes_example_runs_with_only_the_import_changed(
         assert capsys.readouterr().out == "hi\n"
 
 
-def test_an_app_can_be_given_later() -> None:
-    events: list[str] = []
-    extension = AfterResponse()
-
-    def create_app(name: str) -> Flask:
-        app = Flask(name)
-        extension.init_app(app)
-        app.after_response(lambda: events.append(current_app.name))  # type: ignore[attr-defined]
-        return app
-
-    for name in ("first", "second"):
-        create_app(name).test_client().get("/", buffered=True)
-    assert events == ["first", "second"]
-
-
 def test_the_second_time_nothing_is_added(app: Flask, get: Any, events: list[str]) -> None:
     app.after_response(lambda: events.append("before"))
     wrapped, after_response = app.wsgi_app, app.after_response
@@ -111,37 +112,21 @@ def test_the_second_time_nothing_is_added(app: Flask, get: Any, events: list[str
 # What a callback finds.
 
 
-def test_the_context_is_that_of_the_request(get: Any, events: list[Any]) -> None:
+@pytest.mark.parametrize("each", [False, True], ids=["this response", "each response"])
+def test_the_context_is_that_of_the_request(
+    app: Flask, after: Any, events: list[Any], each: bool
+) -> None:
     def look() -> None:
         form = request.form["name"]
         events.append((current_app.name, g.user, request.method, form, session["visits"]))
         events.append(url_for("index", page=2))
 
-    def view() -> str:
-        g.user = request.form["name"]
-        session["visits"] = 3
-        after_this_response(look)
-        return "hello"
-
-    get(view, method="POST", data={"name": "ada"})
-    assert events == [("shop", "ada", "POST", "ada", 3), "/?page=2"]
+    if each:
+        app.after_response(look)
+    after(*[] if each else [look], method="POST", data={"name": "grace"})
+    assert events == [("shop", "ada", "POST", "grace", 3), "/?page=2"]
     assert not has_app_context()
     assert not has_request_context()
-
-
-def test_the_context_of_a_function_for_each_response_is_that_of_the_request(
-    app: Flask, get: Any, events: list[Any]
-) -> None:
-    @app.after_response
-    def look() -> None:
-        events.append((current_app.name, g.user, request.path, session["visits"]))
-
-    def view() -> str:
-        g.user, session["visits"] = "ada", 3
-        return "hello"
-
-    get(view)
-    assert events == [("shop", "ada", "/", 3)]
 
 
 def test_what_a_callback_changes_in_the_session_is_not_stored(app: Flask) -> None:
@@ -157,8 +142,9 @@ def test_what_a_callback_changes_in_the_session_is_not_stored(app: Flask) -> Non
             assert dict(stored) == {"early": True}
 
 
+@pytest.mark.parametrize("fails", [False, True])
 def test_teardown_functions_run_after_each_callback_and_are_told_of_its_error(
-    app: Flask, get: Any, events: list[Any]
+    app: Flask, after: Any, events: list[Any], fails: bool
 ) -> None:
     app.teardown_request(lambda error: events.append(("request", error)))
     app.teardown_appcontext(lambda error: events.append(("app", error)))
@@ -168,23 +154,10 @@ def test_teardown_functions_run_after_each_callback_and_are_told_of_its_error(
         events.append("fails")
         raise error
 
-    def view() -> str:
-        after_this_response(fail)
-        after_this_response(events.append, "runs")
-        return "hello"
-
-    get(view)
+    after(*[fail, lambda: events.append("runs")] * fails)
     teardown = [("request", None), ("app", None)]
     failed = [("request", error), ("app", error)]
-    assert events == [*teardown, "fails", *failed, "runs", *teardown]
-
-
-def test_a_request_without_callbacks_is_torn_down_once(
-    app: Flask, get: Any, events: list[str]
-) -> None:
-    app.teardown_request(lambda error: events.append("teardown"))
-    get(lambda: "hello")
-    assert events == ["teardown"]
+    assert events == [*teardown, *["fails", *failed, "runs", *teardown] * fails]
 
 
 def test_they_run_in_order_with_the_others_of_the_request(
@@ -208,26 +181,20 @@ def test_they_run_in_order_with_the_others_of_the_request(
     assert [event[0] for event in events] == list("123456")
 
 
-def test_keywords_go_through(get: Any, events: list[Any]) -> None:
+def test_arguments_go_through_and_one_that_fails_is_logged_by_its_name(
+    get: Any, events: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        events.append((args, kwargs))
+        raise ValueError
+
     def view() -> str:
-        after_this_response(lambda *args, **kwargs: events.append((args, kwargs)), 1, fn=2, self=3)
+        after_this_response(fails, 1, fn=2, self=3)
         return "hello"
 
     get(view)
     assert events == [((1,), {"fn": 2, "self": 3})]
-
-
-def test_one_that_fails_is_logged_by_its_name(get: Any, caplog: pytest.LogCaptureFixture) -> None:
-    def fails(name: str) -> None:
-        raise ValueError(name)
-
-    def view() -> str:
-        after_this_response(fails, "on purpose")
-        return "hello"
-
-    get(view)
-    [message] = caplog.messages
-    assert message == f"Callback {__name__}.{fails.__qualname__} of GET / failed."
+    assert caplog.messages == [f"Callback {__name__}.{fails.__qualname__} of GET / failed."]
 
 
 def test_async_views_and_async_callbacks(app: Flask, get: Any, events: list[Any]) -> None:
@@ -352,54 +319,42 @@ def test_they_run_once_a_stream_has_ended_and_may_be_registered_in_it(
     assert events == ["stream ends", "callback of /"]
 
 
-def test_they_run_if_the_client_leaves_in_mid_stream(get: Any, events: list[str]) -> None:
-    def view() -> Any:
-        @stream_with_context
-        def body() -> Any:
-            try:
-                yield "one"
-                yield "two"
-            finally:
-                events.append("stream closed")
+def test_they_run_if_the_client_leaves_in_mid_stream(app: Flask, get: Any, events: Any) -> None:
+    def body() -> Any:
+        try:
+            yield "one"
+            yield "two"
+        finally:
+            events.append("stream closed")
 
-        after_this_response(events.append, "callback")
-        return body()
-
-    response = get(view, buffered=False)
+    app.after_response(lambda: events.append("callback"))
+    response = get(lambda: body(), buffered=False)
     assert next(response.response) == b"one"
     response.close()
     assert events == ["stream closed", "callback"]
 
 
-def test_a_file_is_sent(get: Any, events: list[str]) -> None:
-    def view() -> Any:
-        after_this_response(events.append, "callback")
-        return send_file(io.BytesIO(b"content"), mimetype="text/plain")
-
-    assert get(view).data == b"content"
-    assert events == ["callback"]
+def test_a_file_is_sent(app: Flask, get: Any, events: list[str]) -> None:
+    app.after_response(lambda: events.append("callback"))
+    sent = get(lambda: send_file(io.BytesIO(b"content"), mimetype="text/plain"))
+    assert (sent.data, events) == (b"content", ["callback"])
 
 
 # The test client.
 
 
-def test_flasks_own_client_leaves_the_response_open(app: Flask, events: list[str]) -> None:
-    del app.test_client_class
-    app.test_client_class = None
+@pytest.mark.parametrize("ours", [False, True])
+def test_flasks_own_client_leaves_the_response_open_and_ours_does_if_asked(
+    app: Flask, events: list[str], ours: bool
+) -> None:
     app.after_response(lambda: events.append("ran"))
-    response = app.test_client().get("/")
+    if not ours:
+        app.test_client_class = None
+    response = app.test_client().get("/", **{"buffered": False} if ours else {})
     assert events == []
     response.close()
     assert events == ["ran"]
-
-
-def test_our_client_closes_it_unless_told_otherwise(app: Flask, events: list[str]) -> None:
-    app.after_response(lambda: events.append("ran"))
-    response = app.test_client().get("/", buffered=False)
-    assert events == []
-    response.close()
-    assert events == ["ran"]
-    app.test_client().get("/")
+    app.test_client().get("/", buffered=True)
     assert events == ["ran", "ran"]
 
 
@@ -430,48 +385,24 @@ def test_a_context_that_the_client_keeps_is_torn_down_apart(app: Flask, events: 
     assert events == [("ada", "/"), "teardown", "teardown"]
 
 
-def test_callbacks_can_be_captured(get: Any, events: list[Any]) -> None:
-    def view() -> str:
-        g.user = "ada"
-        after_this_response(lambda name: events.append((name, g.user)), "mail")
-        return "hello"
-
+def test_callbacks_can_be_captured(after: Any, events: list[Any]) -> None:
     with capture() as captured:
-        get(view)
-    [callback] = captured.callbacks
-    assert (events, callback.args) == ([], ("mail",))  # type: ignore[attr-defined]
+        after(lambda: events.append(g.user))
+    assert (events, len(captured.callbacks)) == ([], 1)
     captured.run()
-    assert events == [("mail", "ada")]
+    assert events == ["ada"]
 
 
 # Several.
 
 
-def test_blueprints(app: Flask, events: list[Any]) -> None:
-    blueprint = Blueprint("orders", __name__, url_prefix="/orders")
-
-    @blueprint.record_once
-    def setup(state: Any) -> None:
-        state.app.after_response(lambda: events.append(request.blueprint))
-
-    @blueprint.teardown_request
-    def teardown(error: object) -> None:
-        events.append("teardown")
-
-    @blueprint.get("/")
-    def index() -> str:
-        after_this_response(events.append, "ordered")
-        return "hello"
-
-    app.register_blueprint(blueprint)
-    app.test_client().get("/orders/")
-    assert events == ["teardown", "orders", "teardown", "ordered", "teardown"]
-
-
 def test_apps_do_not_see_each_others_callbacks(events: list[Any]) -> None:
-    """One calls the other, in its view."""
-    outer, inner = make_app("outer"), make_app("inner")
+    """One calls the other, in its view. They have one extension, which is given them later."""
+    extension = AfterResponse()
+    outer, inner = Flask("outer"), Flask("inner")
     for each in (outer, inner):
+        extension.init_app(each)
+        each.test_client_class = AfterResponseClient
         each.after_response(lambda: events.append(("each", current_app.name, g.place)))
 
     def note() -> None:
@@ -512,27 +443,18 @@ def test_the_list_of_a_middleware_outside_is_used(app: Flask, events: list[Any])
     app.wsgi_app = outer = AfterResponseMiddleware(app.wsgi_app)  # type: ignore[method-assign]
     outer.after_response(lambda environ: events.append((environ["PATH_INFO"], has_app_context())))
     app.after_response(lambda: events.append(request.path))
-    lists = []
-
-    @app.get("/")
-    def index() -> str:
-        lists.append(request.environ["wsgi.after"])
-        after_this_response(events.append, "this")
-        return "hello"
-
+    app.add_url_rule("/", view_func=lambda: after_this_response(events.append, "this") and "hello")
     app.test_client().get("/")
     assert events == [("/", False), "/", "this"]
-    assert [type(each).__name__ for each in lists] == ["EndedCallbackList"]
 
 
 def test_an_outer_middleware_alone_is_enough_for_after_this_response(events: list[Any]) -> None:
     app = Flask("bare")
     app.wsgi_app = AfterResponseMiddleware(app.wsgi_app)  # type: ignore[method-assign]
+    app.add_url_rule("/", view_func=lambda: after_this_response(note) and "hello")
 
-    @app.get("/")
-    def index() -> str:
-        after_this_response(lambda: events.append(current_app.name))
-        return "hello"
+    def note() -> None:
+        events.append(current_app.name)
 
     app.test_client().get("/", buffered=True)
     assert events == ["bare"]
@@ -579,17 +501,23 @@ def test_in_a_pool_thread_what_the_view_has_read_is_there(events: list[Any]) -> 
     ]
 
 
-def test_in_another_process_it_cannot_run_and_says_so(get: Any) -> None:
-    callbacks = []
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_innermost_executor_counts(events: list[Any], inner: bool) -> None:
+    with ThreadPoolExecutor(1, "inner") as pool, ThreadPoolExecutor(1, "outer") as outer:
+        app = make_app(executor=pool if inner else None)
+        app.wsgi_app = AfterResponseMiddleware(  # type: ignore[method-assign]
+            app.wsgi_app, executor=outer
+        )
+        app.after_response(lambda: events.append(current_thread().name))
+        app.test_client().get("/")
+    assert events == ["inner_0" if inner else "outer_0"]
 
-    def view() -> str:
-        after_this_response(print)
-        callbacks.extend(request.environ["wsgi.after"])
-        return "hello"
 
-    get(view)
+def test_in_another_process_it_cannot_run_and_says_so(after: Any) -> None:
+    with capture() as captured:
+        after(print)
     with pytest.raises(TypeError, match="cannot be pickled, because it needs the context"):
-        pickle.dumps(callbacks)
+        pickle.dumps(captured.callbacks)
 
 
 def test_if_the_executor_pickles_they_run_in_close(
@@ -656,13 +584,9 @@ def test_after_the_callbacks_it_is_too_late(app: Flask) -> None:
 
 def test_in_a_view_a_function_for_each_response_is_refused(app: Flask, get: Any) -> None:
     """Copies of the recipe do it: each request adds one more, which runs for all that follow."""
-
-    def view() -> str:
-        with pytest.raises(RuntimeError, match=r"use wsgi_after\.flask\.after_this_response"):
-            app.after_response(print)
-        return "hello"
-
-    assert get(view).text == "hello"
+    app.testing = True
+    with pytest.raises(RuntimeError, match=r"use wsgi_after\.flask\.after_this_response"):
+        get(lambda: app.after_response(print))
 
 
 def test_a_request_that_is_handled_without_wsgi_has_no_callbacks(

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from inspect import signature
+from itertools import count
 from pathlib import Path
 from threading import current_thread
 from typing import Any
@@ -44,28 +46,34 @@ def make_app(view: View, *includes: str, before: Any = None, **settings: Any) ->
         return config.make_wsgi_app()
 
 
+def registers(*callbacks: Callable[..., object]) -> View:
+    """A view that registers these. They are called with the request if they take an argument."""
+
+    def view(request: Request) -> Response:
+        for callback in callbacks:
+            wants_it = signature(callback).parameters
+            request.after.append(partial(callback, request) if wants_it else callback)
+        return Response("body")
+
+    return view
+
+
 # request.after
 
 
-def test_a_callback_runs_when_the_response_is_closed(events: list[Any]) -> None:
+def test_it_is_the_list_of_the_request_and_runs_when_the_response_is_closed(
+    events: list[Any],
+) -> None:
     def view(request: Request) -> Response:
-        request.after(events.append, "callback")
-        return Response("body")
-
-    exchange = Exchange(make_app(view))
-    assert events == []
-    assert (exchange.finish(), events) == ([b"body"], ["callback"])
-
-
-def test_it_is_the_list_of_the_request(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
+        request.after(events.append, 1)
         after_this_response(events.append, 2)
         same = request.after is request.environ["wsgi.after"]
         events.append((same, type(request.after), len(request.after)))
-        return Response()
+        return Response("body")
 
-    Exchange(make_app(view)).finish()
-    assert events == [(True, CallbackList, 1), 2]
+    exchange = Exchange(make_app(view))
+    assert events == [(True, CallbackList, 2)]
+    assert (exchange.finish(), events[1:]) == ([b"body"], [1, 2])
 
 
 def test_each_request_has_its_own(events: list[Any]) -> None:
@@ -130,18 +138,16 @@ def test_an_exception_view_answers_and_the_callbacks_of_both_run(events: list[An
 def test_a_failing_callback_is_logged_by_its_own_name(
     caplog: pytest.LogCaptureFixture, events: list[Any]
 ) -> None:
-    def failing(number: int) -> None:
+    def failing() -> None:
         raise ZeroDivisionError
 
-    def view(request: Request) -> Response:
-        request.after(failing, 1)
-        request.after(events.append, "other")
-        return Response()
+    def other() -> None:
+        events.append(get_current_request() is None)
 
-    Exchange(make_app(view)).finish()
+    Exchange(make_app(registers(failing, other))).finish()
     [error] = messages(caplog, logging.ERROR)
     assert f"{__name__}.{failing.__qualname__} of GET /path failed" in error
-    assert events == ["other"]
+    assert (events, get_current_request()) == ([False], None)
 
 
 def test_a_file_is_sent_then_the_callbacks_run(tmp_path: Path, events: list[Any]) -> None:
@@ -171,38 +177,19 @@ def test_a_stream_registers_callbacks_too(events: list[Any]) -> None:
     assert events == ["by the view", "by the stream"]
 
 
-def test_a_tween_can_register(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
-        return Response("body")
-
-    application = make_app(
-        view, before=lambda config: config.add_tween(f"{__name__}.registering_tween")
-    )
-    application.registry.events = events
-    Exchange(application).finish()
-    assert events == [True]
-
-
-def registering_tween(handler: View, registry: Any) -> View:
-    def tween(request: Request) -> Response:
-        request.after(lambda: registry.events.append(get_current_request() is request))
-        return Response("by the tween")
-
-    return tween
-
-
-def test_tweens_are_built_once(events: list[Any]) -> None:
+def test_a_tween_can_register_and_is_built_once(events: list[Any]) -> None:
     def tween(handler: View, registry: Any) -> View:
+        def registering(request: Request) -> Response:
+            request.after(lambda: events.append(get_current_request() is request))
+            return Response("by the tween")
+
         events.append("built")
-        return handler
+        return registering
 
-    sys.modules[__name__].counted_tween = tween  # type: ignore[attr-defined]
-    make_app(hello_view, before=lambda config: config.add_tween(f"{__name__}.counted_tween"))
-    assert events == ["built"]
-
-
-def hello_view(request: Request) -> Response:
-    return Response("hello")
+    sys.modules[__name__].tween = tween  # type: ignore[attr-defined]
+    add = make_app(registers(), before=lambda config: config.add_tween(f"{__name__}.tween"))
+    Exchange(add).finish()
+    assert events == ["built", True]
 
 
 def test_a_request_made_by_hand_has_no_list() -> None:
@@ -211,19 +198,6 @@ def test_a_request_made_by_hand_has_no_list() -> None:
 
 
 # Subrequests
-
-
-def subrequests(make: Callable[[Request], Request], events: list[Any]) -> Any:
-    def view(request: Request) -> Response:
-        if request.path == "/inner":
-            request.after(lambda: events.append(("inner", get_current_request().path)))
-            return Response("inner")
-        request.after(lambda: events.append(("first", get_current_request().path)))
-        response = request.invoke_subrequest(make(request))
-        request.after(lambda: events.append(("last", get_current_request().path)))
-        return response
-
-    return make_app(view)
 
 
 def blank(request: Request) -> Request:
@@ -240,7 +214,19 @@ def copied(request: Request) -> Request:
 def test_a_subrequest_registers_for_the_request_around_it(
     make: Callable[[Request], Request], events: list[Any]
 ) -> None:
-    exchange = Exchange(subrequests(make, events))
+    def view(request: Request) -> Response:
+        def note(place: str) -> None:
+            events.append((place, get_current_request().path))
+
+        if request.path == "/inner":
+            request.after(note, "inner")
+            return Response("inner")
+        request.after(note, "first")
+        response = request.invoke_subrequest(make(request))
+        request.after(note, "last")
+        return response
+
+    exchange = Exchange(make_app(view))
     assert events == []
     assert exchange.finish() == [b"inner"]
     assert events == [("first", "/path"), ("inner", "/path"), ("last", "/path")]
@@ -287,26 +273,14 @@ def test_a_callback_has_the_threadlocals_of_its_request(
     assert get_current_request() is None
 
 
-def test_threadlocals_end_with_a_callback_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    def view(request: Request) -> Response:
-        request.after(int, "x")
-        return Response()
-
-    Exchange(make_app(view)).finish()
-    assert (len(messages(caplog, logging.ERROR)), get_current_request()) == (1, None)
-
-
 def test_a_running_callback_cancels_another(events: list[Any]) -> None:
     cancelled, kept = partial(events.append, "cancelled"), partial(events.append, "kept")
 
-    def view(request: Request) -> Response:
-        after = request.after
-        after(lambda: (after.remove(cancelled), events.append(after == [kept])))
-        after(cancelled)
-        after(kept)
-        return Response()
+    def cancel(request: Request) -> None:
+        request.after.remove(cancelled)
+        events.append(request.after == [kept])
 
-    Exchange(make_app(view)).finish()
+    Exchange(make_app(registers(cancel, cancelled, kept))).finish()
     assert events == [True, "kept"]
 
 
@@ -329,32 +303,29 @@ def test_called_by_itself_it_needs_no_list(events: list[Any]) -> None:
 # Wrapped as well
 
 
-def test_of_two_lists_the_outer_one_is_used(events: list[Any], pool: OtherThread) -> None:
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_outer_list_and_the_innermost_executor_are_used(
+    events: list[Any], pool: OtherThread, inner: bool
+) -> None:
     def view(request: Request) -> Response:
         request.after(lambda: events.append((current_thread().name[:4], get_current_request())))
         return Response()
 
-    application = AfterResponseMiddleware(make_app(view, **{"wsgi_after.executor": pool}))
-
-    @application.after_response
-    def app_wide(environ: dict[str, Any]) -> None:
-        events.append(("app-wide", get_current_request()))
-
-    exchange = Exchange(application)
-    [bound] = exchange.environ["wsgi.after"][1:]
-    exchange.finish()
-    assert events == [("app-wide", None), ("Main", bound.request)]
+    setting = {"wsgi_after.executor": pool if inner else "none"}
+    with OtherThread(1, thread_name_prefix="outer") as outer:
+        application = AfterResponseMiddleware(make_app(view, **setting), executor=outer)
+        application.after_response(lambda environ: events.append(get_current_request()))
+        exchange = Exchange(application)
+        [bound] = exchange.environ["wsgi.after"][1:]
+        exchange.finish()
+    assert events == [None, ("pool" if inner else "oute", bound.request)]
 
 
 def test_a_function_registered_outside_and_inside_is_bound_inside_only(events: list[Any]) -> None:
     def callback() -> None:
         events.append(get_current_request() is not None)
 
-    def view(request: Request) -> Response:
-        request.after(callback)
-        return Response()
-
-    application = make_app(view)
+    application = make_app(registers(callback))
 
     def outer(environ: dict[str, Any], start_response: Any) -> Any:
         environ["wsgi.after"].append(callback)
@@ -365,30 +336,25 @@ def test_a_function_registered_outside_and_inside_is_bound_inside_only(events: l
 
 
 def test_a_plain_list_that_is_there_is_used(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
-        request.after.append(lambda: events.append(get_current_request() is request))
-        return Response("body")
-
     callbacks: list[Any] = []
-    assert list(Exchange(make_app(view), make_environ(**{"wsgi.after": callbacks})).result)
+    view = registers(lambda request: events.append(get_current_request() is request))
+    make_app(view)(make_environ(**{"wsgi.after": callbacks}), lambda *args: None)
     assert events == []
     callbacks.pop()()
     assert events == [True]
 
 
 def test_an_app_within_an_app_keeps_its_own_threadlocals(events: list[Any]) -> None:
-    def inner_view(request: Request) -> Response:
-        request.after(lambda: events.append(get_current_request() is request))
-        return Response("inner")
+    def note(request: Request) -> None:
+        events.append(get_current_request() is request)
 
-    inner = make_app(inner_view)
+    inner = make_app(registers(note))
 
     def outer_view(request: Request) -> Response:
-        request.after(lambda: events.append(get_current_request() is request))
-        response: Response = request.get_response(inner)
-        return response
+        request.after(note, request)
+        return request.get_response(inner)
 
-    assert Exchange(make_app(outer_view)).finish() == [b"inner"]
+    assert Exchange(make_app(outer_view)).finish() == [b"body"]
     assert events == [True, True]
 
 
@@ -473,6 +439,24 @@ def test_an_attempt_begins_with_the_list_of_the_first(plain: bool, events: list[
     assert (events, len(callbacks)) == ([1, 1, *(() if plain else ("from outside",))], 1)
 
 
+def test_an_environ_that_comes_again_while_its_first_body_is_read_gets_a_list_of_its_own(
+    events: list[Any],
+) -> None:
+    """As a middleware outside sends it that gives the first response up."""
+    numbers = count(1)
+
+    def view(request: Request) -> Response:
+        request.after(events.append, next(numbers))
+        return Response(app_iter=iter([b"a", b"b"]))
+
+    application, environ = make_app(view), make_environ()
+    first = Exchange(application, environ)
+    assert next(iter(first.result)) == b"a"
+    assert (Exchange(application, environ).finish(), events) == ([b"a", b"b"], [2])
+    first.result.close()
+    assert events == [2, 1]
+
+
 def test_a_policy_that_fails_before_there_is_a_request_costs_nothing(events: list[Any]) -> None:
     def policy(environ: dict[str, Any], router: Any) -> Response:
         environ["wsgi.after"](events.append, get_current_request())
@@ -480,7 +464,7 @@ def test_a_policy_that_fails_before_there_is_a_request_costs_nothing(events: lis
 
     with pytest.raises(ZeroDivisionError):
         Exchange(
-            make_app(hello_view, before=lambda config: config.set_execution_policy(policy)),
+            make_app(registers(), before=lambda config: config.set_execution_policy(policy)),
         )
     assert events == [None]
 
@@ -521,24 +505,16 @@ def test_the_transaction_of_pyramid_tm_is_over_and_another_can_begin(events: lis
 
 
 def test_webtest_runs_the_callbacks_and_may_send_an_environ_twice(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
-        request.after(events.append, request.path)
-        return Response("body")
-
-    app = TestApp(make_app(view))
+    app = TestApp(make_app(registers(lambda request: events.append(request.path))))
     request = Request.blank("/1")
     assert [app.request(request).text for _ in range(2)] == ["body", "body"]
     assert events == ["/1", "/1"]
 
 
 def test_captured_callbacks_have_their_threadlocals(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
-        request.after(lambda: events.append(get_current_request() is request))
-        return Response()
-
-    app = TestApp(make_app(view))
+    view = registers(lambda request: events.append(get_current_request() is request))
     with capture() as captured:
-        app.get("/")
+        TestApp(make_app(view)).get("/")
     assert events == []
     captured.run()
     assert events == [True]
@@ -587,7 +563,6 @@ def load(tmp_path: Path) -> Callable[[str], Any]:
     ("options", "thread"),
     [
         ("", "Main"),
-        ("executor = default", "Main"),
         ("executor = None", "Main"),
         (f"executor = {__name__}:test_pool", "pool"),
         (f"executor = {__name__}.test_pool", "pool"),
@@ -605,7 +580,7 @@ def test_an_ini_file_wraps_an_app(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("executor = threads", "'threads', which cannot be imported: No module named 'threads'"),
+        ("executor = default", "'default', which cannot be imported: No module named 'default'"),
         ("executor = conftest:nothing", "'conftest:nothing', which cannot be imported"),
         ("executor = 4", "'4', which cannot be imported"),
         ("executor = conftest:hello", r"'conftest:hello', which has no submit\(\)"),
@@ -614,7 +589,7 @@ def test_an_ini_file_wraps_an_app(
 def test_an_executor_that_is_none_is_refused(
     load: Callable[[str], Any], options: str, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"default, none, or .*{message}"):
+    with pytest.raises(ValueError, match=f"must be none, or .*{message}"):
         load(options)
 
 
@@ -625,18 +600,4 @@ def test_an_option_that_there_is_not_is_refused(load: Callable[[str], Any]) -> N
 
 def test_the_setting_is_checked_when_the_app_is_configured() -> None:
     with pytest.raises(ValueError, match="threads"):
-        make_app(hello_view, **{"wsgi_after.executor": "threads"})
-
-
-def test_with_the_filter_and_the_setting_the_filter_counts(
-    events: list[Any], pool: OtherThread
-) -> None:
-    def view(request: Request) -> Response:
-        request.after(lambda: events.append(current_thread().name[:4]))
-        return Response()
-
-    inside = make_app(view, **{"wsgi_after.executor": "none"})
-    application = wsgi_after_pyramid.filter_app_factory(inside, {})
-    application = AfterResponseMiddleware(application, executor=pool)
-    Exchange(application).finish()
-    assert events == ["pool"]
+        make_app(registers(), **{"wsgi_after.executor": "threads"})

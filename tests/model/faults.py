@@ -10,8 +10,9 @@ import contextlib
 import threading
 from typing import Any
 
-import wsgi_after
 from wsgi_after.callbacks import set_current
+
+import wsgi_after
 
 FAULTS: dict[str, type[Faulty]] = {}
 

@@ -12,9 +12,9 @@ from typing import Any
 from wsgiref.util import FileWrapper
 
 from conftest import make_environ
+from wsgi_after.callbacks import EndedCallbackList, current
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after.callbacks import EndedCallbackList, current
 
 from .apps import Plan, Script
 from .callbacks import WAYS_IN_CONTEXT, WAYS_OF_LISTS, Callback, for_each

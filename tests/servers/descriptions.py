@@ -15,6 +15,7 @@ from .harness import Place, Server, find, free_port
 Commands = list[Sequence[str | Path]]
 PYTHON = sys.executable
 APACHE_MODULES = Path("/usr/lib/apache2/modules")
+MOD_WSGI = APACHE_MODULES / "mod_wsgi.so"
 
 
 def versions(*names: str) -> Callable[[], str]:
@@ -134,10 +135,12 @@ def apache(daemon: bool) -> Callable[[Place], Commands]:
     return commands
 
 
-def apache_with(where: Place, settings: Sequence[str]) -> Sequence[str | Path]:
+def apache_with(
+    where: Place, settings: Sequence[str], mod_wsgi: str | Path = MOD_WSGI
+) -> Sequence[str | Path]:
     """Apache with one child process."""
     directory = where.directory
-    modules = ("mpm_event", "authz_core", "wsgi")
+    modules = ("mpm_event", "authz_core")
     lines = [
         f"ServerRoot {directory}",
         f"DefaultRuntimeDir {directory}",
@@ -146,6 +149,7 @@ def apache_with(where: Place, settings: Sequence[str]) -> Sequence[str | Path]:
         "ServerName localhost",
         f"Listen 127.0.0.1:{where.port}",
         *(f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so" for name in modules),
+        f"LoadModule wsgi_module {mod_wsgi}",
         *("StartServers 1", "ServerLimit 1", "ThreadsPerChild 8", "MaxRequestWorkers 8"),
         *("EnableSendfile On", f"WSGISocketPrefix {directory}/wsgi"),
         # Seconds until it ends a response that broke off, the bare app's too: not 5.
@@ -178,7 +182,7 @@ TWISTED = module(
 )
 WAITRESS = module("waitress", "--listen=127.0.0.1:{port}", "kinds:application")
 KEEP_ALIVE = 'proxy_http_version 1.1; proxy_set_header Connection "";'
-APACHE = ("apache2", str(APACHE_MODULES / "mod_wsgi.so"))
+APACHE = ("apache2", str(MOD_WSGI))
 
 
 def package(name: str, commands: Callable[[Place], Commands], *distributions: str) -> Server:

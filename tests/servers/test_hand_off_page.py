@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from conftest import Exchange, hello
@@ -14,6 +17,7 @@ from documents import blocks, executed, parse
 from docutils import nodes
 
 from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
 
 from .descriptions import BY_NAME, PYTHON, Commands, gunicorn, uwsgi
 from .harness import Place, Server, find, require, running, send
@@ -24,7 +28,7 @@ PAGE = blocks("hand-off.rst")
 
 def test_its_examples_are_those_that_are_tested() -> None:
     assert list(PAGE) == [
-        *("pool.py", "gunicorn.conf.py", "on_uwsgi.py", "on_waitress.py"),
+        *("one_line.py", "pool.py", "gunicorn.conf.py", "on_uwsgi.py", "on_waitress.py"),
         *("celery.py", "rq.py"),
         *("rq_executor.py", "dask_executor.py"),  # by test_queues.py
     ]
@@ -68,6 +72,88 @@ def test_the_pool_runs_the_callback(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "after the response\n"
 
 
+def test_one_line_gives_the_callbacks_to_a_pool(events: list[Any]) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        environ["wsgi.after"].append(lambda: events.append(threading.current_thread()))
+        return hello(environ, start_response)
+
+    with BoundedThreadPoolExecutor() as pool:
+        names = {
+            "AfterResponseMiddleware": AfterResponseMiddleware,
+            "BoundedThreadPoolExecutor": lambda: pool,
+        }
+        Exchange(executed(PAGE["one_line.py"], app=app, **names)["application"]).finish()
+    assert [thread.name.split("_")[:2] for thread in events] == [["wsgi", "after"]]
+
+
+# What a pool costs.
+
+
+@pytest.mark.parametrize(("executor", "left"), [(None, []), (BoundedThreadPoolExecutor, ["ada"])])
+def test_a_callback_clears_a_thread_local_of_its_request_but_not_from_a_pool(
+    executor: Any, left: list[str]
+) -> None:
+    local = threading.local()
+    pool = executor and executor()
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        local.users = ["ada"]
+        environ["wsgi.after"].append(lambda: vars(local).setdefault("users", []).clear())
+        return hello(environ, start_response)
+
+    Exchange(AfterResponseMiddleware(app, executor=pool)).finish()
+    if pool:
+        pool.shutdown()
+    assert local.users == left
+
+
+FORKING = """
+import sys
+from socketserver import ForkingMixIn
+from threading import Event
+from wsgiref.simple_server import WSGIServer, make_server
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
+
+def app(environ, start_response):
+    environ["wsgi.after"].append(lambda: print(environ["PATH_INFO"], flush=True))
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+
+class Busy(BoundedThreadPoolExecutor):
+    def submit(self, fn, *args):
+        super().submit(Event().wait)    # the job of another request
+        return super().submit(fn, *args)
+
+applications = {
+    "/close": AfterResponseMiddleware(app),
+    "/pool": AfterResponseMiddleware(app, executor=Busy(max_workers=1)),
+}
+
+def application(environ, start_response):
+    return applications[environ["PATH_INFO"]](environ, start_response)
+
+class Server(ForkingMixIn, WSGIServer):
+    block_on_close = True
+
+with make_server("127.0.0.1", 0, application, Server) as server:
+    print(server.server_port, flush=True)
+    for _ in applications:
+        server.handle_request()
+"""
+
+
+def test_a_server_that_forks_for_each_request_loses_the_jobs_of_a_pool() -> None:
+    with subprocess.Popen(
+        [PYTHON, "-c", FORKING], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        assert server.stdout
+        port = int(server.stdout.readline())
+        for path in ("/close", "/pool"):
+            urlopen(f"http://127.0.0.1:{port}{path}", timeout=30).close()
+        assert server.stdout.read() == "/close\n"
+
+
 # Each server is started as the page shows, with the app of test_executor.py in place of its own.
 POOL = "from pooled import application, pool\n"
 
@@ -104,4 +190,23 @@ def test_at_sigterm_the_pool_is_drained(name: str, commands: Any) -> None:
         where.processes[0].wait(20)
         assert watch.events[0] == "slow"
         assert watch.events[-1] == "last", watch.events
-        assert "All callbacks finished: True" in where.log.read_text()
+        assert "All callbacks finished" in where.log.read_text()
+
+
+@pytest.mark.servers
+def test_a_worker_of_gunicorn_that_is_recycled_drains_its_pool_however_long_that_takes() -> None:
+    """Its job takes longer than the timeout: without the heartbeat, gunicorn would kill it."""
+
+    def commands(where: Place) -> Commands:
+        where.write("pool.py", POOL)
+        where.write("gunicorn.conf.py", PAGE["gunicorn.conf.py"])
+        return gunicorn("--threads=2", "--max-requests=1", "--timeout=3", app="pool")(where)
+
+    require([] if find("gunicorn") else ["gunicorn"])
+    with running(Server("gunicorn", commands, str)) as where:
+        watch = send(where, "reading")
+        assert watch.slow.wait(10)
+        assert not watch.done.wait(6)  # seconds
+        watch.end.set()
+        assert watch.done.wait(10), where.log.read_text()
+        assert "WORKER TIMEOUT" not in where.log.read_text()

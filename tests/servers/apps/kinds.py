@@ -126,7 +126,7 @@ class ClassIterator:
     def __init__(self, environ, start_response):
         start_response("200 OK", plain())
         self.chunks = [b"hello ", b"class"]
-        self.notes = environ["tests.notes"]
+        self.notes = environ.get("tests.notes")
 
     def __iter__(self):
         return self
@@ -192,10 +192,10 @@ def in_blocks(opened, size):
 
 
 def file(environ, start_response):
-    name = environ["PATH_INFO"].split("/")[2]
+    name = environ["PATH_INFO"].split("/")[-1]
     path = os.path.join(os.path.dirname(__file__), f"{name}.bin")
     wrapper = environ.get("wsgi.file_wrapper")
-    opened = File(path, environ["tests.notes"] if wrapper else {})
+    opened = File(path, environ.get("tests.notes") if wrapper else None)
     start_response("200 OK", plain(str(os.path.getsize(path))))
     return (wrapper or in_blocks)(opened, 65536)
 

@@ -1,0 +1,300 @@
+"""Rule 2: lists are shared within a call, never across calls."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+from conftest import Exchange, Immediately, make_environ
+from webob import Request
+
+from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
+
+KEY = "wsgi.after"
+TRIED, PAGE = ("503 Busy", [b"tried"]), ("200 OK", [b"page"])
+
+
+class App:
+    """Answers its calls in turn: with a status and a body, or with an exception.
+
+    The callback of each call tells the number of the call and the status of its response.
+    """
+
+    def __init__(self, events, *answers):
+        self.events, self.answers, self.calls = events, [*answers], 0
+
+    def __call__(self, environ, start_response):
+        self.calls += 1
+        after, call, answer = environ[KEY], self.calls, self.answers.pop(0)
+        after.append(lambda: self.events.append(f"callback {call}: {after.status}"))
+        if isinstance(answer, Exception):
+            raise answer
+        start_response(answer[0], [])
+        return answer[1]
+
+
+def begun(body):
+    chunks = iter(body)
+    next(chunks)
+    return chunks
+
+
+def read(body):
+    with suppress(ValueError):
+        list(body)
+
+
+def fails(*chunks):
+    yield from chunks
+    raise ValueError("of the body")
+
+
+def deliver(body, events):
+    """Read and close a body, as a server does."""
+    events.extend(chunk.decode() for chunk in body)
+    body.close()
+
+
+#: What becomes of the first response before the environ is sent again; whether it is over then.
+FIRST = {
+    "closed": (lambda body: (read(body), body.close()), True),
+    "closed, begun": (lambda body: (begun(body), body.close()), True),
+    "exhausted": (read, False),
+    "begun": (begun, False),
+    "unread": (lambda body: None, False),
+}
+
+
+@pytest.mark.parametrize("first", [*FIRST, "raised", "ran its list itself"])
+def test_a_retry_outside_has_a_list_of_its_own(first, events):
+    """Even if the first response is not over yet: then its callbacks run when it is."""
+    answer = ValueError("on purpose") if first == "raised" else TRIED
+    app = AfterResponseMiddleware(App(events, answer, PAGE))
+    environ = make_environ()
+    reads, is_over = FIRST.get(first, (lambda body: run_callbacks(environ[KEY]), True))
+    kept = []
+    with suppress(ValueError):
+        kept.append(Exchange(app, environ).result)
+        kept.append(reads(kept[0]))
+    deliver(Exchange(app, environ).result, events)
+    if kept:
+        kept[0].close()
+    tried = f"callback 1: {None if first == 'raised' else '503 Busy'}"
+    then = ["page", "callback 2: 200 OK"]
+    assert events == ([tried, *then] if is_over else [*then, tried])
+
+
+@pytest.mark.parametrize("first", ["raised", "closed", "closed, begun"])
+def test_a_retry_while_the_first_ones_job_is_pending_has_a_list_of_its_own(first, events):
+    class Pending(list):
+        def submit(self, fn, *args):
+            self.append(lambda: fn(*args))
+
+    jobs = Pending()
+    answer = ValueError("on purpose") if first == "raised" else TRIED
+    app = AfterResponseMiddleware(App(events, answer, PAGE), executor=jobs)
+    environ = make_environ()
+    with suppress(ValueError):
+        FIRST.get(first, FIRST["unread"])[0](Exchange(app, environ).result)
+    deliver(Exchange(app, environ).result, events)
+    for job in reversed(jobs):
+        job()
+    tried = f"callback 1: {None if first == 'raised' else '503 Busy'}"
+    assert events == ["page", "callback 2: 200 OK", tried]
+
+
+def test_a_retry_between_two_instances_is_within_the_outer_ones_call(events):
+    inner = AfterResponseMiddleware(App(events, ValueError("on purpose"), PAGE))
+    inner.after_response(lambda environ: events.append("app-wide, inner"))
+
+    def retry(environ, start_response):
+        with pytest.raises(ValueError, match="on purpose"):
+            inner(environ, start_response)
+        return inner(environ, start_response)
+
+    outer = AfterResponseMiddleware(retry)
+    outer.after_response(lambda environ: events.append("app-wide, outer"))
+    deliver(Exchange(outer).result, events)
+    assert events == [
+        *("page", "app-wide, outer"),
+        *("app-wide, inner", "callback 1: 200 OK", "app-wide, inner", "callback 2: 200 OK"),
+    ]
+
+
+def test_an_error_page_by_another_app_has_a_list_and_a_status_of_its_own(events):
+    broken = AfterResponseMiddleware(App(events, ValueError("on purpose")))
+    page = AfterResponseMiddleware(App(events, ("500 Error", [b"sorry"])))
+
+    def errors(environ, start_response):
+        try:
+            return broken(environ, start_response)
+        except ValueError:
+            return page(environ, start_response)
+
+    deliver(Exchange(errors).result, events)
+    assert events == ["callback 1: None", "sorry", "callback 1: 500 Error"]
+
+
+ASKS = {
+    "get_response": lambda request, app: request.get_response(app).app_iter,
+    "call_application": lambda request, app: request.call_application(app)[2],
+}
+
+
+@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
+def test_webob_may_send_one_request_twice(ask, events):
+    request, app = Request.blank("/"), AfterResponseMiddleware(App(events, PAGE, PAGE))
+    deliver(ask(request, app), events)
+    deliver(ask(request, app), events)
+    assert events == ["page", "callback 1: 200 OK", "page", "callback 2: 200 OK"]
+
+
+@pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
+def test_what_webob_asks_another_instance_within_an_app_belongs_to_the_call(ask, events):
+    inner = AfterResponseMiddleware(App(events, PAGE, PAGE))
+
+    def app(environ, start_response):
+        request = Request(environ)
+        start_response("201 Created", [])
+        return [*ask(request, inner), *ask(request.copy(), inner)]
+
+    deliver(Exchange(AfterResponseMiddleware(app)).result, events)
+    assert events == ["page", "page", "callback 1: 201 Created", "callback 2: 201 Created"]
+
+
+@pytest.mark.parametrize("executor", [None, Immediately()])
+def test_an_internal_redirect_is_within_the_call(executor, events):
+    def app(environ, start_response):
+        path = environ["PATH_INFO"]
+        environ[KEY](events.append, path)
+        if path == "/path":
+            return wrapped({**environ, "PATH_INFO": "/target"}, start_response)
+        start_response("200 OK", [])
+        return [b"page"]
+
+    wrapped = AfterResponseMiddleware(app, executor=executor)
+    wrapped.after_response(lambda environ: events.append(f"app-wide {environ['PATH_INFO']}"))
+    deliver(Exchange(wrapped).result, events)
+    assert events == ["page", "app-wide /path", "/path", "app-wide /target", "/target"]
+
+
+def no_app(environ, start_response):
+    start_response("200 OK", [])
+    return []
+
+
+#: How far the first response is when its environ is sent again: what the app returned, what was
+#: done with it, and whether an instance that is another one then shares its list.
+STATES = {
+    **{state: ([b"a"], reads, state == "begun") for state, (reads, _) in FIRST.items()},
+    "iter() was called": ([b"a"], iter, False),
+    "begun by next()": ([b"a"], next, True),
+    "begun, stopped": ([b"a"], lambda body: begun(body).close(), True),
+    "begun a second time": ([b"a"], lambda body: (list(body), begun(body)), True),
+    "exhausted by next()": ([b"a"], lambda body: (next(body), next(body, None)), False),
+    "failed at once": (fails(), read, False),
+    "failed": (fails(b"a"), read, False),
+    "closed, unread": ([b"a"], lambda body: body.close(), False),
+}
+
+
+@pytest.mark.parametrize("by", ["the same instance", "another", "another, in a copy"])
+@pytest.mark.parametrize("state", STATES)
+def test_who_shares_a_list_when_the_call_that_made_it_has_returned(state, by, events):
+    body, reads, is_shared = STATES[state]
+    first = AfterResponseMiddleware(App(events, ("200 OK", body), PAGE))
+    exchange = Exchange(first)
+    after, kept = exchange.environ[KEY], reads(exchange.result)
+    environ = copy.deepcopy(exchange.environ) if "copy" in by else exchange.environ
+    second = Exchange(first if "same" in by else AfterResponseMiddleware(no_app), environ).result
+    assert (environ[KEY] is after) == (is_shared and "another" in by)
+    del kept
+    for result in (exchange.result, second):
+        getattr(result, "close", bool)()
+
+
+COPIES = {
+    "the environ": lambda environ: environ,
+    "copy()": dict.copy,
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+    "WebOb's": lambda environ: Request(environ).copy_get().environ,
+}
+
+
+@pytest.mark.parametrize("thread", ["this thread", "another thread"])
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copied_environ_is_of_the_same_call_until_that_has_returned(copied, thread, events):
+    """The mark is on the list: a context variable would not reach other threads."""
+
+    def ask(environ):
+        after = environ[KEY]
+        result = AfterResponseMiddleware(no_app)(environ, lambda *args: bool)
+        getattr(result, "close", bool)()
+        events.append(environ[KEY] is after)
+
+    def ask_in_thread(environ):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(ask if thread == "another thread" else bool, environ).result()
+        if thread == "this thread":
+            ask(environ)
+
+    def app(environ, start_response):
+        ask_in_thread(copied(environ))
+        environ[KEY](ask_in_thread, copied(environ))
+        return no_app(environ, start_response)
+
+    exchange = Exchange(AfterResponseMiddleware(app))
+    ask_in_thread(copied(exchange.environ))
+    exchange.finish()
+    ask_in_thread(copied(exchange.environ))
+    assert events == [True, False, False, False]
+
+
+@pytest.mark.parametrize("by", ["the same instance", "another"])
+def test_a_request_made_in_mid_body(by, events):
+    """To another instance it belongs to the call whose body is read; to the same one it is new."""
+
+    def body(environ):
+        yield b"before"
+        part = (first if "same" in by else other)(environ, lambda *args: bool)
+        yield from part
+        getattr(part, "close", bool)()
+        yield b"behind"
+
+    def app(environ, start_response):
+        nested = environ["nested"] = "nested" in environ
+        environ[KEY](events.append, "callback of the part" if nested else "callback")
+        start_response("200 OK", [])
+        return [b"part"] if nested else body(environ)
+
+    first, other = AfterResponseMiddleware(app), AfterResponseMiddleware(app)
+    deliver(Exchange(first).result, events)
+    if "same" in by:
+        assert events == ["before", "part", "callback of the part", "behind", "callback"]
+    else:
+        assert events == ["before", "part", "behind", "callback", "callback of the part"]
+
+
+class TheirList(list):
+    """A list of a server of its own kind."""
+
+
+@pytest.mark.parametrize("kind", [list, TheirList, CallbackList])
+@pytest.mark.parametrize("first", [[], [lambda: None]], ids=["empty", "not empty"])
+def test_a_list_of_the_server_is_used_by_every_call_until_it_has_ended(kind, first, events):
+    """The server runs it: nothing is wrapped, and what the app raises runs nothing."""
+    present = kind(first)
+    environ = make_environ(**{KEY: present})
+    app = AfterResponseMiddleware(no_app)
+    app.after_response(lambda environ: events.append("app-wide"))
+    results = [Exchange(app, environ).result, Exchange(app, environ).result]
+    with pytest.raises(ZeroDivisionError):
+        Exchange(AfterResponseMiddleware(lambda *args: 1 / 0), environ)
+    assert (results, environ[KEY] is present, events) == ([[], []], True, [])
+    run_callbacks(present)
+    getattr(Exchange(app, environ).result, "close", bool)()
+    assert len(events) == 2 + (kind is CallbackList)  # which has ended: the call had its own list
+    assert (environ[KEY] is present) == (kind is not CallbackList)

@@ -1,0 +1,318 @@
+"""Rule 6: what is let out of ``close()``, and what a callback returned that has not run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import threading
+import types
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial, wraps
+from http.client import HTTPConnection
+
+import gevent
+import greenlet
+import pytest
+from commands import serving
+from conftest import Exchange, Immediately, hello
+
+from wsgi_after import AfterResponseMiddleware
+
+
+class Custom(BaseException):
+    """Neither an Exception, nor anybody's order to stop."""
+
+
+CONTAINED = [
+    *(SystemExit(), SystemExit(3), SystemExit("on purpose"), GeneratorExit(), Custom()),
+    *(asyncio.CancelledError(), gevent.Timeout(1), StopIteration(), MemoryError()),
+    BaseExceptionGroup("several", [KeyboardInterrupt(), ValueError()]),
+]
+GOES_ON = [KeyboardInterrupt(), greenlet.GreenletExit()]
+
+
+def raises(error):
+    raise error
+
+
+def registers(callback, events):
+    """An app with this callback, and one behind it."""
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(callback)
+        environ["wsgi.after"](events.append, "next")
+        return hello(environ, start_response)
+
+    return app
+
+
+def closed(app, **options):
+    Exchange(AfterResponseMiddleware(app, **options)).finish()
+
+
+ENDS = {"closed": closed, "handed over": partial(closed, executor=Immediately())}
+
+
+def failures(caplog):
+    """What was logged as the failure of a callback."""
+    return [repr(record.exc_info[1]) for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("error", [*CONTAINED, *GOES_ON], ids=lambda error: type(error).__name__)
+def test_what_a_callback_raises(error, end, caplog, events):
+    """All but an order to stop is logged; the other callbacks run in any case."""
+
+    def app(environ, start_response):
+        after = environ["wsgi.after"]
+        after(after, raises, error)  # registered by a running callback, so it comes last
+        after(raises, error)
+        after(events.append, "next")
+        return hello(environ, start_response)
+
+    caught = None
+    try:
+        ENDS[end](app)
+    except BaseException as raised:
+        caught = raised
+    goes_on = error in GOES_ON
+    assert caught is (error if goes_on else None)
+    assert (events, failures(caplog)) == (["next"], [repr(error)] * (1 if goes_on else 2))
+
+
+@pytest.mark.parametrize("error", [*CONTAINED, *GOES_ON], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("of_app", [ValueError("app"), SystemExit("app"), GeneratorExit("app")])
+@pytest.mark.parametrize("place", ["call", "close"])
+def test_an_exception_of_the_app_that_is_on_its_way_wins(place, of_app, error, caplog, events):
+    class Body(list):
+        def close(self):
+            raise of_app
+
+    def app(environ, start_response):
+        registers(partial(raises, error), events)(environ, start_response)
+        return Body() if place == "close" else raises(of_app)
+
+    with pytest.raises(type(of_app), match="app") as caught:
+        closed(app)
+    assert (caught.value, events, failures(caplog)) == (of_app, ["next"], [repr(error)])
+
+
+class Handlers:
+    def method(self, signum, frame):
+        sys.exit("handler")
+
+    @classmethod
+    def of_class(cls, *arguments):
+        sys.exit("handler")
+
+    @staticmethod
+    def static(signum, frame=None, **options):
+        raise SystemExit("handler") from OSError()
+
+    def __call__(self, signum, frame):
+        self.method(None, None)
+
+
+def with_more(why, signum, frame, /):
+    sys.exit(why)
+
+
+def decorated(fn):
+    @wraps(fn)
+    def wrapper(*args, **kwargs):
+        return fn(*args, **kwargs)
+
+    return wrapper
+
+
+HANDLERS = [
+    *(lambda *_: sys.exit("handler"), lambda number, _: sys.exit("handler")),
+    *(Handlers().method, Handlers.of_class, Handlers.static, Handlers()),
+    *(partial(with_more, "handler"), decorated(Handlers().method)),
+    lambda signum, frame: (lambda: (frame, sys.exit("handler")))(),
+    lambda signum, frame: raises(Custom("handler")),
+]
+
+
+def wait():
+    threading.Event().wait(10)
+
+
+def in_a_generator(fn=wait):
+    return [*(fn() for _ in "1")]
+
+
+def again(fn=wait):
+    try:
+        fn()
+    except SystemExit:
+        raise
+
+
+def interrupt(number, handler, waits):
+    """Have a signal come while a function waits."""
+    before = signal.signal(number, handler)
+    try:
+        if number == signal.SIGALRM:
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+        else:
+            os.kill(os.getpid(), number)
+        waits()
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("waits", [wait, in_a_generator, again])
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGUSR1])
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_what_a_signal_handler_raises_goes_on_after_the_others_ran(
+    handler, number, waits, caplog, events
+):
+    with pytest.raises((SystemExit, Custom), match="handler"):
+        closed(registers(partial(interrupt, number, handler, waits), events))
+    assert (events, failures(caplog)) == (["next"], [])
+
+
+def with_its_own_frame():
+    frame = sys._getframe()
+    sys.exit((frame.f_lineno,))
+
+
+EXITS = [
+    *(sys.exit, with_its_own_frame, lambda: in_a_generator(sys.exit)),
+    *(decorated(decorated(lambda: again(sys.exit))), lambda: Handlers()(signal.SIGTERM, None)),
+    partial(argparse.ArgumentParser().parse_args, ["--no-such-option"]),
+    partial(Handlers().method, signal.SIGTERM, sys._getframe()),  # which it did not interrupt
+]
+
+
+@pytest.mark.parametrize("exits", EXITS)
+def test_a_plain_exit_in_a_callback_is_contained(exits, caplog, events):
+    closed(registers(exits, events))
+    assert (events, len(failures(caplog))) == (["next"], 1)
+
+
+#: What the callbacks below did, which is nothing.
+ran: list[int] = []
+
+
+async def coroutine(*args):
+    ran.append(1)
+
+
+async def asynchronous_generator(*args):
+    yield ran.append(1)
+
+
+def generator(*args):
+    yield ran.append(1)
+
+
+class Methods:
+    method, generates = coroutine, generator
+
+    async def __call__(self):
+        ran.append(1)
+
+
+NOT_RUN = [
+    *(coroutine, generator, asynchronous_generator, types.coroutine(generator)),
+    *(partial(coroutine, 1), partial(partial(generator), 1), partial(asynchronous_generator, 1)),
+    *(Methods().method, Methods().generates, Methods(), decorated(asynchronous_generator)),
+    *(lambda: coroutine(), lambda: (ran.append(1) for _ in "1")),
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("callback", NOT_RUN)
+def test_a_callback_whose_code_has_not_run_is_told(callback, end, caplog, events):
+    """Once, at ERROR; and the coroutine is closed, or Python would warn that nobody awaits it."""
+    ENDS[end](registers(callback, events))
+    told = [record.levelname for record in caplog.records if "has not run" in record.getMessage()]
+    assert (events, ran, told) == (["next"], [], ["ERROR"])
+
+
+class Awaitable:
+    def __await__(self):
+        yield
+
+    def __iter__(self):
+        yield
+
+
+class AsyncIterator:
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        raise StopAsyncIteration
+
+
+LOOP = asyncio.new_event_loop()
+LOOP.close()
+OTHERS = [
+    *(Awaitable, AsyncIterator, partial(asyncio.Future, loop=LOOP), Future, Methods, list),
+    *(lambda: map(str, [1]), lambda: iter([1]), lambda: ValueError("returned"), lambda: "result"),
+]
+
+
+@pytest.mark.parametrize("returns", OTHERS)
+def test_of_what_else_a_callback_returns_nothing_is_told(returns, caplog, events):
+    """It may have been started: Dask's futures have, and asyncio's tasks."""
+    closed(registers(returns, events))
+    assert (events, caplog.records) == (["next"], [])
+
+
+APP = """
+import asyncio, os, sys
+import gevent
+from wsgi_after import AfterResponseMiddleware
+
+def times_out():
+    with gevent.Timeout(0.01):
+        gevent.sleep(10)
+
+class Custom(BaseException):
+    def __call__(self):
+        raise self
+
+class Cancelled(asyncio.CancelledError, Custom):
+    pass
+
+class Exit(GeneratorExit, Custom):
+    pass
+
+CALLBACKS = [times_out, sys.exit, Custom(), Cancelled(), Exit()]
+KINDS = [lambda answer: [answer], lambda answer: (answer for _ in "1"), lambda answer: [answer]]
+
+def app(environ, start_response):
+    number = int(environ["PATH_INFO"][1:])
+    environ["wsgi.after"].append(CALLBACKS[number % 5])
+    answer = str(os.getpid()).encode()
+    start_response("200 OK", [] if number % 3 else [("Content-Length", str(len(answer)))])
+    return KINDS[number % 3](answer)
+
+application = AfterResponseMiddleware(app)
+"""
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("options", ["-k gevent", "--threads 2"])
+def test_the_next_request_on_the_connection_is_answered_by_the_same_worker(options, tmp_path):
+    (tmp_path / "fails.py").write_text(APP)
+    with (
+        serving(f"gunicorn -b 127.0.0.1:8000 {options} fails", tmp_path) as port,
+        closing(HTTPConnection("127.0.0.1", port, timeout=20)) as client,
+    ):
+        answers = []
+        for number in range(3 * 5):
+            client.request("GET", f"/{number}")
+            connection = client.sock
+            response = client.getresponse()
+            answers.append((response.status, response.read(), connection is client.sock))
+    assert answers == [(200, answers[0][1], True)] * 15
+    assert (tmp_path / "log").read_text().count("Callback ") == 15

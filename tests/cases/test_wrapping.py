@@ -1,0 +1,323 @@
+"""Rules 8 and 9: what stands around the environ, the body and the file wrapper does not show."""
+
+from __future__ import annotations
+
+import copy
+import io
+import operator
+import pickle
+from collections import deque
+from importlib.util import find_spec
+from wsgiref.util import FileWrapper
+
+import pytest
+from commands import serving
+from conftest import Exchange, Immediately, hello, make_environ
+from servers.client import Connection
+from servers.harness import require
+
+from wsgi_after import AfterResponseMiddleware
+
+KEY = "wsgi.after"
+COPIES = {
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+    "dict": dict,
+    "deepcopy of a list": lambda environ: copy.deepcopy([dict(environ)])[0],
+}
+
+
+@pytest.mark.parametrize("executor", [None, Immediately()])
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copy_of_the_environ_has_the_requests_one_list(copied, executor, events):
+    def app(environ, start_response):
+        environ[KEY](events.append, 1)
+        other = COPIES[copied](environ)
+        other[KEY](events.append, 2)
+        environ[KEY](events.append, 3)
+        environ[KEY](lambda: COPIES[copied](environ)[KEY](events.append, 4))
+        return hello(environ, start_response)
+
+    def passes_a_copy_on(environ, start_response):
+        return AfterResponseMiddleware(app)(COPIES[copied](environ), start_response)
+
+    Exchange(AfterResponseMiddleware(passes_a_copy_on, executor=executor)).finish()
+    assert events == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("executor", [None, Immediately()])
+@pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy, list, pickle.dumps, sorted])
+def test_what_copies_the_list_alone_does_not_end_it(copies, executor, events):
+    def app(environ, start_response):
+        copies(environ[KEY])
+        environ[KEY](events.append, 1)
+        environ[KEY].append(lambda: copies(environ[KEY]))
+        environ[KEY](events.append, 2)
+        return hello(environ, start_response)
+
+    Exchange(AfterResponseMiddleware(app, executor=executor)).finish()
+    assert events == [1, 2]
+
+
+class Response:
+    """A body with attributes, a length, and an equality of its own."""
+
+    status_code = 200
+
+    def __init__(self, *chunks):
+        self.chunks = chunks
+
+    def __iter__(self):
+        return iter(self.chunks)
+
+    def __len__(self):
+        return len(self.chunks)
+
+    def __eq__(self, other):
+        return isinstance(other, Response) and self.chunks == other.chunks
+
+    def __hash__(self):
+        return hash(self.chunks)
+
+
+class Html(bytes):
+    """Bytes that remember that they are escaped."""
+
+
+class Unsized:
+    """A body that has no length, and cannot be pickled."""
+
+    count = 3
+
+    def __iter__(self):
+        return iter([b"chunk"])
+
+    def __reduce__(self):
+        raise TypeError("it holds a connection")
+
+
+BODIES = {
+    "list": lambda: [b"a", b"", b"b"],
+    "empty list": list,
+    "tuple": lambda: (b"a", b"b"),
+    "deque": lambda: deque([b"a", b"b"]),
+    "dict": lambda: {b"a": 1},
+    "generator": lambda: (chunk for chunk in [b"a"]),
+    "iterator": lambda: iter([b"a", b"b"]),
+    "response": lambda: Response(b"a", b"b"),
+    "empty response": Response,
+    "unsized": Unsized,
+    "bytes": lambda: b"abc",
+    "subclass of bytes": lambda: Html(b"abc"),
+    "bytearray": lambda: bytearray(b"abc"),
+    "memoryview": lambda: memoryview(b"abc"),
+}
+
+#: What a middleware outside may do with what it gets.
+LOOKS = {
+    "len": len,
+    "length on the type": lambda body: hasattr(type(body), "__len__"),
+    "truth of what has a length": lambda body: hasattr(type(body), "__len__") and bool(body),
+    "equal": lambda body: body == copy.copy(body),
+    "equal to another": lambda body: (body == Response(b"a", b"b"), body == [], body != b"abc"),
+    "hash": hash,
+    "copy": lambda body: plain(copy.copy(body)),
+    "deepcopy": lambda body: plain(copy.deepcopy(body)),
+    "pickle": lambda body: plain(pickle.loads(pickle.dumps(body))),
+    "pickle as text": lambda body: plain(pickle.loads(pickle.dumps(body, 0))),
+    "attribute": lambda body: body.status_code,
+    "method": lambda body: body.count(b"a"),
+    "attributes of a generator": lambda body: (body.gi_frame is None, callable(body.send)),
+    "no attribute": lambda body: body.no_such_name,
+}
+
+
+def plain(made):
+    """What a copy is: its type, and what it holds."""
+    return type(made), vars(made) if hasattr(made, "__dict__") else made and b"".join(made)
+
+
+def outcome(look, body):
+    try:
+        return look(body)
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_body_is_to_those_outside_as_the_apps_own(kind, look, events):
+    def app(environ, start_response):
+        environ[KEY](events.append, "callback")
+        start_response("200 OK", [])
+        return bare
+
+    bare = BODIES[kind]()
+    body = Exchange(AfterResponseMiddleware(app)).result
+    assert outcome(LOOKS[look], body) == outcome(LOOKS[look], bare)
+    assert events == []
+    assert type(body) not in {list, tuple, bytes}
+    body.close()
+    assert events == ["callback"]
+
+
+class Logo(io.BytesIO):
+    """A file that an app sends again and again: its ``close()`` rewinds it."""
+
+    def __init__(self, events):
+        super().__init__(b"logo")
+        self.events = events
+
+    def close(self):
+        self.events.append("rewound")
+        self.seek(0)
+
+
+def function(file):
+    """A file wrapper as uWSGI's is."""
+    return file
+
+
+#: A file wrapper of each kind; and what the server reads and closes.
+WRAPPERS = {
+    "class": (FileWrapper, lambda made: made),
+    "function": (function, lambda made: made),
+    "type in C": (operator.itemgetter, lambda made: made.__reduce__()[1][0]),
+}
+
+
+@pytest.mark.parametrize("order", ["one after the other", "at once"])
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_one_file_wrapper_goes_out_again_and_again(kind, order, events):
+    wrapper, served = WRAPPERS[kind]
+    made = []
+
+    def app(environ, start_response):
+        environ[KEY](events.append, "callback")
+        made.append(made[0] if made else environ["wsgi.file_wrapper"](Logo(events)))
+        return made[0]
+
+    def send():
+        environ = make_environ(**{"wsgi.file_wrapper": wrapper})
+        return served(Exchange(AfterResponseMiddleware(app), environ).result)
+
+    if order == "at once":
+        sent = [send(), send()]
+        for file in sent:
+            file.close()
+        assert sorted(events) == ["callback"] * 2 + ["rewound"] * 2
+    else:
+        for _ in range(3):
+            file = send()
+            events.append(b"".join(file))
+            file.close()
+        assert events == [b"logo", "rewound", "callback"] * 3
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_isinstance_against_the_file_wrapper_answers_as_it_does_bare(kind, events):
+    wrapper, _ = WRAPPERS[kind]
+
+    def answers(file_wrapper):
+        made = file_wrapper(Logo(events))
+        yield outcome(lambda thing: isinstance(thing, file_wrapper), made)
+        yield outcome(lambda thing: isinstance(thing, (str, file_wrapper)), made)
+        yield outcome(lambda thing: isinstance(thing, file_wrapper), [b"chunk"])
+        yield callable(file_wrapper)
+
+    found = []
+
+    def app(environ, start_response):
+        found.extend(answers(environ["wsgi.file_wrapper"]))
+        return hello(environ, start_response)
+
+    environ = make_environ(**{"wsgi.file_wrapper": wrapper})
+    Exchange(AfterResponseMiddleware(app), environ).finish()
+    assert found == [*answers(wrapper)]
+
+
+APP = """
+import io, json, sys
+from wsgi_after import AfterResponseMiddleware
+
+class Logo(io.FileIO):
+    def close(self):
+        self.seek(0)
+
+class Html(bytes):
+    pass
+
+with open("logo", "wb") as logo:
+    logo.write(b"line\\n" * 20_000)
+
+kept = {}
+count = []
+BUFFERS = [b"hello", Html(b"hello"), bytearray(b"hello"), memoryview(b"hello"), b"", bytearray()]
+BUFFERS += [[buffer] for buffer in BUFFERS] + [tuple(BUFFERS), lambda: iter(BUFFERS[:5])]
+
+def outcome(fn):
+    try:
+        return fn()
+    except Exception as error:
+        return type(error).__name__
+
+def app(environ, start_response):
+    mode, kind = environ["PATH_INFO"].strip("/").split("/")
+    if mode == "wrapped":
+        environ["wsgi.after"](count.append, kind)
+    wrapper = environ["wsgi.file_wrapper"]
+    if kind == "count":
+        body = [str(len(count)).encode()]
+    elif kind == "isinstance":
+        made = wrapper(Logo("logo"))
+        answers = [outcome(lambda: isinstance(thing, wrapper)) for thing in (made, b"text")]
+        body = [json.dumps(answers).encode()]
+    elif kind == "again":
+        if mode not in kept:
+            kept[mode] = wrapper(Logo("logo"))
+        body = kept[mode]
+    elif kind == "file":
+        body = wrapper(open("logo", "rb"))
+    else:
+        body = BUFFERS[int(kind)]
+        body = body() if callable(body) else body
+    headers = [("Content-Length", "100000")] if kind in ("again", "file") else []
+    start_response("200 OK", headers)
+    return body
+
+wrapped = AfterResponseMiddleware(app)
+
+def application(environ, start_response):
+    bare = environ["PATH_INFO"].startswith("/bare")
+    return (app if bare else wrapped)(environ, start_response)
+
+if __name__ == "__main__":
+    import bjoern
+    bjoern.run(application, "127.0.0.1", int(sys.argv[1]))
+"""
+UWSGI = "uwsgi --master --die-on-term --http-socket 127.0.0.1:8000 --wsgi-file app.py"
+
+
+def fetch(port, path):
+    with Connection(port) as connection:
+        connection.request(path, connection="close")
+        connection.read_to_end()
+    return bytes(connection.received)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("command", [UWSGI, f"{UWSGI} --wsgi-accept-buffer", "python app.py 8000"])
+def test_real_servers_send_what_they_send_bare(command, tmp_path):
+    """Files, the same file wrapper several times, what is no list of bytes; and callbacks run."""
+    require([] if "uwsgi" in command or find_spec("bjoern") else ["bjoern"])
+    (tmp_path / "app.py").write_text(APP)
+    kinds = ["file", "again", "isinstance"] * 2 + [str(n) for n in range(14) if "uwsgi" in command]
+    with serving(command, tmp_path) as port:
+        sent = {
+            mode: {(n, kind): fetch(port, f"/{mode}/{kind}") for n, kind in enumerate(kinds)}
+            for mode in ("bare", "wrapped")
+        }
+        count = fetch(port, "/bare/count").rpartition(b"\r\n")[2]
+    assert sent["wrapped"] == sent["bare"]
+    assert sent["bare"][0, "file"].endswith(b"line\n" * 20_000)
+    assert int(count) == len(kinds)

@@ -1,0 +1,140 @@
+"""mod_wsgi on the newest Python, in its default application group, which is a sub-interpreter.
+
+Its Python is that of a virtual environment which ``.ci/install-servers`` makes within this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from configparser import ConfigParser
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import pytest
+
+from .control import Watch
+from .descriptions import Commands, apache_with
+from .harness import Place, Server, control, require, running
+
+pytestmark = pytest.mark.servers
+
+ROOT = Path(__file__).parents[2]
+VENV = Path(sys.prefix) / "mod_wsgi"
+KINDS = ["list_with_length", "generator", "small_file", "error_before_return"]
+#: Parts of the library that the app does not need: nine tenths of its size.
+LEFT_OUT = ("__pycache__", "config-*", "ensurepip", "idlelib", "pip", "site-packages", "test")
+
+
+def newest_python() -> str:
+    """The newest version that ``setup.cfg`` names."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    named = setup["metadata"]["classifiers"].split("Programming Language :: Python :: 3.")
+    return f"3.{max(int(version.split()[0]) for version in named[1:])}"
+
+
+def said(*command: str | Path) -> str:
+    """What a command of the virtual environment prints."""
+    return subprocess.check_output([VENV / "bin" / command[0], *command[1:]], text=True).strip()
+
+
+def copy_python(where: Place) -> Path:
+    """Copy that Python to where every user may read it: Apache's workers run as another user."""
+    code = "import json, sysconfig; print(json.dumps(sysconfig.get_paths()))"
+    paths = json.loads(said("python", "-c", code))
+    home = where.directory / "python"
+    library = home / "lib" / Path(paths["stdlib"]).name
+    left_out = shutil.ignore_patterns(*LEFT_OUT)
+    shutil.copytree(paths["stdlib"], library, ignore=left_out)
+    shutil.copytree(paths["purelib"], library / "site-packages", ignore=left_out)
+    return home
+
+
+def apache(where: Place, daemon: bool) -> Commands:
+    """Apache with one process, and without ``WSGIApplicationGroup``."""
+    directory = where.directory
+    settings = [
+        "WSGIEnableSendfile On",
+        f"WSGIPythonHome {copy_python(where)}",
+        f"WSGIScriptAlias / {directory}/default_group.py",
+        f"<Directory {directory}>\nRequire all granted\n</Directory>",
+    ]
+    if daemon:
+        settings += [
+            f"WSGIDaemonProcess kinds processes=1 threads=4 python-path={directory}",
+            "WSGIProcessGroup kinds",
+        ]
+    else:
+        settings += [f"WSGIPythonPath {directory}"]
+    return [apache_with(where, settings, mod_wsgi=said("mod_wsgi-express", "module-location"))]
+
+
+@contextmanager
+def started(mode: str) -> Iterator[Place]:
+    """Run Apache, with mod_wsgi ``embedded`` in its process or in a ``daemon`` process."""
+    server = Server(
+        f"mod_wsgi {mode}",
+        lambda where: apache(where, daemon=mode == "daemon"),
+        version=str,
+        programs=("apache2", str(VENV / "bin/mod_wsgi-express")),
+    )
+    require(server.missing())
+    with running(server) as where:
+        yield where
+
+
+both_modes = pytest.mark.parametrize("mode", ["embedded", "daemon"])
+
+
+def get(where: Place, path: str) -> tuple[Watch, HTTPResponse, bytes]:
+    """Send a request; return what is known of it, the response, and its body."""
+    watch = control().watch()
+    with closing(HTTPConnection("127.0.0.1", where.port, timeout=30)) as client:
+        client.request("GET", f"{path}?{watch.query}", headers={"Host": "localhost"})
+        response = client.getresponse()
+        return watch, response, response.read()
+
+
+@both_modes
+def test_requests_end_in_a_sub_interpreter_of_the_newest_python_as_everywhere(mode: str) -> None:
+    with started(mode) as where:
+        _, _, found = get(where, "/where")
+        responses = {}
+        for kind in KINDS:
+            watch, response, body = get(where, f"/{kind}")
+            watch.done.wait(10)
+            prepared = response.getheader("X-Prepared")
+            responses[kind] = (response.status, prepared, body, watch.events)
+        content = (where.directory / "small_file.bin").read_bytes()
+        log = where.log.read_text()
+    assert json.loads(found) == {
+        "python": newest_python(),
+        "application group": "localhost|",
+        "process group": "kinds" if mode == "daemon" else "",
+        "main interpreter": False,
+    }
+    error_page = responses["error_before_return"][2]
+    assert responses == {
+        "list_with_length": (200, "yes", b"hello list", ["first", "last"]),
+        "generator": (200, "yes", b"hello generator", ["first", "last"]),
+        "small_file": (200, "yes", content, ["first", "last"]),
+        "error_before_return": (500, None, error_page, ["first", "last"]),
+    }
+    assert log.count("ArithmeticError: raised on purpose, in a callback") == len(KINDS)
+
+
+@both_modes
+def test_callbacks_of_an_unclosed_response_run_where_the_sub_interpreter_ends(mode: str) -> None:
+    with started(mode) as where:
+        watch, _, body = get(where, "/dropped")
+        assert (body, watch.events) == (b"dropped", [])
+        os.kill(where.pid, signal.SIGTERM)
+        assert watch.done.wait(10)
+    assert watch.events == ["first", "last"]

@@ -1,0 +1,160 @@
+"""What the server gets in place of the app's iterable: pass it on, record how it went, finish.
+
+A body is never a ``list``, ``tuple`` or ``bytes``: several servers do not close these. It has
+``__len__`` if and only if the app's object has it: servers derive Content-Length from it. It has
+``__next__``: fastwsgi closes nothing else.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Iterator
+from copy import copy
+from typing import Any
+
+from . import unclosed
+from .callbacks import EXHAUSTED, EXHAUSTED_EMPTY, FAILED, IN_BODY, CallbackList
+from .finish import finish
+
+
+class Body:
+    """An iterable of the app, passed on chunk by chunk."""
+
+    __slots__ = ("_after", "_closed", "_iterable", "_iterator")
+
+    def __init__(self, iterable: Any, after: CallbackList) -> None:
+        self._closed = False
+        self._iterable = iterable
+        self._iterator: Iterator[bytes] | None = None  # the pass that __next__ is on
+        self._after = after
+
+    def __iter__(self) -> Iterator[bytes]:
+        """A fresh pass over the app's iterable: gevent and eventlet make two, one for the length.
+
+        A generator costs 20 ns a chunk, an iterator in Python 40. It holds this body, for servers
+        that keep the iterator alone.
+        """
+        self._after._progress = IN_BODY
+        chunk = b""
+        try:
+            # Not "yield from": that would close the app's iterable together with this generator.
+            for chunk in self._iterable:
+                yield chunk
+        except GeneratorExit:  # the server stopped reading
+            raise
+        except BaseException as error:
+            self._fail(error)
+            raise
+        is_empty = type(chunk) is bytes and not chunk
+        self._after._progress = EXHAUSTED_EMPTY if is_empty else EXHAUSTED
+
+    def __next__(self) -> bytes:
+        try:
+            if self._iterator is None:
+                self._after._progress = IN_BODY
+                self._iterator = iter(self._iterable)
+            return next(self._iterator)
+        except StopIteration:
+            self._after._progress = EXHAUSTED
+            raise
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        """Record what a pass raised; of two, the first."""
+        self._after._progress = FAILED
+        if self._after._error is None and not self._closed:
+            self._after._error = error
+
+    def close(self) -> None:
+        """Close the app's iterable, then run the callbacks. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        after = self._after
+        try:
+            try:
+                close = getattr(self._iterable, "close", None)
+                if close is not None:
+                    close()
+                finish(after)
+            except BaseException as error:  # of the app's close(), or let out by a callback
+                finish(after, error)
+                raise
+        except BaseException as error:  # a signal handler may have interrupted finish()
+            finish(after, error)
+            raise
+
+    def __del__(self) -> None:
+        if not self._closed:
+            unclosed.drop(self)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """Pickle, copy and deep-copy as what the app returned: a cache outside may keep it."""
+        return copy, (self._iterable,)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._iterable == other)
+
+    def __hash__(self) -> int:
+        return hash(self._iterable)
+
+
+atexit.register(unclosed.at_exit, Body)
+
+
+class ObjectBody(Body):
+    """An iterable with its attributes: a generator, a response object."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        # By way of object: a slot that is not set yet must not bring us back here.
+        return getattr(object.__getattribute__(self, "_iterable"), name)
+
+
+class SizedBody(ObjectBody):
+    """One that has a length, too: a list, most often."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._iterable)
+
+
+class BufferBody(SizedBody):
+    """Bytes, or what has their bytes: one chunk, because uWSGI sends them whole."""
+
+    __slots__ = ()
+
+    def __init__(self, iterable: Any, after: CallbackList) -> None:
+        super().__init__(iterable, after)
+        self._iterator = iter([iterable])
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._after._progress = IN_BODY
+        yield self._iterable
+        self._after._progress = EXHAUSTED if len(self) else EXHAUSTED_EMPTY
+
+
+#: By type of the app's iterable: to look for ``__len__`` where there is none costs 200 ns. An app
+#: that makes a type for each request must not have them all kept.
+_body_classes: dict[type, type[Body]] = {}
+
+
+def body_class(kind: type) -> type[Body] | None:
+    """The class of the body for objects of a type; ``None`` if these cannot be iterated."""
+    found = _body_classes.get(kind)
+    if found is None:
+        if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
+            found = ObjectBody
+        if hasattr(kind, "__len__"):
+            found = SizedBody
+        if issubclass(kind, (bytes, bytearray, memoryview)):
+            found = BufferBody
+        if len(_body_classes) >= 64:
+            _body_classes.clear()
+        if found is not None:
+            _body_classes[kind] = found
+    return found

@@ -1,0 +1,296 @@
+"""The list of one request: its state, what became of the response, and its one end.
+
+The state, and what causes each change. Callbacks may be registered in all states but ``ENDED`` and
+``SENT``; response callbacks in ``OPEN``, and while ``start_response`` runs them::
+
+    OPEN -- start_response --> STARTED
+      |     (it raised: back)     |
+      +-------------+-------------+
+                    | close(), or the app raised
+        +-----------+---- executor= ------+
+        v                                 v
+    RUNNING <--- submit() raised --- HANDED_OVER -- pickled --> SENT
+        |                                 | the job began        |
+        v                                 v                      |
+      ENDED <---- the list is empty --- IN_JOB                   |
+        ^-------- the future is done: what did not run is lost --+
+
+Threads may register while a request ends. Who registers appends first, then looks at the state, and
+takes the entry back if it is too late. Who ends sets the state first, then looks at the list. Each
+operation of a list is atomic, so one of the two has the entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+
+from . import process
+from .logs import OTHER_PROCESS, STARTED_TOO_LATE, TOO_LATE, not_callable, request_line
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from werkzeug.sansio.response import Response
+
+    from ..executor import SupportsSubmit
+    from .prepare import Draft, ResponseCallback
+
+F = TypeVar("F", bound=Callable[..., object])
+P = TypeVar("P", bound="Callable[[Response], Response | None]")
+
+# The states, in an order that counts: see above.
+OPEN, STARTED, RUNNING, HANDED_OVER, IN_JOB, ENDED, SENT = range(7)
+
+# How far the response is, in an order that counts. UNSEEN: the server sends a file itself.
+# EXHAUSTED_EMPTY: and the last chunk, if there was one, was empty.
+IN_CALL, UNREAD, IN_BODY, FAILED, UNSEEN, EXHAUSTED, EXHAUSTED_EMPTY = range(7)
+
+
+class CallbackList(list[Callable[[], object]]):
+    """The callbacks of one request, in order of registration, and what became of its response.
+
+    An entry is a callable without arguments. Add entries until the list has ended, from a running
+    callback too; ``remove`` and ``clear`` cancel. The attributes tell what is known so far.
+    """
+
+    __slots__ = tuple(
+        "_draft _environ _error _executor _forks _given _maker _observer _progress "  # noqa: SIM905
+        "_response_callbacks _server_start_response _state _thread _write".split()
+    )
+
+    def __init__(
+        self,
+        callbacks: Iterable[Callable[[], object]] = (),
+        maker: object = None,
+        environ: WSGIEnvironment | None = None,
+        start_response: StartResponse | None = None,
+        executor: SupportsSubmit | None = None,
+        /,
+    ) -> None:
+        """Make the list of a request. All but the first argument are for this package."""
+        if callbacks:
+            list.extend(self, callbacks)
+        self._state: int = STARTED if start_response is None else OPEN
+        self._progress: int = IN_CALL
+        self._maker = maker  # None: a server, or whoever made this list by hand
+        self._forks = process.forks
+        self._environ = environ
+        self._server_start_response: StartResponse = start_response or refuse_to_start
+        self._write: Callable[[bytes], object] | None = None
+        self._given: tuple[Any, Any] = (None, None)  # status and headers
+        self._error: BaseException | None = None
+        self._executor = executor
+        self._thread: int | None = None  # if set, the only one to run them in
+        self._response_callbacks: list[ResponseCallback] = []
+        self._draft: Draft | None = None  # what these change, while they run
+        self._observer: Callable[..., object] | None = None  # see integration.observe()
+
+    def append(self, fn: Callable[[], object], /) -> None:
+        """Register ``fn()`` to run after the response. (``append(fn())`` would call it at once.)
+
+        :raises RuntimeError: if the callbacks of this request have run already.
+        """
+        if self._observer is not None:
+            self._observer("registers", fn)
+        list.append(self, fn)  # super().append(fn) costs 60 ns more
+        if self._state >= ENDED or self._forks != process.forks:
+            self._take_back([fn])
+
+    def insert(self, index: SupportsIndex, fn: Callable[[], object], /) -> None:
+        self._put([fn], list.insert, index, fn)
+
+    def extend(self, fns: Iterable[Callable[[], object]], /) -> None:
+        fns = [*fns]
+        self._put(fns, list.extend, fns)
+
+    def __iadd__(self, fns: Any, /) -> Any:  # type: ignore[misc]  # __add__ makes a plain list
+        self.extend(fns)
+        return self
+
+    def __setitem__(self, index: Any, value: Any, /) -> None:
+        value = [*value] if isinstance(index, slice) else value
+        self._put(value if isinstance(index, slice) else [value], list.__setitem__, index, value)
+
+    def _put(self, fns: list[Any], method: Callable[..., object], *args: object) -> None:
+        if self._observer is not None:
+            self._observer("registers", *fns)
+        method(self, *args)
+        if self._state >= ENDED or self._forks != process.forks:
+            self._take_back(fns)
+
+    def _take_back(self, fns: list[Any]) -> None:
+        """Refuse what was registered too late, unless whoever ended the list has run it."""
+        late = 0
+        for fn in fns:
+            with suppress(ValueError):
+                self.remove(fn)
+                late += 1
+        if late and self._observer is not None and self._state >= ENDED:
+            self._observer("too late")
+        if late:
+            raise RuntimeError(TOO_LATE if self._forks == process.forks else OTHER_PROCESS)
+
+    def __call__(self, fn: F, /, *args: Any, **kwargs: Any) -> F:
+        """Register ``fn(*args, **kwargs)`` to run after the response, and return ``fn``.
+
+        Also a decorator. It runs last of what is registered now. What it returns is ignored; what
+        it raises is logged, and the other callbacks run.
+
+        :raises TypeError: if ``fn`` is not callable.
+        :raises RuntimeError: as for :meth:`append`.
+        """
+        return register(self, fn, *args, **kwargs)
+
+    def on_prepare(self, fn: P, /) -> P:
+        """Register ``fn(response)``, to change the response before its headers go out.
+
+        Returns ``fn``: also a decorator. ``response`` is a
+        :class:`werkzeug.sansio.response.Response`: ``status``, ``headers``, ``set_cookie`` and so
+        on, no body. What is not changed reaches the server as the app gave it. If you change
+        Content-Length, or the status to one without a body, make sure that the body matches.
+
+        ``fn`` runs inside the app's call of ``start_response``, in order of registration: again if
+        the app calls that again with ``exc_info``, not at all if it never does. It returns ``None``
+        or the response. What it registers runs too, last. The app's call of ``start_response``
+        raises what it raises.
+
+        :raises TypeError: if ``fn`` is not callable, or a coroutine function.
+        :raises RuntimeError: if the app has called ``start_response`` already.
+        """
+        from .prepare import ResponseCallback, too_late  # loads werkzeug, which few requests need
+
+        entry = ResponseCallback(fn, once=self._draft is not None)
+        self._response_callbacks.append(entry)
+        if self._state != OPEN and self._draft is None and entry.take_back():
+            if self._observer is not None:
+                self._observer("on_prepare too late")
+            raise RuntimeError(TOO_LATE) if self.ended else too_late()
+        return fn
+
+    @property
+    def status(self) -> str | None:
+        """The status line given to the server; ``None`` if the app did not start a response."""
+        return self._given[0]  # type: ignore[no-any-return]
+
+    @property
+    def headers(self) -> list[tuple[str, str]] | None:
+        """The headers given to the server; ``None`` if the app did not start a response."""
+        return self._given[1]  # type: ignore[no-any-return]
+
+    @property
+    def error(self) -> BaseException | None:
+        """The first exception of the app: from its call, its body, or the ``close()`` of that.
+
+        ``None`` again when the callbacks have run: its traceback holds the request.
+        """
+        return self._error
+
+    @property
+    def completed(self) -> bool | None:
+        """Whether the app's iterable was exhausted, which is no proof of delivery.
+
+        ``None``: unknown; the server sent a file itself, or Django's middleware runs the callbacks.
+        """
+        return None if self._progress == UNSEEN else self._progress >= EXHAUSTED
+
+    @property
+    def ended(self) -> bool:
+        """Whether the callbacks have run, or are lost: nothing more can be registered."""
+        return self._state >= ENDED
+
+    @property
+    def executor(self) -> SupportsSubmit | None:
+        """Who takes the callbacks: the innermost ``executor=`` that was passed; else ``None``."""
+        return self._executor
+
+    def snapshot(self) -> tuple[list[Any], list[Any]]:
+        """What is registered now, for :meth:`restore`."""
+        return [*self], [*self._response_callbacks]
+
+    def restore(self, snapshot: tuple[list[Any], list[Any]]) -> None:
+        """Register just what was registered at the snapshot."""
+        list.__setitem__(self, slice(None), snapshot[0])
+        self._response_callbacks[:] = snapshot[1]
+
+    def __copy__(self) -> list[Callable[[], object]]:
+        return list(self)
+
+    def __deepcopy__(self, memo: object) -> CallbackList:
+        return self  # shared with the copy of an environ: a request has one list
+
+    def __reduce_ex__(self, protocol: object) -> tuple[type, tuple[list[Callable[[], object]]]]:
+        """Pickle as a plain list of the callbacks: the rest belongs to this process."""
+        if self._state == HANDED_OVER:
+            self._state = SENT  # nobody here would run what comes later
+        return list, (list(self),)
+
+    def _request_line(self) -> str:
+        return "a request" if self._environ is None else request_line(self._environ)
+
+    def _is_shared_with(self, instance: object) -> bool:
+        """Whether a call of ``instance`` that finds this list in the environ uses it (rule 2)."""
+        if self._maker is None:
+            return self._state < ENDED
+        being_read = self._progress == IN_BODY and self._maker is not instance
+        is_ours = self._state < RUNNING and self._forks == process.forks
+        return is_ours and (self._progress == IN_CALL or being_read)
+
+    def _start_response(self, /, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
+        """What the app calls: pass just these arguments to the server, and record them."""
+        before = self._state
+        if before == OPEN:
+            self._state = STARTED  # before the look at the response callbacks
+        try:
+            if self._response_callbacks:
+                from .prepare import prepare  # loaded already: one is registered
+
+                args, kwargs = prepare(self, *status_and_headers(args, kwargs), args, kwargs)
+            start_response: Callable[..., Any] = self._server_start_response
+            # Not with ** where there is nothing in it: 30 ns.
+            write = start_response(*args, **kwargs) if kwargs else start_response(*args)
+        except BaseException:
+            if before == OPEN:
+                self._state = OPEN  # nothing went out: the app may start another response
+            raise
+        self._write = write
+        # The exc_info is not kept: its frames refer to the environ.
+        self._given = args if len(args) == 2 else status_and_headers(args, kwargs)
+        return write  # type: ignore[no-any-return]
+
+    def _end(self) -> bool:
+        """End the list. False if it is not empty: another thread registered before the mark."""
+        before, self._state = self._state, ENDED
+        if self:
+            self._state = before
+            return False
+        self._error = None
+        return True
+
+    def _let_go(self) -> None:
+        """Drop what is the server's, so that it can free the environ: the request is over."""
+        self._environ = self._write = None
+        self._server_start_response = refuse_to_start
+        self._response_callbacks.clear()
+        if self._state >= ENDED:
+            self._error = None
+
+
+def register(callbacks: list[Callable[[], object]], fn: F, /, *args: Any, **kwargs: Any) -> F:
+    """Append ``fn``, bound to the arguments if there are any, and return ``fn``."""
+    if not callable(fn):
+        raise not_callable(fn)
+    callbacks.append(partial(fn, *args, **kwargs) if args or kwargs else fn)
+    return fn
+
+
+def status_and_headers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The status and the headers, however an app passed them: servers differ in their names."""
+    named = {**kwargs, **dict(zip(("status", "headers"), args, strict=False))}
+    return named.get("status"), named.get("headers", named.get("response_headers"))
+
+
+def refuse_to_start(*args: object, **kwargs: object) -> Any:
+    """Stand in for the ``start_response`` of a server when the request is over."""
+    raise RuntimeError(STARTED_TOO_LATE)

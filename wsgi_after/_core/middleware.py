@@ -1,0 +1,142 @@
+"""The middleware: put the list, call the app, wrap what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import unclosed
+from .body import body_class
+from .callbacks import UNREAD, CallbackList
+from .current import reset_current, set_current
+from .files import arm, watch
+from .finish import finish
+from .logs import no_application, no_executor, no_list
+from .servers import recognise
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from ..executor import SupportsSubmit
+
+G = TypeVar("G", bound="Callable[[WSGIEnvironment], object]")
+
+#: The key of the list in the environ. No request header can reach it: those arrive as HTTP_...
+KEY = "wsgi.after"
+
+
+class AfterResponseMiddleware:
+    """A WSGI app that gives each request of ``app`` a list of callbacks to run after the response.
+
+    They run in ``close()``, in the thread in which the server calls it. Put it outermost, so that
+    no other middleware stands between it and the server.
+
+    :param app: any WSGI application.
+    :param executor: who runs the callbacks instead: anything with ``submit(fn, *args)``, which gets
+        one job for each request that has any. What it refuses runs in ``close()``. Where instances
+        share a list, the innermost one's counts.
+    :raises TypeError: if ``app`` is not callable, or ``executor`` has no ``submit``.
+    """
+
+    def __init__(self, app: WSGIApplication, *, executor: SupportsSubmit | None = None) -> None:
+        if not callable(app):
+            raise no_application(app)
+        check_executor(executor)
+        self.app = app
+        self._executor = executor
+        self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
+
+    def after_response(self, fn: G) -> G:
+        """Register ``fn(environ)`` to run after every response from now on, and return ``fn``.
+
+        Also a decorator. These come first in the list of each request, in order of registration.
+        The environ is the request's own; its ``wsgi.input`` and ``wsgi.errors`` are of no use any
+        more. It is ``app.after_response()`` of :mod:`wsgi_after.flask` that passes nothing.
+
+        :raises TypeError: if ``fn`` is not callable with one argument.
+        """
+        from ..arguments import THE_ENVIRON, check_arguments  # loads inspect, which is large
+
+        check_arguments(fn, ({},), {}, THE_ENVIRON)
+        self._app_wide = (*self._app_wide, fn)
+        return fn
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Call the app, as PEP 3333 has it.
+
+        :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.
+        """
+        # Responses of other requests, that nobody closed: this moment is safe.
+        if unclosed.waiting and (raised := unclosed.close_waiting()) is not None:
+            raise raised
+        if KEY in environ and is_shared(environ[KEY], self):
+            return self._share(environ[KEY], environ, start_response)
+        after = environ[KEY] = CallbackList((), self, environ, start_response, self._executor)
+        if self._executor is not None and recognise(environ).reuses_environ:
+            # The app gets a copy: in the server's own, the job would read the next request.
+            environ = after._environ = environ.copy()
+        if "wsgi.file_wrapper" in environ:
+            watch(environ)
+        if self._app_wide:
+            after.extend(partial(fn, environ) for fn in self._app_wide)
+        token = set_current(after)
+        try:
+            try:
+                result = self.app(environ, after._start_response)
+            except BaseException as error:  # nothing was returned that the server could close
+                finish(after, error)
+                raise
+            finally:
+                reset_current(token)
+            after._progress = UNREAD
+            if "wsgi.file_wrapper" in environ and arm(result, after, environ):
+                return result
+            body = body_class(type(result))
+            if body is not None:
+                return body(result, after)
+            finish(after)
+            return result  # not iterable: gunicorn's sign that the response is out already
+        except BaseException as error:  # a signal handler may have interrupted finish()
+            finish(after, error)
+            raise
+
+    def _share(
+        self, present: list[Any], environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Call the app with the list that is there: whoever made it runs what is in it."""
+        if self._executor is not None and isinstance(present, CallbackList):
+            present._executor = self._executor
+            if recognise(environ).reuses_environ:
+                environ = rebound(present, environ)
+        present.extend(partial(fn, environ) for fn in self._app_wide)
+        token = set_current(present)
+        try:
+            return self.app(environ, start_response)
+        finally:
+            reset_current(token)
+
+
+def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:
+    """A copy of the environ, for a job; what is registered with the environ gets it, too."""
+    copied = environ.copy()
+    for index, entry in enumerate(callbacks):
+        if isinstance(entry, partial) and entry.args and entry.args[0] is environ:
+            callbacks[index] = partial(entry.func, copied, *entry.args[1:], **entry.keywords)
+    return copied
+
+
+def is_shared(present: object, instance: object) -> bool:
+    """Whether a call of ``instance`` uses what is in the environ (rule 2).
+
+    :raises TypeError: if that is not a list.
+    """
+    if not isinstance(present, list):
+        raise no_list(present)
+    return not isinstance(present, CallbackList) or present._is_shared_with(instance)
+
+
+def check_executor(executor: object) -> None:
+    """Raise a ``TypeError`` unless ``executor`` has ``submit``, or is ``None``."""
+    if executor is not None and not hasattr(executor, "submit"):
+        raise no_executor(executor)

@@ -1,0 +1,202 @@
+"""Change the response before its headers go out.
+
+When code deep in a request has something to say in the response, long before there is one: set a
+cookie, delete one, add a header::
+
+    def remember(response):
+        response.set_cookie("lang", "de")
+
+    environ["wsgi.after"].on_prepare(remember)
+
+The response callbacks run inside the app's call of ``start_response``. This module loads werkzeug.
+It is imported when the first one is registered.
+
+Caution: nothing adjusts the body to the headers. If you change Content-Length, or the status to one
+without a body (204, 304), make sure that the body matches.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from werkzeug import datastructures
+from werkzeug.sansio import response as sansio
+
+from .current import reset_current, set_current
+from .logs import describe
+
+Prepare = Callable[[sansio.Response], sansio.Response | None]
+
+# What ends a header early, or is not Latin-1 (PEP 3333, RFC 9110 section 5.5).
+unsendable = re.compile(r"[^\x01-\x09\x0b\x0c\x0e-\xff]").findall
+
+
+class Headers(datastructures.Headers):
+    """Headers that refuse what cannot be sent where it is set, and say which header it is."""
+
+    def add(self, key: str, value: Any, /, **kwargs: Any) -> None:
+        check_header(key, str(value))
+        super().add(key, value, **kwargs)
+
+    def set(self, key: str, value: Any, /, **kwargs: Any) -> None:
+        check_header(key, str(value))
+        super().set(key, value, **kwargs)
+
+
+class Response(sansio.Response):
+    """Status and headers, without a Content-Type that nobody set."""
+
+    default_mimetype = None
+
+
+class ResponseCallback:
+    """A function that was registered to change the response.
+
+    Two threads may want it: the one in ``start_response``, to call it, and the one that registers
+    it, to take it back because it is too late. The first one has it.
+
+    :param once: it belongs to the run of the response callbacks that is under way.
+    :raises TypeError: if ``fn`` is not callable, or a coroutine function.
+    """
+
+    __slots__ = ("_claimed", "_tickets", "fn", "once")
+
+    def __init__(self, fn: Prepare, *, once: bool) -> None:
+        if not callable(fn):
+            raise TypeError(
+                f"A response callback must be callable, not {type(fn).__name__}: {fn!r}. The usual "
+                "cause is a function that was called where it should be passed."
+            )
+        if inspect.iscoroutinefunction(fn):
+            raise TypeError(
+                f"Response callback {describe(fn)} is a coroutine function, which start_response() "
+                "cannot wait for. Make it a plain function, and do before what has to be awaited."
+            )
+        self.fn = fn
+        self.once = once
+        self._claimed = False
+        self._tickets = ["the only one"]
+
+    def claim(self) -> bool:
+        """Whether ``start_response`` is to call it, now and each time."""
+        self._claimed = self._claimed or self.take_back()
+        return self._claimed
+
+    def take_back(self) -> bool:
+        """Whether it had not been claimed, and so will not be called."""
+        try:
+            self._tickets.pop()
+        except IndexError:
+            return False
+        return True
+
+
+def prepare(
+    after: Any, status: Any, headers: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Run the response callbacks of a request.
+
+    Others may be registered meanwhile: by these, for this run only, and by other threads.
+
+    :param after: the list of the request, a ``CallbackList``.
+    :param args: what the app passed to ``start_response`` by position.
+    :param kwargs: what it passed by name.
+    :return: these, with what has changed.
+    """
+    pending: list[ResponseCallback] = after._response_callbacks
+    for entry in [*pending]:
+        if entry.once:  # registered by one in an earlier run, which registers again
+            pending.remove(entry)
+    draft = after._draft = Draft(status, headers)
+    # The list of this request may not be the current one: the app may be a body by now, or may have
+    # called another app, whose start_response led here.
+    token = set_current(after)
+    try:
+        done = 0
+        while after._draft is not None or done < len(pending):
+            if done == len(pending):
+                after._draft = None  # from here on it is too late; then look once more
+                continue
+            entry, done = pending[done], done + 1
+            if entry.claim():
+                draft.call(entry.fn)
+    finally:
+        after._draft = None
+        reset_current(token)
+    return draft.arguments(args, kwargs)
+
+
+class Draft:
+    """A response before its headers go out."""
+
+    def __init__(self, status: Any, headers: Any) -> None:
+        self._status, self._headers = status, headers  # the app's
+        self._given = list(headers or ())
+        self._response = Response(status, Headers(self._given))
+        self._given_status = self._response.status
+
+    def call(self, fn: Prepare) -> None:
+        """Call ``fn(response)``; look at what it returned and what it left in the response."""
+        response = self._response
+        returned: object = fn(response)
+        if returned is not None and returned is not response:
+            if isinstance(returned, Coroutine):
+                returned.close()
+            raise TypeError(
+                f"Response callback {describe(fn)} returned {type(returned).__name__}, where None "
+                "or the response it was given is expected. It is to change that response: the "
+                "status and the headers of another one would be lost."
+            )
+        if unsendable(response.status):
+            raise refusal("The status", response.status, fn)
+        for name, value in response.headers:
+            check_header(name, value, fn)
+
+    def arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of ``start_response``, passed as the app did: its objects if none changed.
+
+        :param args: what the app passed by position.
+        :param kwargs: what it passed by name.
+        """
+        status, headers = self._status, self._headers
+        if self._response.status != self._given_status:
+            status = self._response.status
+        prepared = self._response.headers.to_wsgi_list()
+        if prepared != self._given or type(headers) is not list:
+            headers = prepared
+        named = {"status": status, "headers": headers, "response_headers": headers}
+        args = (*(status, headers)[: len(args)], *args[2:])
+        return args, {name: named.get(name, value) for name, value in kwargs.items()}
+
+
+def check_header(name: str, value: str, fn: Prepare | None = None) -> None:
+    """Raise a ``ValueError`` if one of the two, which ``fn`` left there, cannot be sent."""
+    if unsendable(name):
+        raise refusal(f"The name of header {name!r}", name, fn)
+    if unsendable(value):
+        raise refusal(f"The value of header {name!r}", value, fn)
+
+
+def refusal(place: str, text: str, fn: Prepare | None) -> ValueError:
+    """What to raise for a text that cannot be sent. It may be a session: the text is left out."""
+    left = f", which response callback {describe(fn)} left there," if fn else ""
+    return ValueError(
+        f"{place} contains {unsendable(text)[0]!r}{left} and cannot be sent: status and headers "
+        "are Latin-1 text without line breaks. The usual cause is input that was not quoted: see "
+        "urllib.parse.quote()."
+    )
+
+
+def too_late() -> RuntimeError:
+    """What to raise where a response callback comes after ``start_response``."""
+    return RuntimeError(
+        "A response callback was registered too late: the response has started, so its headers "
+        "are with the server, or the request has ended without one. It is early enough until the "
+        "app calls start_response(), which means until the view, or whatever makes the response, "
+        "returns. A response callback may register another, too."
+    )

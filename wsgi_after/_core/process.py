@@ -1,0 +1,18 @@
+"""What belongs to this process, rather than to a request."""
+
+from __future__ import annotations
+
+import os
+
+#: How often this process was forked off another: so a list knows a forked child. To compare it
+#: costs 9 ns, ``os.getpid()`` 150. uWSGI forks without telling Python, but before any request.
+forks = 0
+
+
+def _forked() -> None:
+    global forks
+    forks += 1
+
+
+if hasattr(os, "register_at_fork"):  # where there is none, nothing forks
+    os.register_at_fork(after_in_child=_forked)

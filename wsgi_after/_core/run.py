@@ -1,0 +1,104 @@
+"""How the callbacks of a list are run, and what becomes of an exception of one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from itertools import repeat
+from math import inf
+from time import monotonic
+
+from . import process
+from .callbacks import HANDED_OVER, IN_JOB, RUNNING, CallbackList
+from .current import reset_current, set_current
+from .let_out import goes_on
+from .logs import OTHER_PROCESS, log_failure, log_interruption, log_not_run, log_slow
+
+#: What calling a coroutine function or a generator function returns, and nothing has run. Other
+#: awaitables may have been started: futures of Dask, tasks of asyncio, deferreds of Twisted.
+NOT_RUN = (Coroutine, Generator, AsyncGenerator)
+
+
+def run_callbacks(callbacks: list[Callable[[], object]], request: str | None = None) -> None:
+    """Run and remove the callbacks, first to last, those too that they register meanwhile.
+
+    What a callback raises is logged at ERROR on the logger ``wsgi_after``, and the others run. A
+    :class:`CallbackList` has ended afterwards.
+
+    :param callbacks: any list of callables without arguments.
+    :param request: a label for the log such as ``"GET /path"``; never the environ.
+    :raises BaseException: after the others ran, the first that goes on (rule 6 of the contract).
+    :raises RuntimeError: if the list is of a request of another process, which forked this one.
+    """
+    if isinstance(callbacks, CallbackList):
+        if callbacks._forks != process.forks and callbacks._state != HANDED_OVER:
+            raise RuntimeError(OTHER_PROCESS)
+        callbacks._forks = process.forks  # an executor may fork, and bring the job here
+    raised = run(callbacks, request)
+    if raised is not None:
+        try:
+            raise raised
+        finally:
+            del raised  # or this frame and the traceback would hold each other
+
+
+def run(
+    callbacks: list[Callable[[], object]],
+    request: str | None,
+    raised: BaseException | None = None,
+    patience: float = inf,
+) -> BaseException | None:
+    """As :func:`run_callbacks`, but return what has to go on: ``raised``, if there is one.
+
+    A callback that takes more than ``patience`` seconds is reported as slow.
+    """
+    after = callbacks if isinstance(callbacks, CallbackList) else None
+
+    def label() -> str:
+        return request or ("a request" if after is None else after._request_line())
+
+    if after is not None:
+        if after._state == HANDED_OVER:
+            after._state = IN_JOB
+        elif after._state < RUNNING:
+            after._state = RUNNING
+    forks = process.forks
+    token = set_current(callbacks)
+    try:
+        while True:
+            try:
+                began = monotonic()
+                # One step takes a callback: between two, a signal handler could raise and lose it,
+                # or another thread take it, too.
+                for callback in map(callbacks.pop, repeat(0)):
+                    try:
+                        outcome = callback()
+                        if outcome is not None and isinstance(outcome, NOT_RUN):
+                            if not isinstance(outcome, AsyncGenerator):
+                                outcome.close()
+                            log_not_run(callback, label(), monotonic() - began, outcome)
+                    # Catch everything: one callback's bug must not stop the others.
+                    except BaseException as error:
+                        if process.forks != forks:
+                            return error
+                        if raised is None and goes_on(error):
+                            raised = error
+                        else:
+                            log_failure(callback, label(), monotonic() - began, error)
+                    if process.forks != forks:  # the callback forked, and this is the child
+                        return raised
+                    ended = monotonic()
+                    if ended - began > patience:
+                        log_slow(callback, label(), ended - began)
+                    began = ended
+            except IndexError:  # there was none left to pop
+                if not callbacks and (after is None or after._end()):
+                    return raised
+            # A signal handler can raise between two callbacks, or while a failure is being logged.
+            except BaseException as error:
+                if raised is None and goes_on(error):
+                    raised = error
+                else:
+                    log_interruption(label(), error)
+    finally:
+        reset_current(token)
+        del raised  # or this frame and the traceback would hold each other

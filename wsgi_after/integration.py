@@ -1,0 +1,196 @@
+"""For those who connect a framework, a test tool or a server: what the core offers beside the list.
+
+A request without a WSGI middleware around it is opened by hand::
+
+    with open_request(environ) as request:
+        response = view(environ)
+        response.status, response.headers = request.start(response.status, response.headers)
+    response.on_close(request.closer())
+
+Caution: whoever opens a request has to see to it that its closer is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from threading import get_ident
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ._core import finish as finish_module
+from ._core import let_out, logs
+from ._core.body import Body
+from ._core.callbacks import UNSEEN, CallbackList, register
+from ._core.current import reset_current, set_current
+from ._core.files import file_of
+from ._core.finish import finish
+from ._core.logs import describe, request_line
+from ._core.middleware import KEY, check_executor, is_shared
+from ._core.servers import recognise
+from .arguments import check_arguments
+from .functions import current_list
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+    from .executor import SupportsSubmit
+
+__all__ = [
+    "KEY",
+    "OpenRequest",
+    "add_failure_hook",
+    "add_let_out",
+    "check_arguments",
+    "current_list",
+    "describe",
+    "file_of",
+    "is_shared",
+    "observe",
+    "open_request",
+    "register",
+    "request_line",
+    "set_capture",
+]
+
+
+def open_request(environ: WSGIEnvironment, executor: SupportsSubmit | None = None) -> OpenRequest:
+    """Give a request its list, as :class:`wsgi_after.AfterResponseMiddleware` does.
+
+    :param environ: of the request. A list that is there is shared by rule 2 of the contract.
+    :param executor: as for the middleware.
+    :return: a context manager, to be entered while the app, or what stands for it, is called.
+    :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.
+    """
+    check_executor(executor)
+    return OpenRequest(environ, executor)
+
+
+class OpenRequest:
+    """A request that is opened by hand. An exception out of the ``with`` block ends it.
+
+    :ivar after: the list of the request, which is the current one within the block.
+    :ivar is_shared: whether somebody else made the list, and runs it.
+    """
+
+    def __init__(self, environ: WSGIEnvironment, executor: SupportsSubmit | None) -> None:
+        self._environ = environ
+        present = environ.get(KEY)
+        self.is_shared = present is not None and is_shared(present, self)
+        if self.is_shared:
+            self.after: list[Callable[[], object]] = environ[KEY]
+            if executor is not None and isinstance(self.after, CallbackList):
+                self.after._executor = executor
+        else:
+            self.after = environ[KEY] = CallbackList((), OpenRequest, environ, _start, executor)
+
+    def __enter__(self) -> OpenRequest:
+        self._token = set_current(self.after)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is not None and not self.is_shared:
+                finish(self._own(), error)
+        finally:
+            reset_current(self._token)
+
+    def start(
+        self, status: str, headers: list[tuple[str, str]]
+    ) -> tuple[str, list[tuple[str, str]]]:
+        """Run the response callbacks on a status line and headers; return both as prepared.
+
+        Without a response callback they come back as they are. Of a shared list, whoever made it
+        runs them, so here nothing happens.
+        """
+        if self.is_shared:
+            return status, headers
+        after = self._own()
+        after._start_response(status, headers)
+        return after._given
+
+    def closer(self, close: Callable[[], object] | None = None) -> Closer:
+        """What ends the request: call it, once, in place of ``close()`` of a response.
+
+        :param close: called before the callbacks run.
+        """
+        after = self._own()
+        after._progress = UNSEEN
+        if recognise(self._environ).closes_elsewhere:
+            after._thread = get_ident()
+        return Closer(after, close)
+
+    def _own(self) -> CallbackList:
+        if self.is_shared or not isinstance(self.after, CallbackList):
+            raise RuntimeError("Whoever made the list of this request ends it: see is_shared.")
+        return self.after
+
+
+class Closer:
+    """Ends a request that was opened by hand, when it is called or collected. Cannot be pickled.
+
+    A cache may pickle the response that holds it: unpickled, it does nothing.
+    """
+
+    def __init__(self, after: CallbackList, close: Callable[[], object] | None) -> None:
+        self._body = Body(_Closable(close), after)
+
+    def __call__(self) -> None:
+        self._body.close()
+
+    def __reduce__(self) -> Any:
+        return partial, (bool,)
+
+
+class _Closable:
+    """What a body closes."""
+
+    def __init__(self, close: Callable[[], object] | None) -> None:
+        self.close = close
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+def _start(*args: object) -> Any:
+    """Stand in for the server, whose ``start_response`` is called later, or not at all."""
+
+
+def observe(after: list[Callable[[], object]], observer: Callable[..., object]) -> bool:
+    """Have an observer told of what is registered in a list of ours, if it has none yet.
+
+    :param observer: called as ``observer("registers", *functions)`` before functions are
+        registered, and as ``observer("too late")`` or ``observer("on_prepare too late")`` before a
+        registration raises because it came too late. What it raises goes to whoever registers.
+    :return: whether it will be told.
+    """
+    if not isinstance(after, CallbackList) or after._observer is not None:
+        return False
+    after._observer = observer
+    return True
+
+
+def set_capture(capturing: Callable[[], SupportsSubmit | None]) -> None:
+    """Ask ``capturing()`` at the end of each request with callbacks who takes them.
+
+    It comes before any executor, and returns ``None`` for nobody.
+    """
+    finish_module.capturing = capturing
+
+
+def add_failure_hook(hook: Callable[[str, BaseException | None], object]) -> None:
+    """Call ``hook(text, error)`` for each failure of a callback that is logged, too.
+
+    ``error`` is ``None`` for a callback that returned a coroutine or a generator.
+    """
+    logs.failure_hooks.append(hook)
+
+
+def add_let_out(*kinds: type[BaseException]) -> None:
+    """Let these out of a callback, beside ``KeyboardInterrupt``: what has to end a test."""
+    let_out.kinds = (*let_out.kinds, *kinds)
