@@ -26,14 +26,10 @@ class Connection:
     def __exit__(self, *exc_info: object) -> None:
         self.socket.close()
 
-    def request(
-        self, target: str, method: str = "GET", connection: str = "keep-alive", cookie: str = ""
-    ) -> None:
+    def request(self, target: str, method: str = "GET", connection: str = "keep-alive") -> None:
         """Send a request; a server that has hung up meanwhile shows when it is read from."""
         self.reusable = False
         lines = [f"{method} {target} HTTP/1.1", "Host: localhost", f"Connection: {connection}"]
-        if cookie:
-            lines.append(f"Cookie: user={cookie}")
         try:
             self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
         except (BrokenPipeError, ConnectionResetError):
