@@ -104,3 +104,11 @@ class Connection:
         self.open = self.reusable = False
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
+
+
+def fetch(port: int, path: str) -> bytes:
+    """GET a path, on a connection of its own; every byte that came."""
+    with Connection(port) as connection:
+        connection.request(path, connection="close")
+        connection.read_to_end()
+    return bytes(connection.received)
