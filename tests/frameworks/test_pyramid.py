@@ -17,7 +17,6 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.threadlocal import get_current_registry, get_current_request
-from webtest import TestApp
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response
 from wsgi_after import pyramid as wsgi_after_pyramid
@@ -273,16 +272,6 @@ def test_the_transaction_of_pyramid_tm_is_over_and_another_can_begin(events):
     hook = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
     Exchange(make_app(view, "pyramid_tm", "wsgi_after.pyramid", **hook)).finish()
     assert events == [("view", "tpc_finish"), ("tm.active", False), ("callback", "tpc_finish")]
-
-
-# Tests of an app
-
-
-def test_webtest_runs_the_callbacks_and_may_send_an_environ_twice(events):
-    app = TestApp(make_app(registers(lambda: events.append(get_current_request().path))))
-    request = Request.blank("/1")
-    assert [app.request(request).text for _ in range(2)] == ["body", "body"]
-    assert events == ["/1", "/1"]
 
 
 # The filter of PasteDeploy, and the setting
