@@ -132,82 +132,83 @@ def drop_in_a_cycle(app: Callable[..., Any] = hello) -> None:
     cycle.append(cycle)
 
 
-def ordinary() -> None:
+def ordinary():
     serve(hello)
 
 
-def error_in_callback() -> None:
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        environ["wsgi.after"](int, "one")
+def serve_after(step: Callable[[Any], object]) -> None:
+    """Serve a request whose app calls ``step(environ)`` before it answers."""
+
+    def app(environ, start_response):
+        step(environ)
         return hello(environ, start_response)
 
     serve(app)
 
 
-def error_in_app() -> None:
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+def error_in_callback():
+    serve_after(lambda environ: environ["wsgi.after"](int, "one"))
+
+
+def error_in_app():
+    def app(environ, start_response):
         hello(environ, start_response)
         raise LookupError("on purpose")
 
     serve(app)
 
 
-def error_in_body() -> None:
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+def error_in_body():
+    def app(environ, start_response):
         yield next(hello(environ, start_response))
         raise LookupError("on purpose")
 
     serve(app)
 
 
-def without_the_environ() -> None:
+def without_the_environ():
     from wsgi_after import after_this_response
 
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        after_this_response(after_this_response, say, "registered by a callback")
-        return hello(environ, start_response)
-
-    serve(app)
+    serve_after(lambda _: after_this_response(after_this_response, say, "registered by a callback"))
 
 
-def prepared() -> None:
+def prepared():
     from wsgi_after import after_this_request
 
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        after_this_request(lambda response: response.headers.set("X-Prepared", "yes"))
-        return hello(environ, start_response)
+    def add_header(response):
+        response.headers["X-Prepared"] = "yes"
 
-    serve(app)
+    serve_after(lambda _: after_this_request(add_header))
 
 
-def pool() -> None:
+def pool():
     from wsgi_after.executor import BoundedThreadPoolExecutor
 
     with BoundedThreadPoolExecutor() as executor:
         call(hello, executor=executor).close()
 
 
-def dropped() -> None:
+def dropped():
     body = call(hello)
     say("dropped")
     del body
     say("later")
 
 
-def collected() -> None:
+def collected():
     drop_in_a_cycle()
     gc.collect()
     say("collected")
     serve(hello)
 
 
-def collected_last() -> None:
+def collected_last():
     drop_in_a_cycle()
     gc.collect()
 
 
-def never_collected() -> None:
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+def never_collected():
+    def app(environ, start_response):
         environ["wsgi.after"](__import__, "colorsys")  # as anything may that a callback calls
         return hello(environ, start_response)
 
