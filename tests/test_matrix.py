@@ -13,7 +13,7 @@ import logging
 import sys
 import warnings
 import wsgiref.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -49,7 +49,7 @@ LIVE = ["generator", "class iterator", "separate iterator", "sized class", "file
 CLOSABLE = ["class iterator", "separate iterator", "sized class", "file wrapper"]
 
 
-def possible(place: str, kind: str, callbacks: str, server: str) -> bool:
+def possible(place, kind, callbacks, server):
     if place in ("first chunk", "mid-body"):
         return kind in LIVE
     if place == "inner close":
@@ -67,54 +67,54 @@ class Boom(Exception):
 class Iterable:
     """The app's own iterables: they log their close, and fail where they are told to."""
 
-    def __init__(self, log: list[str], place: str) -> None:
+    def __init__(self, log, place):
         self.log = log
         self.place = place
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self):
         for number, chunk in enumerate((b"1", b"2", b"3")):
             if self.place == ("first chunk", "mid-body", "")[number]:
                 raise Boom(self.place)
             yield chunk
 
-    def close(self) -> None:
+    def close(self):
         self.log.append("app's iterable closed")
         if self.place == "inner close":
             raise Boom(self.place)
 
 
 class SeparateIterator(Iterable):
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self):
         return self.chunks()
 
 
 class SizedClass(SeparateIterator):
-    def __len__(self) -> int:
+    def __len__(self):
         return 3
 
 
 class ClassIterator(Iterable):
-    def __init__(self, log: list[str], place: str) -> None:
+    def __init__(self, log, place):
         super().__init__(log, place)
         self.pass_ = self.chunks()
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self):
         return self
 
-    def __next__(self) -> bytes:
+    def __next__(self):
         return next(self.pass_)
 
 
 class File(Iterable):
-    def __init__(self, log: list[str], place: str) -> None:
+    def __init__(self, log, place):
         super().__init__(log, place)
         self.pass_ = self.chunks()
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size=-1):
         return next(self.pass_, b"")
 
 
-def generator(log: list[str], place: str) -> Iterator[bytes]:
+def generator(log, place):
     try:
         yield from Iterable(log, place).chunks()
     finally:
@@ -135,12 +135,12 @@ MAKE: dict[str, Callable[[list[str], str], object]] = {
 }
 
 
-def make_app(place: str, kind: str, callbacks: str, log: list[str]):
+def make_app(place, kind, callbacks, log):
     def app(environ, start_response):
         after = environ["wsgi.after"]
 
-        def register(name: str, nested: str | None = None) -> None:
-            def callback() -> None:
+        def register(name, nested=None):
+            def callback():
                 log.append(f"{name}: {after.status}, {after.completed}, {after.error!r}")
                 if nested:
                     register(nested)
@@ -163,7 +163,7 @@ def make_app(place: str, kind: str, callbacks: str, log: list[str]):
     return app
 
 
-def serve(application, server: str, kind: str, log: list[str]) -> None:
+def serve(application, server, kind, log):
     """Do what a server does, in the given manner."""
 
     def start_response(status, headers, exc_info=None):
@@ -196,7 +196,7 @@ def serve(application, server: str, kind: str, log: list[str]) -> None:
                 log.append(f"server caught {error!r}")
 
 
-def expected(place: str, kind: str, callbacks: str, server: str) -> Iterator[str]:
+def expected(place, kind, callbacks, server):
     """Tell the contract once more."""
     boom = repr(Boom(place))
     yield "app called"
@@ -242,7 +242,7 @@ def expected(place: str, kind: str, callbacks: str, server: str) -> Iterator[str
             yield f"server caught {boom}"
 
 
-def expected_callbacks(place: str, callbacks: str, seen: str) -> Iterator[str]:
+def expected_callbacks(place, callbacks, seen):
     names = ["callback 1", "callback 2", "callback 3"]
     names = names[: {"none": 0, "one": 1, "three": 3, "nested": 2}[callbacks]]
     if callbacks == "nested":
@@ -254,17 +254,17 @@ def expected_callbacks(place: str, callbacks: str, seen: str) -> Iterator[str]:
 
 
 class LogHandler(logging.Handler):
-    def __init__(self, log: list[str]) -> None:
+    def __init__(self, log):
         super().__init__()
         self.log = log
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record):
         assert record.exc_info
         self.log.append(f"{record.levelname} logged: {record.exc_info[1]!r}")
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def log(monkeypatch):
     """Everything that happens: what app and server append, warnings, log records, finalizers."""
     log: list[str] = []
     handler = LogHandler(log)
@@ -286,9 +286,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 @pytest.mark.parametrize(
     ("place", "kind", "callbacks", "server"), CELLS, ids=[" | ".join(cell) for cell in CELLS]
 )
-def test_the_event_log_is_the_one_that_the_contract_tells(
-    place: str, kind: str, callbacks: str, server: str, log: list[str]
-) -> None:
+def test_the_event_log_is_the_one_that_the_contract_tells(place, kind, callbacks, server, log):
     gc.disable()  # reference counting alone has to be enough, with one exception:
     try:
         serve(AfterResponseMiddleware(make_app(place, kind, callbacks, log)), server, kind, log)
@@ -303,7 +301,7 @@ def test_the_event_log_is_the_one_that_the_contract_tells(
     assert log == list(expected(place, kind, callbacks, server))
 
 
-def test_the_file_wrapper_of_the_matrix_comes_back_as_it_was() -> None:
+def test_the_file_wrapper_of_the_matrix_comes_back_as_it_was():
     """Else its column would only be one more iterator class."""
     file_wrapper = wsgiref.util.FileWrapper(io.BytesIO(b"123"))
     environ = {"wsgi.file_wrapper": wsgiref.util.FileWrapper}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import socket
 from http.client import HTTPConnection
-from pathlib import Path
-from typing import Any
 
 import django.test
 import pytest
@@ -33,25 +31,25 @@ TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin
 RUN = "python -m wsgi_after hello:application"
 
 
-def blocks(language: str) -> list[nodes.literal_block]:
+def blocks(language):
     return [
         block for block in DOCUMENT.findall(nodes.literal_block) if language in block["classes"]
     ]
 
 
-def snippet(name: str) -> str:
+def snippet(name):
     [found] = [block for block in DOCUMENT.findall(nodes.literal_block) if name in block["names"]]
     return found.astext()
 
 
-def commands() -> dict[str, str]:
+def commands():
     """What the console blocks show: command → output."""
     shown = "\n".join(block.astext() for block in blocks("console"))
     parts = re.split(r"(?m)^\$ (.*)\n?", shown)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def table(first_header: str) -> list[list[str]]:
+def table(first_header):
     """The rows, cell by cell, of the table whose first header is that."""
     for found in DOCUMENT.findall(nodes.table):
         header, *rows = (
@@ -67,15 +65,15 @@ def table(first_header: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", ["README.rst", "CHANGES.rst"])
-def test_it_parses_without_a_warning(name: str) -> None:
+def test_it_parses_without_a_warning(name):
     parse(f"../{name}")
 
 
-def test_it_stays_short() -> None:
+def test_it_stays_short():
     assert len(README.splitlines()) < 300
 
 
-def test_every_file_that_it_names_is_there() -> None:
+def test_every_file_that_it_names_is_there():
     references = {node["refuri"] for node in DOCUMENT.findall(nodes.reference) if "refuri" in node}
     images = {node["uri"] for node in DOCUMENT.findall(nodes.image)}
     assert images
@@ -83,7 +81,7 @@ def test_every_file_that_it_names_is_there() -> None:
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
-def test_every_example_is_run_by_a_test() -> None:
+def test_every_example_is_run_by_a_test():
     names = [name for block in DOCUMENT.findall(nodes.literal_block) for name in block["names"]]
     assert names == [
         *("hello.py", "ways.py", "ways.out", "flask_app.py", "shop/wsgi.py", "shop/urls.py"),
@@ -101,34 +99,32 @@ def test_every_example_is_run_by_a_test() -> None:
 
 
 @pytest.fixture
-def hello(tmp_path: Path) -> Path:
+def hello(tmp_path):
     """A directory with the first example."""
     (tmp_path / "hello.py").write_text(snippet("hello.py"), encoding="utf-8")
     return tmp_path
 
 
-def test_the_example_prints_what_is_shown(hello: Path) -> None:
+def test_the_example_prints_what_is_shown(hello):
     out = run(RUN, hello)
     assert masked(out).strip() == masked(commands()[RUN]).strip()
     assert "The client did not wait for the callback." in out
 
 
-def test_the_tests_are_run_in_ci_by_the_command_that_is_shown() -> None:
+def test_the_tests_are_run_in_ci_by_the_command_that_is_shown():
     assert TEST in commands()
     assert TEST in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 @installs
-def test_the_command_that_installs_and_runs_the_demo(tmp_path: Path) -> None:
+def test_the_command_that_installs_and_runs_the_demo(tmp_path):
     out = paste(INSTALL, copied_checkout(tmp_path))
     assert INSTALL in commands()
     assert out.strip().endswith("The client did not wait for the callback.")
 
 
 @pytest.mark.parametrize("program", ["gunicorn", pytest.param("uwsgi", marks=pytest.mark.servers)])
-def test_a_client_does_not_wait_on_a_server_that_is_started_as_shown(
-    hello: Path, program: str
-) -> None:
+def test_a_client_does_not_wait_on_a_server_that_is_started_as_shown(hello, program):
     """The callback is replaced: it connects to the test, and waits for a word from there."""
     [command] = [line for line in commands() if line.startswith(program) and "hello" in line]
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -149,7 +145,7 @@ def test_a_client_does_not_wait_on_a_server_that_is_started_as_shown(
 # The Python examples.
 
 
-def test_the_four_ways_to_register(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_four_ways_to_register(capsys):
     Client(executed(snippet("ways.py"))["application"]).get("/").close()
     assert capsys.readouterr().out.strip() == snippet("ways.out")
 
@@ -166,9 +162,7 @@ SERVED = {
     "program", ["gunicorn", pytest.param("uwsgi", marks=pytest.mark.servers), "waitress-serve"]
 )
 @pytest.mark.parametrize("way", ["after_this_response(", 'request.environ["wsgi.after"]('])
-def test_a_framework_runs_its_callback_on_the_server_that_is_shown(
-    tmp_path: Path, program: str, way: str
-) -> None:
+def test_a_framework_runs_its_callback_on_the_server_that_is_shown(tmp_path, program, way):
     """In both ways that a view has; the examples show the first."""
     [command] = [line for line in commands() if line.startswith(program) and "hello" not in line]
     if program == "uwsgi":
@@ -183,10 +177,10 @@ def test_a_framework_runs_its_callback_on_the_server_that_is_shown(
         wait_until(lambda: "after the response" in log.read_text(), log)
 
 
-def test_the_test_client_of_django_bypasses_the_middleware() -> None:
+def test_the_test_client_of_django_bypasses_the_middleware():
     present: list[bool] = []
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         present.append("wsgi.after" in request.environ)
         return HttpResponse("hello")
 
@@ -196,10 +190,10 @@ def test_the_test_client_of_django_bypasses_the_middleware() -> None:
     assert present == [False]
 
 
-def test_a_callback_that_looks_at_the_response(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_callback_that_looks_at_the_response(capsys):
     order = executed(snippet("success.py"))["order"]
 
-    def refused(environ: Any, start_response: Any) -> Any:
+    def refused(environ, start_response):
         return order(environ, lambda status, headers: start_response("409 Conflict", headers))
 
     for app in (order, refused):
@@ -207,10 +201,10 @@ def test_a_callback_that_looks_at_the_response(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "a receipt for ada@example.com\n"
 
 
-def test_a_library_that_sets_a_cookie() -> None:
+def test_a_library_that_sets_a_cookie():
     remember_language = executed(snippet("cookie.py"))["remember_language"]
 
-    def app(environ: Any, start_response: Any) -> list[bytes]:
+    def app(environ, start_response):
         remember_language("de")
         start_response("204 No Content", [])
         return []
@@ -223,7 +217,7 @@ def test_a_library_that_sets_a_cookie() -> None:
 # The table.
 
 
-def test_the_table_of_servers_is_what_the_servers_are_tested_for() -> None:
+def test_the_table_of_servers_is_what_the_servers_are_tested_for():
     says = {IN_TIME: "does not wait", END_LATE: "waits for the end", LATE: "waits for all of it"}
     columns = [["list_with_length"], STREAMS, EMPTY]
     rows = table("The client of")
@@ -234,7 +228,7 @@ def test_the_table_of_servers_is_what_the_servers_are_tested_for() -> None:
                 assert {says[expected(server, kind).timing] for kind in kinds} == {cell}, server
 
 
-def waiting_for(kind: str) -> set[str]:
+def waiting_for(kind):
     """The servers whose clients wait for the callbacks of such a response."""
     return {
         server.name.replace(",", " ").split()[0]
@@ -243,7 +237,7 @@ def waiting_for(kind: str) -> set[str]:
     }
 
 
-def test_so_is_what_the_page_says_below_it() -> None:
+def test_so_is_what_the_page_says_below_it():
     named = {row[0] for row in table("The client of")}
     assert waiting_for("list_with_length") == {"tornado"}
     assert waiting_for("empty_list") & named == {"uWSGI", "waitress", "mod_wsgi"}

@@ -6,13 +6,12 @@ import dataclasses
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import count
 from documents import DOCS
 from servers.descriptions import BY_NAME
-from servers.harness import Place, Server, require, running
+from servers.harness import running
 
 from .clients import SLOW_KINDS, Crowd, Written, new_seed, wait_until_all_ran
 
@@ -21,14 +20,14 @@ APP = Path(__file__).with_name("app.py").read_text()
 REQUESTS = int(os.environ.get("LOAD_REQUESTS", 20_000))
 
 
-def under_load(name: str, *options: str) -> Server:
+def under_load(name, *options):
     """A server of the harness with this app, two processes where it has any, and more options.
 
     :param options: of its command line; of Apache, those of WSGIDaemonProcess.
     """
     server = BY_NAME[name]
 
-    def commands(where: Place) -> list[list[str]]:
+    def commands(where):
         path = where.write("written", "")
         path.chmod(0o666)  # Apache's workers run as another user
         [command] = server.commands(where)
@@ -90,7 +89,7 @@ class Outcome:
     written: Written
     log: str
 
-    def told(self) -> Outcome:
+    def told(self):
         """Have the counts printed; check what no restart excuses."""
         mixed = self.written.mixed + self.crowd.mixed + self.written.from_nowhere
         count(
@@ -106,20 +105,13 @@ class Outcome:
         return self
 
 
-def under_load_with(
-    what: str,
-    server: Server,
-    requests: int,
-    signals: dict[int, signal.Signals] | None = None,
-    **options: Any,
-) -> Outcome:
+def under_load_with(what, server, requests, signals=None, **options):
     """Send the requests, and these signals when so many were sent; what came of it."""
-    require(server.missing())
     signals = signals or {}
     with running(server) as where:
         path = where.directory / "written"
 
-        def on_progress(sent: int) -> None:
+        def on_progress(sent):
             if sent in signals:
                 os.kill(where.pid, signals[sent])
 
@@ -143,7 +135,7 @@ def under_load_with(
 
 @pytest.mark.servers
 @pytest.mark.parametrize("name", SERVERS)
-def test_nothing_is_lost_under_load_with_faults(name: str) -> None:
+def test_nothing_is_lost_under_load_with_faults(name):
     found = under_load_with(f"load: {name}", under_load(name), REQUESTS).told()
     assert found.crowd.sent == REQUESTS
     # Some clients left before they had said what they want, or before a worker took them.
@@ -155,7 +147,7 @@ def test_nothing_is_lost_under_load_with_faults(name: str) -> None:
 @pytest.mark.parametrize(
     ("how", "name"), [(how, name) for how, servers in RESTARTS.items() for name in servers]
 )
-def test_a_restart_loses_nothing_where_requests_may_finish(how: str, name: str) -> None:
+def test_a_restart_loses_nothing_where_requests_may_finish(how, name):
     by = RESTARTS[how][name]
     options = by if isinstance(by, list) else []
     times = [] if options else [300] if how == "SIGTERM" else [150, 300, 450]
@@ -174,11 +166,11 @@ def test_a_restart_loses_nothing_where_requests_may_finish(how: str, name: str) 
         assert found.written.lost == [], found.log
 
 
-def test_the_page_says_which_servers_may_lose_callbacks_at_a_restart() -> None:
+def test_the_page_says_which_servers_may_lose_callbacks_at_a_restart():
     assert restart_table() in PAGE.read_text(encoding="utf-8"), restart_table()
 
 
-def restart_table() -> str:
+def restart_table():
     """The rows of docs/nothing-lost.rst: server, and what each kind of restart loses."""
     rows = []
     for name in SERVERS:

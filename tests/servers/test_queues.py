@@ -8,11 +8,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import PACKAGE_PARENT, environment, run
@@ -31,17 +29,17 @@ pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("throttles")]
 class Redis:
     """A redis-server, until it is killed."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process, port):
         self.process = process
         self.url = f"redis://127.0.0.1:{port}/0"
 
-    def kill(self) -> None:
+    def kill(self):
         self.process.kill()
         self.process.wait(10)
 
 
 @pytest.fixture
-def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
+def redis(tmp_path, monkeypatch):
     require([name for name in ("rq", "celery", "redis") if find_spec(name) is None])
     require([] if find("redis-server") else ["redis-server"])
     port, log = free_port(), tmp_path / "redis.log"
@@ -58,17 +56,17 @@ def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def tasks(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def tasks(redis, monkeypatch):
     """The module that this process and the workers share."""
     monkeypatch.syspath_prepend(APPS)
     yield importlib.import_module("tasks")
     del sys.modules["tasks"]
 
 
-def serve(register: Callable[[Any], object], **options: Any) -> list[bytes]:
+def serve(register, **options):
     """One request whose app calls ``register`` with its list; what the client gets."""
 
-    def app(environ: Any, start_response: Any) -> list[bytes]:
+    def app(environ, start_response):
         register(environ["wsgi.after"])
         return hello(environ, start_response)
 
@@ -79,7 +77,7 @@ def serve(register: Callable[[Any], object], **options: Any) -> list[bytes]:
 PYTHONPATH = os.pathsep.join(map(str, [APPS, PACKAGE_PARENT, TESTS, ROOT]))
 
 
-def levels(caplog: pytest.LogCaptureFixture) -> list[int]:
+def levels(caplog):
     return [record.levelno for record in caplog.records if record.name == "wsgi_after"]
 
 
@@ -87,13 +85,13 @@ def levels(caplog: pytest.LogCaptureFixture) -> list[int]:
 
 
 @pytest.fixture
-def executor(queue: Any) -> Any:
+def executor(queue):
     """The lines of the page."""
     return executed(PAGE["rq_executor.py"])["RQExecutor"](queue)
 
 
 @pytest.fixture
-def queue(redis: Redis) -> Iterator[Any]:
+def queue(redis):
     from redis import Redis as Client
     from rq import Queue
 
@@ -101,14 +99,12 @@ def queue(redis: Redis) -> Iterator[Any]:
         yield Queue(connection=client)
 
 
-def work(redis: Redis) -> None:
+def work(redis):
     """A real worker runs what is in the queue, and ends."""
     run(f"python -m rq.cli worker --burst --url {redis.url}", TESTS, PYTHONPATH=PYTHONPATH)
 
 
-def test_a_callback_enqueues_a_job_of_rq(
-    queue: Any, redis: Redis, tasks: Any, tmp_path: Path
-) -> None:
+def test_a_callback_enqueues_a_job_of_rq(queue, redis, tasks, tmp_path):
     path = str(tmp_path / "written")
     assert serve(lambda after: after(queue.enqueue, tasks.write, path, "by RQ")) == [b"hello"]
     assert not os.path.exists(path)
@@ -116,12 +112,10 @@ def test_a_callback_enqueues_a_job_of_rq(
     assert Path(path).read_text() == "by RQ\n"
 
 
-def test_a_worker_of_rq_runs_the_callbacks(
-    executor: Any, redis: Redis, tasks: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_worker_of_rq_runs_the_callbacks(executor, redis, tasks, tmp_path, caplog):
     path = str(tmp_path / "written")
 
-    def register(after: Any) -> None:
+    def register(after):
         after(tasks.write, path, "first")
         after(tasks.write)  # fails, and costs the others nothing
         after(tasks.write, path, "last")
@@ -132,16 +126,12 @@ def test_a_worker_of_rq_runs_the_callbacks(
     assert Path(path).read_text() == "first\nlast\n"
 
 
-def test_what_cannot_be_pickled_runs_in_close(
-    executor: Any, caplog: pytest.LogCaptureFixture, events: list[Any]
-) -> None:
+def test_what_cannot_be_pickled_runs_in_close(executor, caplog, events):
     assert serve(lambda after: after(lambda: events.append(1)), executor=executor)
     assert (events, levels(caplog)) == ([1], [logging.WARNING])
 
 
-def test_app_wide_callbacks_cannot_be_pickled_and_run_in_close(
-    queue: Any, executor: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_app_wide_callbacks_cannot_be_pickled_and_run_in_close(queue, executor, caplog):
     """They hold the environ, which holds the server's own objects, and the list."""
     application = AfterResponseMiddleware(hello, executor=executor)
     application.after_response(remember)
@@ -154,21 +144,14 @@ def test_app_wide_callbacks_cannot_be_pickled_and_run_in_close(
 remembered: list[str] = []
 
 
-def remember(environ: dict[str, Any]) -> None:
+def remember(environ):
     remembered.append(environ["PATH_INFO"])
 
 
-def test_without_its_broker_rq_costs_no_response(
-    queue: Any,
-    executor: Any,
-    redis: Redis,
-    tasks: Any,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_without_its_broker_rq_costs_no_response(queue, executor, redis, tasks, tmp_path, caplog):
     path = str(tmp_path / "written")
 
-    def enqueue(after: Any) -> None:
+    def enqueue(after):
         after(queue.enqueue, tasks.write, path, "never")
 
     assert serve(enqueue) == [b"hello"]
@@ -185,7 +168,7 @@ def test_without_its_broker_rq_costs_no_response(
 
 
 @contextmanager
-def celery_worker(log: Path) -> Iterator[None]:
+def celery_worker(log):
     command = [sys.executable, "-m", "celery", "-A", "tasks:celery", "worker", "--pool=solo"]
     options = ["--loglevel=INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     env = environment(PYTHONPATH=PYTHONPATH)
@@ -197,7 +180,7 @@ def celery_worker(log: Path) -> Iterator[None]:
         end(process)
 
 
-def test_a_callback_delays_a_task_of_celery(tasks: Any, tmp_path: Path) -> None:
+def test_a_callback_delays_a_task_of_celery(tasks, tmp_path):
     path = tmp_path / "written"
     delay = tasks.celery.tasks["tasks.write"].delay
     assert serve(lambda after: after(delay, str(path), "by Celery")) == [b"hello"]
@@ -207,9 +190,7 @@ def test_a_callback_delays_a_task_of_celery(tasks: Any, tmp_path: Path) -> None:
         wait_until(lambda: path.exists() and path.read_text() == "by Celery\n", log)
 
 
-def test_without_its_broker_celery_costs_no_response(
-    redis: Redis, tasks: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_its_broker_celery_costs_no_response(redis, tasks, caplog):
     delay = tasks.celery.tasks["tasks.write"].delay
     assert serve(lambda after: after(delay, "path", "text")) == [b"hello"]
     redis.kill()
@@ -254,7 +235,7 @@ if __name__ == "__main__":
 """
 
 
-def test_the_processes_of_dask_run_the_callbacks(tmp_path: Path) -> None:
+def test_the_processes_of_dask_run_the_callbacks(tmp_path):
     """Two requests; one that cannot be pickled; one that runs as the cluster ends; one after."""
     require([] if find_spec("distributed") else ["distributed"])
     script = tmp_path / "script.py"
