@@ -13,7 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
-from conftest import Exchange, FailingFile, File, Refuses, make_environ, registers, send_file
+from conftest import (
+    Exchange,
+    FailingFile,
+    File,
+    Refuses,
+    forgets_close,
+    make_environ,
+    registers,
+    send_file,
+)
 from gunicorn.http.wsgi import FileWrapper as GunicornFileWrapper
 from waitress.buffers import ReadOnlyFileBasedBuffer as WaitressFileWrapper
 
@@ -69,6 +78,17 @@ def test_a_file_wrapper_that_is_dropped_runs_its_callbacks(name, events):
 
 
 @each_wrapper
+def test_whoever_keeps_the_iterator_of_a_file_alone_can_read_it(events):
+    """A function that returns the file, behind a middleware that forgets close()."""
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return environ["wsgi.file_wrapper"](File(events))
+
+    environ = make_environ(**{"wsgi.file_wrapper": lambda file: file})
+    assert [*forgets_close(AfterResponseMiddleware(app))(environ, print)] == [b"content\n"]
+
+
 def test_of_several_files_the_one_that_is_returned_counts(wrapper, found, events):
     """And an environ that is sent again has the server's wrapper, not one around ours."""
     made = []

@@ -32,7 +32,8 @@ class File:
         return getattr(object.__getattribute__(self, "_file"), name)
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._file)
+        for chunk in self._file:  # holds this file, for whoever keeps the iterator alone
+            yield chunk
 
 
 #: By the ``id`` of what a server's file wrapper made, which holds the file as long as it lives.
