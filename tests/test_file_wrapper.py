@@ -138,7 +138,6 @@ class Slots:
     ("wrapper", "give_back"),
     [
         (wsgiref.util.FileWrapper, lambda made: made.filelike),
-        (function, iter),
         (Slots, lambda made: made),
     ],
 )
@@ -146,6 +145,13 @@ def test_what_the_server_cannot_send_by_itself_is_wrapped_as_ever(wrapper, give_
     exchange = send_file(wrapper, File(events), events, give_back=give_back)
     assert exchange.finish() == [b"content\n"]
     assert events == ["file closed", "callback True None"]
+
+
+def test_a_file_is_its_own_iterator_as_it_is_bare(events):
+    exchange = send_file(function, File(events), events, give_back=iter)
+    assert isinstance(exchange.result, type(exchange.environ["wsgi.file_wrapper"](File([]))))
+    exchange.finish()
+    assert events == ["file closed", "callback None None"]
 
 
 def test_a_wrapper_that_is_switched_off_stays_as_it_is():
