@@ -44,17 +44,6 @@ def test_nothing_is_left_of_requests_of_all_kinds(requests):
     assert grown["bytes_resident"] < 2_000_000
 
 
-def test_the_environ_is_freed_after_a_callback_let_an_exception_out():
-    def app(environ, start_response):
-        def interrupt():
-            raise KeyboardInterrupt(environ)
-
-        environ["wsgi.after"].append(interrupt)
-        return hello(environ, start_response)
-
-    assert is_freed(AfterResponseMiddleware(app))
-
-
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_the_environ_is_freed_after_an_executor_refused_the_job(error):
     def app(environ, start_response):
