@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
-from conftest import Exchange, hello
+from conftest import Exchange, hello, registers
 from documents import blocks, executed, parse
 from docutils import nodes
 
@@ -72,17 +72,14 @@ def test_the_pool_runs_the_callback(capsys):
 
 
 def test_one_line_gives_the_callbacks_to_a_pool(events):
-    def app(environ, start_response):
-        environ["wsgi.after"].append(lambda: events.append(threading.current_thread()))
-        return hello(environ, start_response)
-
     with BoundedThreadPoolExecutor() as pool:
         names = {
+            "app": registers(lambda: events.append(threading.current_thread().name)).app,
             "AfterResponseMiddleware": AfterResponseMiddleware,
             "BoundedThreadPoolExecutor": lambda: pool,
         }
-        Exchange(executed(PAGE["one_line.py"], app=app, **names)["application"]).finish()
-    assert [thread.name.split("_")[:2] for thread in events] == [["wsgi", "after"]]
+        Exchange(executed(PAGE["one_line.py"], **names)["application"]).finish()
+    assert [name.split("_")[:2] for name in events] == [["wsgi", "after"]]
 
 
 # What a pool costs.
@@ -105,7 +102,6 @@ def test_a_callback_clears_a_thread_local_of_its_request_but_not_from_a_pool(exe
 
 
 FORKING = """
-import sys
 from socketserver import ForkingMixIn
 from threading import Event
 from wsgiref.simple_server import WSGIServer, make_server
@@ -113,30 +109,24 @@ from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
 def app(environ, start_response):
+    pool.submit(Event().wait)    # the job of another request
     environ["wsgi.after"].append(lambda: print(environ["PATH_INFO"], flush=True))
     start_response("200 OK", [("Content-Length", "0")])
     return []
 
-class Busy(BoundedThreadPoolExecutor):
-    def submit(self, fn, *args):
-        super().submit(Event().wait)    # the job of another request
-        return super().submit(fn, *args)
-
-applications = {
-    "/close": AfterResponseMiddleware(app),
-    "/pool": AfterResponseMiddleware(app, executor=Busy(max_workers=1)),
-}
+pool = BoundedThreadPoolExecutor(max_workers=1)
+in_close, in_pool = AfterResponseMiddleware(app), AfterResponseMiddleware(app, executor=pool)
 
 def application(environ, start_response):
-    return applications[environ["PATH_INFO"]](environ, start_response)
+    return (in_pool if environ["PATH_INFO"] == "/pool" else in_close)(environ, start_response)
 
 class Server(ForkingMixIn, WSGIServer):
-    block_on_close = True
+    pass
 
 with make_server("127.0.0.1", 0, application, Server) as server:
     print(server.server_port, flush=True)
-    for _ in applications:
-        server.handle_request()
+    server.handle_request()
+    server.handle_request()
 """
 
 

@@ -128,15 +128,6 @@ def without_framing(wire):
     return headers, body + rest
 
 
-def test_what_is_ignored_of_the_framing_is_not_more_than_that():
-    chunked = b"A\r\nTransfer-Encoding: chunked\r\nX: 1\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\nnext"
-    framed = b"A\r\nX: 1\r\nContent-Length: 3\r\n\r\nabcnext"
-    cut_off = chunked[: chunked.index(b"0\r\n\r\n")]
-    assert without_framing(chunked) == without_framing(framed) == ([b"A", b"X: 1"], b"abcnext")
-    assert without_framing(cut_off) == ([b"A", b"X: 1"], b"abc (cut off)")
-    assert joined(framed) == (framed.partition(b"\r\n\r\n")[0], b"", b"abcnext")
-
-
 def test_every_deviation_deviates_and_names_its_reason():
     assert DEVIATIONS.keys() <= set(NAMES)
     for deviations in DEVIATIONS.values():
