@@ -7,41 +7,25 @@ independent telling of the contract, in the order in which things have to happen
 from __future__ import annotations
 
 import gc
-import io
 import itertools
-import logging
 import sys
 import warnings
-import wsgiref.util
-from collections.abc import Callable
+from contextlib import contextmanager
+from wsgiref.util import FileWrapper
 
 import pytest
 
 from wsgi_after import AfterResponseMiddleware
 
 PLACES = [
-    "nowhere",
-    "before start_response",
-    "after start_response",
-    "first chunk",
-    "mid-body",
-    "inner close",
-    "one callback",
-    "all callbacks",
+    *("nowhere", "before start_response", "after start_response", "first chunk", "mid-body"),
+    *("inner close", "one callback", "all callbacks"),
 ]
 KINDS = [
-    "list",
-    "tuple",
-    "generator",
-    "class iterator",
-    "separate iterator",
-    "sized class",
-    "empty list",
-    "file wrapper",
-    "bytes",
-    "not iterable",
+    *("list", "tuple", "generator", "class iterator", "separate iterator", "sized class"),
+    *("empty list", "file wrapper", "bytes", "not iterable"),
 ]
-CALLBACKS = ["none", "one", "three", "nested"]
+CALLBACKS = {"none": 0, "one": 1, "three": 3, "nested": 2}
 SERVERS = ["reads all", "reads one chunk", "reads nothing", "closes twice", "never closes"]
 
 #: Kinds in which the app's own code runs when a chunk is read, and when they are closed.
@@ -65,11 +49,11 @@ class Boom(Exception):
 
 
 class Iterable:
-    """The app's own iterables: they log their close, and fail where they are told to."""
+    """The app's own iterables log their close, and fail where they are told to."""
 
     def __init__(self, log, place):
-        self.log = log
-        self.place = place
+        self.log, self.place = log, place
+        self.only_pass = self.chunks()
 
     def chunks(self):
         for number, chunk in enumerate((b"1", b"2", b"3")):
@@ -84,8 +68,7 @@ class Iterable:
 
 
 class SeparateIterator(Iterable):
-    def __iter__(self):
-        return self.chunks()
+    __iter__ = Iterable.chunks
 
 
 class SizedClass(SeparateIterator):
@@ -94,24 +77,16 @@ class SizedClass(SeparateIterator):
 
 
 class ClassIterator(Iterable):
-    def __init__(self, log, place):
-        super().__init__(log, place)
-        self.pass_ = self.chunks()
-
     def __iter__(self):
         return self
 
     def __next__(self):
-        return next(self.pass_)
+        return next(self.only_pass)
 
 
 class File(Iterable):
-    def __init__(self, log, place):
-        super().__init__(log, place)
-        self.pass_ = self.chunks()
-
     def read(self, size=-1):
-        return next(self.pass_, b"")
+        return next(self.only_pass, b"")
 
 
 def generator(log, place):
@@ -121,7 +96,7 @@ def generator(log, place):
         log.append("app's iterable closed")
 
 
-MAKE: dict[str, Callable[[list[str], str], object]] = {
+MAKE = {
     "list": lambda log, place: [b"1", b"2", b"3"],
     "tuple": lambda log, place: (b"1", b"2", b"3"),
     "generator": generator,
@@ -129,7 +104,7 @@ MAKE: dict[str, Callable[[list[str], str], object]] = {
     "separate iterator": SeparateIterator,
     "sized class": SizedClass,
     "empty list": lambda log, place: [],
-    "file wrapper": lambda log, place: wsgiref.util.FileWrapper(File(log, place)),
+    "file wrapper": lambda log, place: FileWrapper(File(log, place)),
     "bytes": lambda log, place: b"123",
     "not iterable": lambda log, place: object(),
 }
@@ -149,7 +124,7 @@ def make_app(place, kind, callbacks, log):
 
             after.append(callback)
 
-        for number in range({"none": 0, "one": 1, "three": 3, "nested": 2}[callbacks]):
+        for number in range(CALLBACKS[callbacks]):
             nested = callbacks == "nested" and number == 0
             register(f"callback {number + 1}", "nested callback" if nested else None)
         log.append("app called")
@@ -166,34 +141,28 @@ def make_app(place, kind, callbacks, log):
 def serve(application, server, kind, log):
     """Do what a server does, in the given manner."""
 
+    @contextmanager
+    def caught():
+        try:
+            yield
+        except Boom as error:
+            log.append(f"server caught {error!r}")
+
     def start_response(status, headers, exc_info=None):
         log.append(f"start_response {status}")
 
-    environ = {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": "/",
-        "wsgi.file_wrapper": wsgiref.util.FileWrapper,
-    }
-    try:
-        result = application(environ, start_response)
-    except Boom as error:
-        log.append(f"server caught {error!r}")
-        return
-    if kind == "not iterable":
-        log.append(f"server got {type(result).__name__}")
-        return
-    try:
+    with caught():
+        result = application({"wsgi.file_wrapper": FileWrapper}, start_response)
+        if kind == "not iterable":
+            log.append(f"server got {type(result).__name__}")
+            return
         limit = {"reads one chunk": 1, "reads nothing": 0}.get(server)
-        for chunk in itertools.islice(result, limit) if limit is not None else result:
-            log.append(f"server read {chunk!r}")
-    except Boom as error:
-        log.append(f"server caught {error!r}")
-    if server != "never closes":
-        for _ in range(2 if server == "closes twice" else 1):
-            try:
+        with caught():
+            for chunk in itertools.islice(result, limit) if limit is not None else result:
+                log.append(f"server read {chunk!r}")
+        for _ in range({"closes twice": 2, "never closes": 0}.get(server, 1)):
+            with caught():
                 result.close()
-            except Boom as error:
-                log.append(f"server caught {error!r}")
 
 
 def expected(place, kind, callbacks, server):
@@ -244,7 +213,7 @@ def expected(place, kind, callbacks, server):
 
 def expected_callbacks(place, callbacks, seen):
     names = ["callback 1", "callback 2", "callback 3"]
-    names = names[: {"none": 0, "one": 1, "three": 3, "nested": 2}[callbacks]]
+    names = names[: CALLBACKS[callbacks]]
     if callbacks == "nested":
         names.append("nested callback")
     for name in names:
@@ -253,24 +222,15 @@ def expected_callbacks(place, callbacks, seen):
             yield f"ERROR logged: {Boom(name)!r}"
 
 
-class LogHandler(logging.Handler):
-    def __init__(self, log):
-        super().__init__()
-        self.log = log
-
-    def emit(self, record):
-        assert record.exc_info
-        self.log.append(f"{record.levelname} logged: {record.exc_info[1]!r}")
-
-
 @pytest.fixture
-def log(monkeypatch):
+def log(monkeypatch, caplog):
     """Everything that happens: what app and server append, warnings, log records, finalizers."""
-    log: list[str] = []
-    handler = LogHandler(log)
-    logger = logging.getLogger("wsgi_after")
-    logger.addHandler(handler)
-    monkeypatch.setattr(logger, "propagate", False)
+    log = []
+
+    def emit(record):
+        log.append(f"{record.levelname} logged: {record.exc_info[1]!r}")
+
+    monkeypatch.setattr(caplog.handler, "emit", emit)
     monkeypatch.setattr(
         sys, "unraisablehook", lambda args: log.append(f"finalizer raised {args.exc_value!r}")
     )
@@ -280,7 +240,6 @@ def log(monkeypatch):
             warnings, "showwarning", lambda message, kind, *_: log.append(kind.__name__)
         )
         yield log
-    logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize(
@@ -299,12 +258,3 @@ def test_the_event_log_is_the_one_that_the_contract_tells(place, kind, callbacks
     finally:
         gc.enable()
     assert log == list(expected(place, kind, callbacks, server))
-
-
-def test_the_file_wrapper_of_the_matrix_comes_back_as_it_was():
-    """Else its column would only be one more iterator class."""
-    file_wrapper = wsgiref.util.FileWrapper(io.BytesIO(b"123"))
-    environ = {"wsgi.file_wrapper": wsgiref.util.FileWrapper}
-    application = AfterResponseMiddleware(lambda environ, start_response: file_wrapper)
-    assert application(environ, lambda *args: None) is file_wrapper
-    file_wrapper.close()
