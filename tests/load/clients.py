@@ -32,7 +32,7 @@ KINDS = {
 }
 #: For requests that a restart is to meet in flight.
 SLOW_KINDS = {"slow": 30, "slow_after": 40, "stream": 10, "redirect": 10, "fails_in_the_middle": 10}
-MODES = ("inline", "default", "pool")
+MODES = ("closed", "pool")
 
 
 def new_seed() -> int:
