@@ -20,7 +20,7 @@ RESPONSE = [*BODY, *IN_CLOSE, "served"]
 DROPPED = ["warned: ResourceWarning", *CALLBACKS]
 FAILED = """logged: ERROR ValueError("invalid literal for int() with base 10: 'one'")"""
 
-#: By the function of ``sub_interpreter.py``: what happens before the interpreter ends.
+#: By the name in ``sub_interpreter.py``: what happens before the interpreter ends.
 EVENTS = {
     "ordinary": RESPONSE,
     "error_in_callback": [*BODY, "close()", FAILED, *CALLBACKS, "served"],
@@ -42,7 +42,7 @@ def kind(request):
 
 
 def events_of(kind, name):
-    """Run a function of ``sub_interpreter.py`` in an interpreter of this kind; what it prints."""
+    """Run what has this name there in an interpreter of this kind; what it prints."""
     done = subprocess.run(
         [sys.executable, SCRIPT, kind, name],
         stdout=subprocess.PIPE,
