@@ -6,19 +6,24 @@ import re
 import socket
 from http.client import HTTPConnection
 
-import django.test
 import pytest
 from commands import ask, copied_checkout, installs, masked, paste, run, serving
 from conftest import Exchange
-from django.conf import settings
-from django.http import HttpResponse
-from django.test import override_settings
-from django.urls import path
 from documents import ROOT, executed, parse
 from docutils import nodes
 from servers.descriptions import SERVERS
-from servers.expectations import EMPTY, END_LATE, IN_TIME, LATE, STREAMS, UNFRAMED, expected
+from servers.expectations import (
+    EMPTY,
+    END_LATE,
+    ERRORS,
+    IN_TIME,
+    LATE,
+    STREAMS,
+    UNFRAMED,
+    expected,
+)
 from servers.harness import wait_until
+from servers.page import family
 from werkzeug.test import Client
 
 from wsgi_after import AfterResponseMiddleware
@@ -31,34 +36,11 @@ TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin
 RUN = "python -m wsgi_after hello:application"
 
 
-def blocks(language):
-    return [
-        block for block in DOCUMENT.findall(nodes.literal_block) if language in block["classes"]
-    ]
-
-
-def snippet(name):
-    [found] = [block for block in DOCUMENT.findall(nodes.literal_block) if name in block["names"]]
-    return found.astext()
-
-
-def commands():
-    """What the console blocks show: command → output."""
-    shown = "\n".join(block.astext() for block in blocks("console"))
-    parts = re.split(r"(?m)^\$ (.*)\n?", shown)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
-
-
-def table(first_header):
-    """The rows, cell by cell, of the table whose first header is that."""
-    for found in DOCUMENT.findall(nodes.table):
-        header, *rows = (
-            [" ".join(entry.astext().split()) for entry in row.findall(nodes.entry)]
-            for row in found.findall(nodes.row)
-        )
-        if header[0] == first_header:
-            return rows
-    raise AssertionError(f"README.rst has no table of {first_header!r}")
+BLOCKS = list(DOCUMENT.findall(nodes.literal_block))
+SNIPPETS = {name: block.astext() for block in BLOCKS for name in block["names"]}
+CONSOLE = "\n".join(block.astext() for block in BLOCKS if "console" in block["classes"])
+#: What the console blocks show: command → output.
+COMMANDS = dict(re.findall(r"(?ms)^\$ (.*?)$\n?(.*?)(?=^\$ |\Z)", CONSOLE))
 
 
 # The document.
@@ -82,14 +64,13 @@ def test_every_file_that_it_names_is_there():
 
 
 def test_every_example_is_run_by_a_test():
-    names = [name for block in DOCUMENT.findall(nodes.literal_block) for name in block["names"]]
-    assert names == [
+    assert [*SNIPPETS] == [
         *("hello.py", "ways.py", "ways.out", "flask_app.py", "shop/wsgi.py", "shop/urls.py"),
         *("pyramid_app.py", "success.py", "cookie.py"),
     ]
-    assert len(blocks("python")) == len(names) - 1
+    assert len([block for block in BLOCKS if "python" in block["classes"]]) == len(SNIPPETS) - 1
     # Those that install something, but the first, are left to whoever reads the page.
-    assert [command.split()[0] for command in commands() if not command.startswith("pip ")] == [
+    assert [command.split()[0] for command in COMMANDS if not command.startswith("pip ")] == [
         *("python3", "python", "gunicorn", "django-admin", "uwsgi", "waitress-serve"),
         *("gunicorn", "uwsgi", "python3"),
     ]
@@ -101,36 +82,36 @@ def test_every_example_is_run_by_a_test():
 @pytest.fixture
 def hello(tmp_path):
     """A directory with the first example."""
-    (tmp_path / "hello.py").write_text(snippet("hello.py"), encoding="utf-8")
+    (tmp_path / "hello.py").write_text(SNIPPETS["hello.py"], encoding="utf-8")
     return tmp_path
 
 
 def test_the_example_prints_what_is_shown(hello):
     out = run(RUN, hello)
-    assert masked(out).strip() == masked(commands()[RUN]).strip()
+    assert masked(out).strip() == masked(COMMANDS[RUN]).strip()
     assert "The client did not wait for the callback." in out
 
 
 def test_the_tests_are_run_in_ci_by_the_command_that_is_shown():
-    assert TEST in commands()
+    assert TEST in COMMANDS
     assert TEST in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 @installs
 def test_the_command_that_installs_and_runs_the_demo(tmp_path):
     out = paste(INSTALL, copied_checkout(tmp_path))
-    assert INSTALL in commands()
+    assert INSTALL in COMMANDS
     assert out.strip().endswith("The client did not wait for the callback.")
 
 
 @pytest.mark.parametrize("program", ["gunicorn", pytest.param("uwsgi", marks=pytest.mark.servers)])
 def test_a_client_does_not_wait_on_a_server_that_is_started_as_shown(hello, program):
     """The callback is replaced: it connects to the test, and waits for a word from there."""
-    [command] = [line for line in commands() if line.startswith(program) and "hello" in line]
+    [command] = [line for line in COMMANDS if line.startswith(program) and "hello" in line]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
         wait = f"__import__('socket').create_connection({address}).recv(1)"
-        source = snippet("hello.py").replace("time.sleep(0.5)", wait)
+        source = SNIPPETS["hello.py"].replace("time.sleep(0.5)", wait)
         (hello / "hello.py").write_text(source, encoding="utf-8")
         listener.settimeout(30)
         with serving(command, hello) as port:
@@ -146,8 +127,8 @@ def test_a_client_does_not_wait_on_a_server_that_is_started_as_shown(hello, prog
 
 
 def test_the_four_ways_to_register(capsys):
-    Client(executed(snippet("ways.py"))["application"]).get("/").close()
-    assert capsys.readouterr().out.strip() == snippet("ways.out")
+    Client(executed(SNIPPETS["ways.py"])["application"]).get("/").close()
+    assert capsys.readouterr().out.strip() == SNIPPETS["ways.out"]
 
 
 # The servers that the page names, on which each framework is served as it shows.
@@ -164,12 +145,12 @@ SERVED = {
 @pytest.mark.parametrize("way", ["after_this_response(", 'request.environ["wsgi.after"]('])
 def test_a_framework_runs_its_callback_on_the_server_that_is_shown(tmp_path, program, way):
     """In both ways that a view has; the examples show the first."""
-    [command] = [line for line in commands() if line.startswith(program) and "hello" not in line]
+    [command] = [line for line in COMMANDS if line.startswith(program) and "hello" not in line]
     if program == "uwsgi":
-        [start] = [line for line in commands() if line.startswith("django-admin")]
+        [start] = [line for line in COMMANDS if line.startswith("django-admin")]
         run(start, tmp_path)
     for name in SERVED[program]:
-        source = snippet(name).replace("after_this_response(", way)
+        source = SNIPPETS[name].replace("after_this_response(", way)
         (tmp_path / name).write_text(source.replace("import Flask", "import Flask, request"))
     with serving(command, tmp_path) as port:
         assert ask(port, "/") == (200, "Hello\n")
@@ -177,21 +158,8 @@ def test_a_framework_runs_its_callback_on_the_server_that_is_shown(tmp_path, pro
         wait_until(lambda: "after the response" in log.read_text(), log)
 
 
-def test_the_test_client_of_django_bypasses_the_middleware():
-    present: list[bool] = []
-
-    def view(request):
-        present.append("wsgi.after" in request.environ)
-        return HttpResponse("hello")
-
-    settings.configured or settings.configure()
-    with override_settings(ROOT_URLCONF=(path("", view),), ALLOWED_HOSTS=["*"]):
-        django.test.Client().get("/")
-    assert present == [False]
-
-
 def test_a_callback_that_looks_at_the_response(capsys):
-    order = executed(snippet("success.py"))["order"]
+    order = executed(SNIPPETS["success.py"])["order"]
 
     def refused(environ, start_response):
         return order(environ, lambda status, headers: start_response("409 Conflict", headers))
@@ -202,7 +170,7 @@ def test_a_callback_that_looks_at_the_response(capsys):
 
 
 def test_a_library_that_sets_a_cookie():
-    remember_language = executed(snippet("cookie.py"))["remember_language"]
+    remember_language = executed(SNIPPETS["cookie.py"])["remember_language"]
 
     def app(environ, start_response):
         remember_language("de")
@@ -217,37 +185,32 @@ def test_a_library_that_sets_a_cookie():
 # The table.
 
 
-def test_the_table_of_servers_is_what_the_servers_are_tested_for():
+def waiting_for(kind):
+    """The servers whose clients wait for the callbacks of such a response."""
+    return {family(s.name) for s in SERVERS if expected(s.name, kind).timing in {END_LATE, LATE}}
+
+
+def test_the_table_of_servers_and_what_the_page_says_below_it_are_what_is_tested():
     says = {IN_TIME: "does not wait", END_LATE: "waits for the end", LATE: "waits for all of it"}
     columns = [["list_with_length"], STREAMS, EMPTY]
-    rows = table("The client of")
+    [_, *rows] = [
+        [" ".join(entry.astext().split()) for entry in row.findall(nodes.entry)]
+        for found in DOCUMENT.findall(nodes.table)
+        for row in found.findall(nodes.row)
+        if " ".join(found.astext().split()).startswith("The client of")
+    ]
     assert [row[0] for row in rows] == ["gunicorn", "uWSGI", "waitress", "mod_wsgi"]
     for name, *cells in rows:
         for server in [server.name for server in SERVERS if server.name.startswith(name)]:
             for cell, kinds in zip(cells, columns, strict=True):
                 assert {says[expected(server, kind).timing] for kind in kinds} == {cell}, server
-
-
-def waiting_for(kind):
-    """The servers whose clients wait for the callbacks of such a response."""
-    return {
-        server.name.replace(",", " ").split()[0]
-        for server in SERVERS
-        if expected(server.name, kind).timing in {END_LATE, LATE}
-    }
-
-
-def test_so_is_what_the_page_says_below_it():
-    named = {row[0] for row in table("The client of")}
     assert waiting_for("list_with_length") == {"tornado"}
+    named = {row[0] for row in rows}
     assert waiting_for("empty_list") & named == {"uWSGI", "waitress", "mod_wsgi"}
     assert waiting_for("list_without_length") & named == {"uWSGI", "mod_wsgi"}
-    for kind in UNFRAMED:
-        assert expected("nginx, gunicorn", kind).timing == LATE
-    for kind in ("error_before_return", "error_in_first_chunk", "error_in_mid_body"):
-        in_time = {
-            server.name for server in SERVERS if expected(server.name, kind).timing == IN_TIME
-        }
+    assert {expected("nginx, gunicorn", kind).timing for kind in UNFRAMED} == {LATE}
+    for kind in ERRORS:
+        in_time = {s.name for s in SERVERS if expected(s.name, kind).timing == IN_TIME}
         assert in_time <= {"bjoern", "eventlet"}
-    assert len({server.name.replace(",", " ").split()[0] for server in SERVERS} - {"nginx"}) == 18
+    assert len({family(server.name) for server in SERVERS} - {"nginx"}) == 18
     assert "docs/servers.rst <docs/servers.rst>`_ has 18 servers" in README
