@@ -121,6 +121,16 @@ sized = answers(lambda environ, write: tuple(CHUNKS))
 file = answers(send_file)
 fails_when_called = answers(lambda environ, write: raises(ValueError))
 MIDDLEWARE = AfterResponseMiddleware
+LIST = MIDDLEWARE(list_)
+FAILS_IN_THE_MIDDLE = MIDDLEWARE(fails_in_the_middle)
+
+
+def twice(environ, start_response):
+    """A second call with the same environ, as an error page is made."""
+    LIST(environ, start_response).close()
+    return LIST(environ, start_response)
+
+
 SHARED = MIDDLEWARE(MIDDLEWARE(MIDDLEWARE(list_)))
 APP_WIDE = MIDDLEWARE(sized)
 APP_WIDE.after_response(ran)
@@ -128,19 +138,19 @@ KINDS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     *(
         (MIDDLEWARE(app), {})
         for app in (
-            *(list_, no_callbacks, generator, sized, file, fails_when_called, fails_in_the_middle),
+            *(list_, no_callbacks, generator, sized, file, fails_when_called),
             *(prepared, within, error_handled, answers(callbacks_fail)),
             answers(lambda environ, write: write(b"written") or []),
             answers(lambda environ, write: FailsWhenClosed(CHUNKS)),
         )
     ),
+    (FAILS_IN_THE_MIDDLE, {}),
     *((MIDDLEWARE(app, executor=Immediately()), {}) for app in (list_, generator, file)),
     *((MIDDLEWARE(app, executor=Refuses()), {}) for app in (list_, fails_when_called)),
     (MIDDLEWARE(list_, executor=pool), {}),
     (MIDDLEWARE(file), {"wsgi.file_wrapper": lambda file, size=8192: file}),  # uWSGI's is one
     (MIDDLEWARE(list_), {"uwsgi.version": b"2"}),  # whose headers are flushed
-    (SHARED, {}),
-    (APP_WIDE, {}),
+    *((application, {}) for application in (SHARED, APP_WIDE, twice)),
 ]
 
 
@@ -195,15 +205,12 @@ def in_use() -> dict[str, int]:
 
 
 def kinds() -> Iterator[tuple[Callable[..., Any], dict[str, Any], int]]:
-    """All kinds, with all endings; one of 80 goes to a thread."""
+    """All kinds, with all endings; one of 90 goes to a thread."""
     for application, extra in KINDS:
         for ending in (3, 0, 1, 2):
-            # A server that drops these unclosed leaves their end to the garbage collector: the
-            # app's exception refers to the body, and the environ to the file that is armed.
-            collected = application.app is fails_in_the_middle or (
-                application.app is file and extra
-            )
-            if not (ending == 2 and collected):
+            # A server that drops this unclosed leaves its end to the garbage collector: the app's
+            # exception refers to the body.
+            if not (ending == 2 and application is FAILS_IN_THE_MIDDLE):
                 yield application, extra, ending
 
 
