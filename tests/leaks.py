@@ -17,6 +17,7 @@ import tracemalloc
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from wsgiref.util import FileWrapper
@@ -171,7 +172,7 @@ def start_response(*args: object) -> Callable[[bytes], object]:
 
 def serve(application: Callable[..., Any], environ: dict[str, Any], ending: int) -> None:
     """One request, of which the server reads all, one chunk or none, or forgets to close it."""
-    try:
+    with suppress(ValueError, KeyboardInterrupt):
         body = application(environ, start_response)
         try:
             for _ in body if ending else ():
@@ -180,8 +181,6 @@ def serve(application: Callable[..., Any], environ: dict[str, Any], ending: int)
         finally:
             if ending != 2:
                 body.close()
-    except (ValueError, KeyboardInterrupt):
-        pass
 
 
 def wait_until_gone(reference: weakref.ref[Marker]) -> bool:
