@@ -47,6 +47,14 @@ _ABSENT = (
     "none either."
 )
 
+_ON_COMMIT = (
+    "after_response() was called when the response had been closed and its callbacks had run. In a "
+    "TestCase, the usual cause is captureOnCommitCallbacks(execute=True): it calls what on_commit() "
+    "was given after the client has closed the response, and not before, as a real commit does. "
+    "Use a TransactionTestCase, or let the view wait for both events, as the page on Django shows "
+    "(after_commit_and_response)."
+)
+
 _of_thread = threading.local()  # .serves: Django has served a request in it, so it looks after it
 #: The list of the request whose view is being called. Its callbacks do not run yet.
 _in_view: ContextVar[object] = ContextVar("wsgi_after.django", default=None)
@@ -65,7 +73,14 @@ def after_response(request: HttpRequest, fn: F, /, *args: Any, **kwargs: Any) ->
     callbacks = getattr(request, "environ", {}).get(KEY)
     if callbacks is None:
         raise ImproperlyConfigured(_ABSENT)
+    if getattr(callbacks, "ended", False) and is_test_case():
+        raise RuntimeError(_ON_COMMIT)
     return register(callbacks, fn, *args, **kwargs)
+
+
+def is_test_case() -> bool:
+    """Whether this is called within a transaction, as all of a ``TestCase`` is."""
+    return any(connection.in_atomic_block for connection in connections.all(initialized_only=True))
 
 
 class AfterResponseMiddleware:

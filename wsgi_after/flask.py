@@ -16,21 +16,25 @@
 
 ``current_app``, ``g``, ``request`` and ``session`` are those of the request. Teardown functions run
 after each callback, which is what gives Flask-SQLAlchemy's connection back. So they run once more
-for each callback there is.
+for each callback there is: one that counts requests must look whether it has counted this one.
 
 Caution: the response is out. What a callback changes in ``session`` is not stored, uploaded files
-are closed, and a body that the view did not read cannot be read any more.
+are closed, and a body that the view did not read may be gone. Rows that the view loaded, such as
+Flask-Login's ``current_user``, belong to a session that is over. Read in the view, and pass ids.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flask import Flask, got_request_exception, has_request_context, request, request_started
 from flask.globals import app_ctx, request_ctx
 from flask.testing import FlaskClient
+from werkzeug.exceptions import ClientDisconnected
 
 from . import AfterResponseMiddleware
 from .integration import KEY, check_arguments
@@ -52,10 +56,13 @@ class AfterResponse:
 
     :param app: the app, or ``None`` to call :meth:`init_app` later, for any number of apps.
     :param executor: as for :class:`wsgi_after.AfterResponseMiddleware`. An executor of this
-        process: the context of a request cannot be sent to another one.
+        process: the context of a request cannot be sent to another one. Flask-Executor's is one.
     """
 
     def __init__(self, app: Flask | None = None, *, executor: SupportsSubmit | None = None) -> None:
+        extension = sys.modules.get("flask_executor")
+        if extension is not None and isinstance(executor, extension.Executor):
+            executor = InRequest(executor)
         self._executor = executor
         if app is not None:
             self.init_app(app)
@@ -88,9 +95,11 @@ class AfterEachResponse:
         answered it.
 
         :raises TypeError: if ``fn`` is not callable, or needs an argument.
-        :raises RuntimeError: in a request, because ``fn`` would also run after all later ones.
+        :raises RuntimeError: in a request of this app, because ``fn`` would also run after all
+            later ones.
         """
-        if has_request_context():
+        # A test may have pushed a context of another app, or one that no server asked for.
+        if has_request_context() and request_ctx.app is self._app and KEY in request.environ:
             raise RuntimeError(
                 "app.after_response() was called in a request. It registers a function for every "
                 "request, so each request would add another: call it where the app is set up. For "
@@ -170,17 +179,94 @@ class InContext(partial[object]):
         In copies, because a context can be current in one thread only, and a test client may still
         hold it. They share ``g``, the request and the session.
         """
+        of_app = self.contexts[0]
+        app_context, request_context = self.copies()
+        explain_uploads(request_context)
+        with app_context, request_context:
+            try:
+                return of_app.app.ensure_sync(self.func)(*self.args, **self.keywords)
+            except Exception as error:
+                explain(error)
+                raise
+
+    def copies(self) -> tuple[AppContext, RequestContext]:
+        """Contexts that can be pushed, whatever became of those of the request."""
         of_app, of_request = self.contexts
         app_context = of_app.app.app_context()
         app_context.g = of_app.g
-        with app_context, of_request.copy():
-            return of_app.app.ensure_sync(self.func)(*self.args, **self.keywords)
+        return app_context, of_request.copy()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "A callback of after_this_response() in wsgi_after.flask cannot be pickled, because it "
             "needs the context of its request. For an executor in another process, register a "
             'plain function by request.environ["wsgi.after"](fn, *args).'
+        )
+
+
+class InRequest:
+    """Flask-Executor, whose ``submit()`` copies the context of a request: gives it one to copy."""
+
+    def __init__(self, executor: SupportsSubmit) -> None:
+        self._executor = executor
+
+    def submit(self, job: Callable[..., object], /, callbacks: Any, label: str) -> object:
+        """Submit the job of a request in the context of its callbacks."""
+        for callback in callbacks:
+            if isinstance(callback, InContext):
+                # In a copy of the context, in which they stay: to pop them would run the teardown.
+                return copy_context().run(self._submit, callback, job, callbacks, label)
+        return self._executor.submit(job, callbacks, label)
+
+    def _submit(self, callback: InContext, job: Callable[..., object], *args: object) -> object:
+        for context in callback.copies():
+            context.push()
+        return self._executor.submit(job, *args)
+
+
+class ClosedUpload:
+    """The stream of an uploaded file which Flask has closed; says so to whoever uses it."""
+
+    closed = True
+
+    def close(self) -> None:
+        """Do nothing: it is closed."""
+
+    def __iter__(self) -> NoReturn:
+        self.read()
+
+    def read(self, *args: object) -> NoReturn:
+        """Raise a ``ValueError``."""
+        raise ValueError(
+            "An uploaded file was used after the response, when Flask had closed it. Save or read "
+            "it in the view, and pass the path or the bytes to the callback."
+        )
+
+    readline = readlines = readinto = seek = tell = read
+
+
+def explain_uploads(context: RequestContext) -> None:
+    """Have the uploaded files of a request say why they are closed."""
+    files = vars(context.request).get("files")  # if the view has parsed them
+    if files:
+        for _, file in files.items(multi=True):
+            if getattr(file.stream, "closed", False):
+                file.stream = ClosedUpload()
+
+
+def explain(error: Exception) -> None:
+    """Add to what a callback raised what to do about it, where it does not say so itself."""
+    if isinstance(error, ClientDisconnected):
+        error.add_note(
+            "The client may have sent everything: the body was read after the response, when the "
+            "server had dropped it. Read it in the view (request.get_data(), request.get_json() or "
+            "request.form); then the callback finds it, too."
+        )
+    elif type(error).__name__ == "DetachedInstanceError":  # of SQLAlchemy
+        error.add_note(
+            "The object was loaded by a database session that ended with the view; Flask-Login's "
+            "current_user is one. Pass its id to the callback (current_user.get_id()), and load it "
+            "there."
         )
 
 
