@@ -48,11 +48,11 @@ _ABSENT = (
 )
 
 _ON_COMMIT = (
-    "after_response() was called when the response had been closed and its callbacks had run. In a "
-    "TestCase, the usual cause is captureOnCommitCallbacks(execute=True): it calls what on_commit() "
-    "was given after the client has closed the response, and not before, as a real commit does. "
-    "Use a TransactionTestCase, or let the view wait for both events, as the page on Django shows "
-    "(after_commit_and_response)."
+    "after_response() was called within a transaction, when the response had been closed and the "
+    "callbacks of its request had run. The usual cause is captureOnCommitCallbacks(execute=True) "
+    "in a TestCase: it calls what on_commit() was given only then, while a real commit comes "
+    "before the end of the response. Use a TransactionTestCase, or wait for both, commit and "
+    "response: docs/django.rst has the lines (after_both)."
 )
 
 _of_thread = threading.local()  # .serves: Django has served a request in it, so it looks after it

@@ -26,20 +26,21 @@ Flask-Login's ``current_user``, belong to a session that is over. Read in the vi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextvars import copy_context
+from collections.abc import Callable, Iterator
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flask import Flask, got_request_exception, has_request_context, request, request_started
 from flask.globals import app_ctx, request_ctx
 from flask.testing import FlaskClient
-from werkzeug.exceptions import ClientDisconnected
+from werkzeug.exceptions import BadRequest
 
 from . import AfterResponseMiddleware
 from .integration import KEY, check_arguments
 
 if TYPE_CHECKING:
+    from flask import Request
     from flask.ctx import AppContext, RequestContext
     from werkzeug.test import TestResponse
 
@@ -62,7 +63,7 @@ class AfterResponse:
     def __init__(self, app: Flask | None = None, *, executor: SupportsSubmit | None = None) -> None:
         extension = sys.modules.get("flask_executor")
         if extension is not None and isinstance(executor, extension.Executor):
-            executor = InRequest(executor)
+            executor = WithoutContext(executor)
         self._executor = executor
         if app is not None:
             self.init_app(app)
@@ -153,6 +154,7 @@ def after_this_response(fn: F, /, *args: Any, **kwargs: Any) -> F:
     check_arguments(fn, args, kwargs, THESE_ARGUMENTS)
     callback = InContext(fn, *args, **kwargs)
     callback.contexts = unwrapped(app_ctx), unwrapped(request_ctx)
+    callback.thread = get_ident()
     request.environ[KEY].append(callback)
     return fn
 
@@ -172,6 +174,7 @@ class InContext(partial[object]):
     """A callback that runs in contexts like those in which it was registered."""
 
     contexts: tuple[AppContext, RequestContext]
+    thread: int
 
     def __call__(self, /) -> object:
         """Call the function, then the teardown functions.
@@ -179,22 +182,16 @@ class InContext(partial[object]):
         In copies, because a context can be current in one thread only, and a test client may still
         hold it. They share ``g``, the request and the session.
         """
-        of_app = self.contexts[0]
-        app_context, request_context = self.copies()
-        explain_uploads(request_context)
-        with app_context, request_context:
+        of_app, of_request = self.contexts
+        app_context = of_app.app.app_context()
+        app_context.g = of_app.g
+        explain_streams(of_request.request, get_ident() == self.thread)
+        with app_context, of_request.copy():
             try:
                 return of_app.app.ensure_sync(self.func)(*self.args, **self.keywords)
             except Exception as error:
                 explain(error)
                 raise
-
-    def copies(self) -> tuple[AppContext, RequestContext]:
-        """Contexts that can be pushed, whatever became of those of the request."""
-        of_app, of_request = self.contexts
-        app_context = of_app.app.app_context()
-        app_context.g = of_app.g
-        return app_context, of_request.copy()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -204,70 +201,85 @@ class InContext(partial[object]):
         )
 
 
-class InRequest:
-    """Flask-Executor, whose ``submit()`` copies the context of a request: gives it one to copy."""
+class WithoutContext:
+    """Flask-Executor's pool without its own ``submit()``, which works in a request only.
 
-    def __init__(self, executor: SupportsSubmit) -> None:
+    That one copies the context of the request, which is over; the callbacks bring theirs along.
+    """
+
+    def __init__(self, executor: Any) -> None:
         self._executor = executor
 
-    def submit(self, job: Callable[..., object], /, callbacks: Any, label: str) -> object:
-        """Submit the job of a request in the context of its callbacks."""
-        for callback in callbacks:
-            if isinstance(callback, InContext):
-                # In a copy of the context, in which they stay: to pop them would run the teardown.
-                return copy_context().run(self._submit, callback, job, callbacks, label)
-        return self._executor.submit(job, callbacks, label)
-
-    def _submit(self, callback: InContext, job: Callable[..., object], *args: object) -> object:
-        for context in callback.copies():
-            context.push()
-        return self._executor.submit(job, *args)
+    def submit(self, fn: Callable[..., object], /, *args: object) -> object:
+        """Submit to the pool that it has when it has been initialised with an app."""
+        return self._executor._self.submit(fn, *args)
 
 
-class ClosedUpload:
-    """The stream of an uploaded file which Flask has closed; says so to whoever uses it."""
+class Gone:
+    """A stream that cannot be read any more, and says so.
+
+    :param text: what to do about it.
+    """
 
     closed = True
+
+    def __init__(self, text: str) -> None:
+        self._text = text
 
     def close(self) -> None:
         """Do nothing: it is closed."""
 
-    def __iter__(self) -> NoReturn:
-        self.read()
+    def __iter__(self) -> Iterator[bytes]:
+        return self.read()
 
     def read(self, *args: object) -> NoReturn:
-        """Raise a ``ValueError``."""
-        raise ValueError(
-            "An uploaded file was used after the response, when Flask had closed it. Save or read "
-            "it in the view, and pass the path or the bytes to the callback."
-        )
+        """Raise the error; not a ``ValueError``, for which werkzeug returns an empty form."""
+        raise RuntimeError(self._text)
 
     readline = readlines = readinto = seek = tell = read
 
 
-def explain_uploads(context: RequestContext) -> None:
-    """Have the uploaded files of a request say why they are closed."""
-    files = vars(context.request).get("files")  # if the view has parsed them
-    if files:
-        for _, file in files.items(multi=True):
-            if getattr(file.stream, "closed", False):
-                file.stream = ClosedUpload()
+UPLOAD = (
+    "An uploaded file was used after the response, when Flask had closed it. Save or read it in "
+    "the view, and pass the path or the bytes to the callback."
+)
+BODY = (
+    "The body of the request was read after the response, in another thread than that of the "
+    "request, while the server may read the next request there. Read it in the view, by "
+    "request.get_data(), request.get_json() or request.form: then the callback finds it, too."
+)
+BLAMED = (
+    "The client may have sent everything. If the view did not read the body, it was read after the "
+    "response, when the server had dropped it. Read it in the view, by request.get_data(), "
+    "request.get_json() or request.form: then the callback finds it, too."
+)
+DETACHED = (
+    "A database session that ended with the view had loaded this object. Flask-Login's "
+    "current_user is such an object. Pass its id to the callback, and load it there."
+)
+
+
+def explain_streams(request: Request, own_thread: bool) -> None:
+    """Have the streams of a request that are gone say so, where a callback uses them.
+
+    :param own_thread: whether the callback runs in that of the request, where some servers still
+        have the body.
+    """
+    known = vars(request)  # what the view, or Flask, has made of it
+    for _, file in known["files"].items(multi=True) if "files" in known else ():
+        if getattr(file.stream, "closed", False):
+            file.stream = Gone(UPLOAD)
+    has_body = request.content_length or "HTTP_TRANSFER_ENCODING" in request.environ
+    if not own_thread and has_body and "stream" not in known:
+        known["stream"] = Gone(BODY)
 
 
 def explain(error: Exception) -> None:
-    """Add to what a callback raised what to do about it, where it does not say so itself."""
-    if isinstance(error, ClientDisconnected):
-        error.add_note(
-            "The client may have sent everything: the body was read after the response, when the "
-            "server had dropped it. Read it in the view (request.get_data(), request.get_json() or "
-            "request.form); then the callback finds it, too."
-        )
+    """Add to what a callback raised what to do about it."""
+    if isinstance(error, BadRequest):
+        error.add_note(BLAMED)
     elif type(error).__name__ == "DetachedInstanceError":  # of SQLAlchemy
-        error.add_note(
-            "The object was loaded by a database session that ended with the view; Flask-Login's "
-            "current_user is one. Pass its id to the callback (current_user.get_id()), and load it "
-            "there."
-        )
+        error.add_note(DETACHED)
 
 
 class AfterResponseClient(FlaskClient):

@@ -205,7 +205,7 @@ def unfinished() -> list[CallbackList]:
     From the call of the app until the last callback has run, or until the job has left the process.
     Found by the garbage collector, so that requests need not be counted.
     """
-    # By type(): isinstance() would ask proxies, such as flask.request, for the class they stand for.
+    # By type(): isinstance() asks a proxy, such as flask.request, what it stands for.
     return [
         thing
         for thing in gc.get_objects()

@@ -191,8 +191,8 @@ def wait_for_callbacks(timeout: float = 10.0) -> None:
     while left := not_captured(unfinished()):
         if monotonic() > deadline:
             raise TimeoutError(
-                f"After {timeout} seconds, {len(left)} requests have not ended. What is registered "
-                f"with them: {[[*after] for after in left]!r}. The usual causes are a callback that "
+                f"After {timeout} seconds, the callbacks of {len(left)} requests have not run, or "
+                f"are running: {[[*after] for after in left]!r}. The usual causes are one that "
                 "takes longer, and a response that nobody has read and closed."
             )
         sleep(0.005)
