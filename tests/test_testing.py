@@ -305,9 +305,10 @@ def run_pytest(directory: Path, **modules: str) -> dict[str, int]:
 def test_every_example_of_the_page_passes(tmp_path: Path) -> None:
     modules = {name.removesuffix(".py"): text for name, text in blocks("testing.rst").items()}
     assert list(modules) == [
-        *("test_order", "test_fixtures", "test_pyramid", "test_flask", "test_django")
+        *("test_order", "test_fixtures", "test_pyramid", "test_flask", "test_django"),
+        "test_live",
     ]
-    assert run_pytest(tmp_path, **modules) == {"passed": 8}
+    assert run_pytest(tmp_path, **modules) == {"passed": 9}
 
 
 FAILING = """

@@ -34,7 +34,8 @@ def project(tmp_path: Path) -> Path:
 
 def test_everything_on_the_page_is_run_by_a_test() -> None:
     assert list(FILES) == [
-        *("settings.py", "urls.py", "wsgi.py", "orders.py", "language.py", "test_orders.py")
+        *("settings.py", "urls.py", "wsgi.py", "orders.py", "language.py", "test_orders.py"),
+        *("both.py", "test_both.py"),
     ]
     assert list(COMMANDS) == [
         *("install", "runserver", "test", "migrate", "gunicorn", "uwsgi", "curl")
@@ -53,7 +54,7 @@ def test_the_page_leads_to_a_mail(project: Path, mail_server: MailServer) -> Non
 
 
 def test_the_tests_of_the_page_pass(project: Path) -> None:
-    assert "Ran 5 tests" in run(COMMANDS["test"], project)
+    assert "Ran 6 tests" in run(COMMANDS["test"], project)
 
 
 REQUEST = """
