@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._core import finish as finish_module
-from ._core import let_out, logs, process
+from ._core import let_out, logs, process, unclosed
 from ._core.body import Body
 from ._core.callbacks import UNSEEN, CallbackList, register
 from ._core.current import reset_current, set_current
@@ -203,8 +203,12 @@ def unfinished() -> list[CallbackList]:
     """The lists of this process's requests that have not ended: for tests, because it is slow.
 
     From the call of the app until the last callback has run, or until the job has left the process.
-    Found by the garbage collector, so that requests need not be counted.
+    Found by the garbage collector, so that requests need not be counted. What nobody closed, and
+    waits for a safe moment, is closed first.
     """
+    raised = unclosed.close_waiting()
+    if raised is not None:
+        raise raised
     # By type(): isinstance() asks a proxy, such as flask.request, what it stands for.
     return [
         thing

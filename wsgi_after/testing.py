@@ -188,6 +188,8 @@ def wait_for_callbacks(timeout: float = 10.0) -> None:
             "for itself. Call it in the test."
         )
     deadline = monotonic() + timeout
+    if unfinished():
+        gc.collect()  # or what is in a cycle, and nobody will close, would be waited for
     while left := not_captured(unfinished()):
         if monotonic() > deadline:
             raise TimeoutError(
