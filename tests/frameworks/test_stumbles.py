@@ -19,8 +19,11 @@ import transaction
 import zope.sqlalchemy
 from commands import ask, serving
 from conftest import Exchange, make_environ, registers
+from django.db import connections
+from django.db.transaction import atomic
+from django.http import HttpResponse
 from documents import blocks
-from flask import Flask, g, request
+from flask import Flask, Request, g, request
 from flask_executor import Executor
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_sqlalchemy import SQLAlchemy
@@ -34,6 +37,7 @@ from webtest import TestApp
 from werkzeug.serving import make_server
 
 from wsgi_after import CallbackList
+from wsgi_after.django import after_response
 from wsgi_after.executor import BoundedThreadPoolExecutor
 from wsgi_after.flask import AfterResponse, AfterResponseClient, after_this_response
 from wsgi_after.testing import capture, wait_for_callbacks
@@ -180,6 +184,29 @@ def test_a_closed_upload_says_what_to_do(use: Any, told: Callable[[], list[str]]
     assert told() == [UPLOAD, UPLOAD]
 
 
+class StaysOpen(io.BytesIO):
+    """A stream for uploads, of an app that closes it itself."""
+
+    def close(self) -> None:
+        pass
+
+
+class KeepsUploads(Request):
+    def _get_file_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return StaysOpen()
+
+
+def test_an_upload_that_is_not_closed_can_be_read(events: list[object]) -> None:
+    def view() -> None:
+        file = request.files["file"]
+        after_this_response(lambda: events.append(file.read()))
+
+    app = make_app()
+    app.request_class = KeepsUploads
+    serve(app, view, data={"file": (io.BytesIO(b"content"), "name.txt")})
+    assert events == [b"content"]
+
+
 def test_an_upload_that_flask_has_closed_still_has_its_name(events: list[object]) -> None:
     def view() -> None:
         after_this_response(lambda: events.append(request.files["file"].filename))
@@ -293,19 +320,46 @@ class Tests(TestCase):
 """
 
 
+TOO_LATE = (
+    "after_response() was called within a transaction, when the response had been closed and the "
+    "callbacks of its request had run. The usual cause is captureOnCommitCallbacks(execute=True) "
+    "in a TestCase: it calls what on_commit() was given only then, while a real commit comes "
+    "before the end of the response. Use a TransactionTestCase, or wait for both, commit and "
+    "response: docs/django.rst has the lines (after_both)."
+)
+
+
 def test_after_response_in_on_commit_of_a_test_case_names_the_cause(tmp_path: Path) -> None:
     (tmp_path / "settings.py").write_text(SETTINGS, encoding="utf-8")
     (tmp_path / "test_it.py").write_text(ON_COMMIT, encoding="utf-8")
     command = [sys.executable, "-m", "django", "test", "--pythonpath=.", "--settings=settings"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert [line for line in ended.stderr.splitlines() if line.startswith("RuntimeError")] == [
-        "RuntimeError: after_response() was called within a transaction, when the response had "
-        "been closed and the callbacks of its request had run. The usual cause is "
-        "captureOnCommitCallbacks(execute=True) in a TestCase: it calls what on_commit() was given "
-        "only then, while a real commit comes before the end of the response. Use a "
-        "TransactionTestCase, or wait for both, commit and response: docs/django.rst has the lines "
-        "(after_both)."
+        f"RuntimeError: {TOO_LATE}"
     ]
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The alias of a database of Django's."""
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+    named = {"default": {}, "shop": database}
+    settings = connections.configure_settings(named)
+    monkeypatch.setitem(vars(connections), "settings", settings)
+    yield "shop"
+    connections["shop"].close()
+    del connections["shop"]
+
+
+def test_so_it_does_in_any_transaction_that_is_open_when_the_request_is_over(
+    handler: Any, database: str
+) -> None:
+    requests: list[Any] = []
+    app = handler(lambda request: requests.append(request) or HttpResponse("hello"))
+    Exchange(app, make_environ(PATH_INFO="/")).finish()
+    with atomic(database), pytest.raises(RuntimeError) as raised:
+        after_response(requests[0], print)
+    assert str(raised.value) == TOO_LATE
 
 
 # Pyramid: request.dbsession in a callback.
@@ -505,7 +559,7 @@ def test_a_test_waits_until_a_live_server_has_run_the_callbacks(
         with pytest.raises(TimeoutError, match=r"^After 0 seconds, the callbacks of 1 requests"):
             wait_for_callbacks(0)
         events.append("not yet")
-        gate.set()
+        threading.Timer(0.5, gate.set).start()
         wait_for_callbacks()
         assert events == ["not yet", "ran"]
 
