@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from flask import Flask, got_request_exception, has_request_context, request, request_started
 from flask.globals import app_ctx, request_ctx
 from flask.testing import FlaskClient
+from werkzeug.datastructures import iter_multi_items
 from werkzeug.exceptions import BadRequest
 
 from . import AfterResponseMiddleware
@@ -266,12 +267,15 @@ def explain_streams(request: Request, own_thread: bool) -> None:
         have the body.
     """
     known = vars(request)  # what the view, or Flask, has made of it
-    for _, file in known["files"].items(multi=True) if "files" in known else ():
+    for _, file in iter_multi_items(known.get("files") or ()):
         if getattr(file.stream, "closed", False):
             file.stream = Gone(UPLOAD)
-    has_body = request.content_length or "HTTP_TRANSFER_ENCODING" in request.environ
-    if not own_thread and has_body and "stream" not in known:
+    if not own_thread and "stream" not in known and has_body(request):
         known["stream"] = Gone(BODY)
+
+
+def has_body(request: Request) -> bool:
+    return bool(request.content_length) or "HTTP_TRANSFER_ENCODING" in request.environ
 
 
 def explain(error: Exception) -> None:
