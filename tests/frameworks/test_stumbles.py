@@ -340,9 +340,9 @@ def test_after_response_in_on_commit_of_a_test_case_names_the_cause(tmp_path: Pa
 
 
 @pytest.fixture
-def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """The alias of a database of Django's."""
-    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "shop"}
     named = {"default": {}, "shop": database}
     settings = connections.configure_settings(named)
     monkeypatch.setitem(vars(connections), "settings", settings)
