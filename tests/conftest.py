@@ -70,7 +70,10 @@ class Exchange:
 
     def start_response(self, *args: Any) -> Callable[[bytes], Any]:
         self.started.append(args)
-        return self.written.append
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
 
     def finish(self) -> list[bytes]:
         try:

@@ -6,6 +6,7 @@ Here the server is a few lines; the real ones are in ``tests/servers``.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import pytest
 from conftest import make_environ, registers
@@ -67,6 +68,18 @@ def begin(body):
     return [next(iter(body))]
 
 
+def read_again(body):
+    """As a server does that looks for the length first, and does not mind an exception."""
+    with suppress(ValueError):
+        list(body)
+    return list(body)
+
+
+def breaks(environ, start_response):
+    """Its body, a generator, is empty after it has failed."""
+    return iter(starts(fails="body")(environ, start_response))
+
+
 @pytest.mark.parametrize("environ", HOLD_HEADERS)
 @pytest.mark.parametrize("chunks", [(), (b"",)])
 def test_the_headers_of_an_empty_response_go_out_before_the_callbacks(
@@ -87,6 +100,7 @@ def test_the_headers_of_an_empty_response_go_out_before_the_callbacks(
         (starts(b"1", b"2"), {"reads": begin}, [b"1", "callback"]),
         (starts(b"", b"2"), {"reads": begin}, [b"", "callback"]),
         (starts(), {"reads": lambda body: []}, ["callback"]),
+        (breaks, {"reads": read_again}, ["callback"]),
     ],
 )
 def test_otherwise_there_is_no_flush(app, options, expected, serve, events):

@@ -8,7 +8,7 @@ import weakref
 from functools import partial
 
 import pytest
-from conftest import Exchange, Marker, collector_off, hello, make_environ
+from conftest import Exchange, hello, is_freed, make_environ
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -315,31 +315,26 @@ def test_returning_anything_but_none_or_the_response_is_refused_and_named(wrong,
 # What cannot be sent
 
 
-def set_item(response, name, value):
-    response.headers[name] = value
-
-
-def set_slice(response, name, value):
-    response.headers.setlist(name, [value])
-
-
-def extend(response, name, value):
-    response.headers.extend([(name, value)])
-
-
-def replace(response, name, value):
-    response.headers = type(response.headers)({name: value})
-
-
-@pytest.mark.parametrize("way", [set_item, set_slice, extend, replace])
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda response, *header: response.headers.__setitem__(*header),
+        lambda response, name, value: response.headers.setlist(name, [value]),
+        lambda response, *header: response.headers.extend([header]),
+        lambda response, *header: setattr(response, "headers", type(response.headers)([header])),
+    ],
+    ids=["item", "setlist", "extend", "replace"],
+)
 @pytest.mark.parametrize("bad", ["a\r\nSet-Cookie: b=1", "a\n", "\rb", "\0", "\u20ac", "\udcff"])
-def test_a_header_that_cannot_be_sent_is_named_and_nothing_goes_out(way, bad):
-    seen = []
-    with pytest.raises(ValueError, match=r"value of header 'X-Note' contains .* cannot be sent"):
-        seen += prepared(lambda response: way(response, "X-Note", bad))
+def test_a_header_that_cannot_be_sent_is_named_and_not_sent(way, bad):
+    """Nor told: it may be somebody's session, and the message goes to a log."""
+    with pytest.raises(
+        ValueError, match=r"value of header 'X-Note' contains .* cannot be sent"
+    ) as raised:
+        prepared(lambda response: way(response, "X-Note", f"hunter2{bad}"))
+    assert "hunter2" not in str(raised.value)
     with pytest.raises(ValueError, match=r"name of header .* contains .* cannot be sent"):
-        seen += prepared(lambda response: way(response, bad, "note"))
-    assert seen == []
+        prepared(lambda response: way(response, bad, "note"))
 
 
 def slip_past_the_checks(response):
@@ -360,13 +355,6 @@ def set_status(response):
 def test_what_a_callback_left_that_cannot_be_sent_names_the_callback(leaves, message):
     with pytest.raises(ValueError, match=message):
         prepared(leaves)
-
-
-def test_the_message_does_not_repeat_the_value():
-    """It may be somebody's session, and the message goes to a log."""
-    with pytest.raises(ValueError, match="X-Secret") as caught:
-        prepared(header("X-Secret", "hunter2\n"))
-    assert "hunter2" not in str(caught.value)
 
 
 def test_latin_1_and_tabs_can_be_sent():
@@ -471,34 +459,24 @@ print(loaded(), loaded(register=True))
     assert run.stdout.split("\n")[0] == "(False, False) (True, True)"
 
 
-def succeed(response):
-    response.set_cookie("a", "1")
+def interrupt(response):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize("callback", [succeed, partial(fail, ValueError("no"))])
+@pytest.mark.parametrize("callback", [nothing, interrupt])
 def test_nothing_is_kept_of_a_request_that_is_over(lazy, callback):
-    """With the garbage collector off: no cycle waits for it."""
-    kept = []  # an app may keep these two, and they keep nothing of the request
+    """Not even by what an app may keep."""
+    kept = []
 
     def app(environ, start_response):
         after = environ["wsgi.after"]
-        seen = lambda response: (environ, callback(response))[1]  # noqa: E731
         kept.append((after, start_response))
-        watched.extend([weakref.ref(environ["marker"]), weakref.ref(seen)])
-        after.on_prepare(seen)
-        after.on_prepare(lambda response: watched.append(weakref.ref(response)))
+        after.on_prepare(
+            lambda response: (environ, kept.append(weakref.ref(response)), callback(response))[2]
+        )
         start_response("200 OK", [])
         yield b""
 
-    def request():
-        wsgi_app = app if lazy else lambda *args: list(app(*args))
-        try:
-            Exchange(AfterResponseMiddleware(wsgi_app), make_environ(marker=Marker())).finish()
-        except ValueError as error:
-            error.__traceback__ = None
-
-    watched = []
-    with collector_off():
-        request()
-        assert [reference() for reference in watched] == [None] * (3 if callback is succeed else 2)
+    assert is_freed(AfterResponseMiddleware(app if lazy else lambda *args: [*app(*args)]))
+    assert kept.pop()() is None

@@ -111,50 +111,43 @@ def test_what_was_given_the_context_reaches_the_request_it_came_from(elsewhere):
     assert request(application, "second") == own_cookie("second")
 
 
-def test_64_threads_each_change_their_own_response(events):
-    """All are in the app at once, and again before its response starts."""
-    together = threading.Barrier(64, timeout=60)
-
-    @AfterResponseMiddleware
-    def application(environ, start_response):
-        together.wait()
-        remember(environ["PATH_INFO"][1:])
-        after_this_response(events.append, (environ["PATH_INFO"][1:], threading.get_ident()))
-        together.wait()
-        return hello(environ, start_response)
-
-    def send(number):
-        return request(application, str(number)), (str(number), threading.get_ident())
-
-    sent = at_once(64, send)
-    assert [got for got, _ in sent] == [own_cookie(number) for number in range(64)]
-    assert sorted(events) == sorted(after for _, after in sent)
+def greenlets_at_once(count, fn):
+    greenlets = [gevent.spawn(fn, number) for number in range(count)]
+    gevent.joinall(greenlets, timeout=60, raise_error=True)
+    return [greenlet.value for greenlet in greenlets]
 
 
-def test_1000_greenlets_each_change_their_own_response(events):
-    """Each gives way to the others in the app, in a generator, and in the response callback."""
+@pytest.mark.parametrize(
+    ("many", "count", "pause"),
+    [
+        (at_once, 64, threading.Barrier(64, timeout=60).wait),
+        (greenlets_at_once, 1000, gevent.sleep),
+    ],
+    ids=["threads", "greenlets"],
+)
+def test_of_many_at_once_each_changes_its_own_response(many, count, pause, events):
+    """Each waits for the others in the app, in the response callback and in the other one."""
 
     @AfterResponseMiddleware
     def application(environ, start_response):
         name = environ["PATH_INFO"][1:]
-        gevent.sleep(0)
-        after_this_request(lambda response: gevent.sleep(0))
-        gevent.sleep(0)
+        pause()
 
         @after_this_request
         def register_another(response):
-            gevent.sleep(0)
+            pause()
             remember(name)
 
-        after_this_response(lambda: (gevent.sleep(0), events.append(name)))
-        start_response("200 OK", [])
-        gevent.sleep(0)
-        return iter([name.encode()])
+        after_this_response(lambda: (pause(), events.append((name, threading.get_ident()))))
+        pause()
+        return hello(environ, start_response)
 
-    greenlets = [gevent.spawn(request, application, number) for number in range(1000)]
-    gevent.joinall(greenlets, timeout=60, raise_error=True)
-    assert [greenlet.value for greenlet in greenlets] == [own_cookie(n) for n in range(1000)]
-    assert sorted(events, key=int) == [str(number) for number in range(1000)]
+    def send(number):
+        return request(application, number), (str(number), threading.get_ident())
+
+    sent = many(count, send)
+    assert [got for got, _ in sent] == [own_cookie(number) for number in range(count)]
+    assert sorted(events) == sorted(place for _, place in sent)
 
 
 # Async views, which asgiref runs in an event loop of its own

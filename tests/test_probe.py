@@ -7,12 +7,9 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from threading import Thread
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -20,7 +17,7 @@ from conftest import Exchange, make_environ, served
 from documents import blocks
 from servers.descriptions import BY_NAME
 from servers.expectations import IN_TIME, expected
-from servers.harness import Place, Server, free_port, require, running
+from servers.harness import free_port, require, running
 
 from wsgi_after import __main__ as command
 from wsgi_after import probe
@@ -30,7 +27,7 @@ TOKEN = "0123456789abcdef" * 2
 KEEP_ALIVE, CLOSE, OLD = MODES
 
 
-def ask(kind: str, seconds: float = 0.0, **extra: Any) -> Exchange:
+def ask(kind, seconds=0.0, **extra):
     """Ask the application, without a server."""
     question = f"{kind} {seconds:g} {TOKEN}"
     return Exchange(probe.application, make_environ(HTTP_WSGI_AFTER_PROBE=question, **extra))
@@ -40,9 +37,9 @@ def ask(kind: str, seconds: float = 0.0, **extra: Any) -> Exchange:
 
 
 @pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def slept(monkeypatch):
     """What callbacks would have slept."""
-    slept: list[float] = []
+    slept = []
     monkeypatch.setattr(probe.time, "sleep", slept.append)
     return slept
 
@@ -51,9 +48,7 @@ NONSENSE = ["", "1", *(f"{kind} {TOKEN}" for kind in ("unknown 1", "stream -1", 
 
 
 @pytest.mark.parametrize("question", [*NONSENSE, f"file 1 {TOKEN}x"])
-def test_unless_it_is_asked_by_the_command_it_only_says_what_it_is(
-    question: str, slept: list[float]
-) -> None:
+def test_unless_it_is_asked_by_the_command_it_only_says_what_it_is(question, slept):
     exchange = Exchange(probe.application, make_environ(HTTP_WSGI_AFTER_PROBE=question))
     [body] = exchange.finish()
     assert b"It does nothing unless it is asked" in body
@@ -62,9 +57,7 @@ def test_unless_it_is_asked_by_the_command_it_only_says_what_it_is(
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_each_kind_of_response_is_followed_by_a_callback_that_sleeps(
-    kind: str, slept: list[float]
-) -> None:
+def test_each_kind_of_response_is_followed_by_a_callback_that_sleeps(kind, slept):
     exchange = ask(kind, 1.5, SERVER_SOFTWARE="server/1")
     body = b"".join(exchange.finish())
     [(status, headers)] = exchange.started
@@ -77,15 +70,13 @@ def test_each_kind_of_response_is_followed_by_a_callback_that_sleeps(
     assert slept == [1.5]
 
 
-def test_it_never_sleeps_longer_than_two_seconds(slept: list[float]) -> None:
+def test_it_never_sleeps_longer_than_two_seconds(slept):
     ask("stream", 1000).finish()
     ask("stream", 0).finish()
     assert slept == [2.0]
 
 
-def test_it_tells_when_a_callback_began_and_ended_if_it_knows(
-    slept: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_tells_when_a_callback_began_and_ended_if_it_knows(slept, monkeypatch):
     probe.times.clear()
     assert ask("times").finish() == [b"{}"]
     clock = iter([10.0, 11.0, 14.0, 20.0])
@@ -94,7 +85,7 @@ def test_it_tells_when_a_callback_began_and_ended_if_it_knows(
     assert json.loads(ask("times").finish()[0]) == {"began": 1.0, "ended": 4.0}
 
 
-def test_it_remembers_a_bounded_number_of_callbacks(slept: list[float]) -> None:
+def test_it_remembers_a_bounded_number_of_callbacks(slept):
     for number in range(probe.REMEMBERED + 3):
         probe.sleep(0, 0, str(number))
     assert [*probe.times] == [str(number + 3) for number in range(probe.REMEMBERED)]
@@ -110,7 +101,7 @@ def test_it_remembers_a_bounded_number_of_callbacks(slept: list[float]) -> None:
         ({}, "an unknown server"),
     ],
 )
-def test_it_tells_which_server_it_is(environ: dict[str, Any], told: str) -> None:
+def test_it_tells_which_server_it_is(environ, told):
     assert probe.about(environ) == [("Wsgi-After-Probe", told)]
 
 
@@ -118,18 +109,18 @@ def test_it_tells_which_server_it_is(environ: dict[str, Any], told: str) -> None
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[str]:
+def serving(app):
     """Serve by wsgiref: bodies without a length end when close() has returned."""
     with served(app) as port:
         yield f"http://127.0.0.1:{port}/"
 
 
 @contextmanager
-def answering(*answers: bytes) -> Iterator[str]:
+def answering(*answers):
     """A server of so many connections, each answered with these bytes."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve() -> None:
+        def serve():
             for answer in answers:
                 connection, _ = listener.accept()
                 with connection:
@@ -142,9 +133,7 @@ def answering(*answers: bytes) -> Iterator[str]:
         thread.join()
 
 
-def test_the_command_shows_a_table_a_verdict_and_advice(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_command_shows_a_table_a_verdict_and_advice(capsys, tmp_path):
     svg = tmp_path / "probe.svg"
     with serving(probe.application) as url:
         arguments = ["probe", url, "--seconds", "0.3", "--http", "1.0", "--svg", str(svg)]
@@ -161,7 +150,7 @@ def test_the_command_shows_a_table_a_verdict_and_advice(
     assert {f"{name}, 1.0 close" for name in KINDS.values()} <= set(texts)
 
 
-def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json(capsys, monkeypatch):
     monkeypatch.setattr(probe, "KINDS", {"head": "HEAD"})
     with serving(probe.application) as url:
         assert command.main(["probe", url, "--seconds", "0.3", "--http", "1.0", "--json"]) == 0
@@ -183,12 +172,10 @@ def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_a_row_is_shown_as_soon_as_it_is_measured(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[str] = []
+def test_a_row_is_shown_as_soon_as_it_is_measured(capsys, monkeypatch):
+    shown = []
 
-    def measure(self: Probe, kind: str, mode: Any) -> Row:
+    def measure(self, kind, mode):
         shown.append(capsys.readouterr().out.splitlines()[-1])
         return Row(kind, *mode, waited=False)
 
@@ -198,10 +185,10 @@ def test_a_row_is_shown_as_soon_as_it_is_measured(
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(capsys):
     """Run the command, which ends before anything is measured; the sentence that says why."""
 
-    def refused(*arguments: str) -> str:
+    def refused(*arguments):
         assert command.main(["probe", *arguments]) == 2
         captured = capsys.readouterr()
         program, sentence = captured.err.split(": ", 1)
@@ -225,9 +212,7 @@ ALIEN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000000\r\n\r\n"
         ("https", b"HTTP/1.0 400 Bad Request\r\n\r\n", "no TLS with 127.0.0.1: "),
     ],
 )
-def test_what_is_no_probe_application_ends_the_command(
-    scheme: str, answer: bytes, sentence: str, refused: Callable[..., str]
-) -> None:
+def test_what_is_no_probe_application_ends_the_command(scheme, answer, sentence, refused):
     with answering(answer) as url:
         assert refused(url.replace("http", scheme)).startswith(sentence)
 
@@ -237,13 +222,11 @@ BAD = ["", "localhost", "ftp://localhost/", "http://", "http://[::1/"]
 
 
 @pytest.mark.parametrize("url", [*BAD, *("http://localhost" + end for end in LOCALHOST)])
-def test_a_bad_url_ends_the_command(url: str, refused: Callable[..., str]) -> None:
+def test_a_bad_url_ends_the_command(url, refused):
     assert refused(url) == f"{url!r} is not a URL such as http://127.0.0.1:8000/."
 
 
-def test_without_a_connection_or_a_picture_nothing_is_measured(
-    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_a_connection_or_a_picture_nothing_is_measured(refused, monkeypatch, tmp_path):
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     assert refused(url) == f"cannot connect to 127.0.0.1, port {port}: Connection refused."
@@ -252,7 +235,7 @@ def test_without_a_connection_or_a_picture_nothing_is_measured(
     assert refused(url, "--svg", str(tmp_path)).startswith("--svg needs matplotlib: pip install")
 
 
-def test_what_a_server_says_of_itself_cannot_write_to_the_terminal() -> None:
+def test_what_a_server_says_of_itself_cannot_write_to_the_terminal():
     with answering(ANSWER.replace(b": s", b": s\x1b[2J") + b"ok") as url:
         asked = Probe(probe.split(url), 1)
         asked.check()
@@ -262,16 +245,16 @@ def test_what_a_server_says_of_itself_cannot_write_to_the_terminal() -> None:
 @pytest.mark.parametrize(
     "told", [b"", b"[]", b"{}", b'{"began": 1}', b'{"began": 1, "ended": "x"}']
 )
-def test_times_that_are_none_are_not_believed(told: bytes) -> None:
+def test_times_that_are_none_are_not_believed(told):
     assert probe.callback_times(told) is None
 
 
-def test_tls_is_verified_for_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_is_verified_for_the_host(monkeypatch):
     """With a socket that is not encrypted in its place: the rest is the same."""
-    wrapped: list[str] = []
+    wrapped = []
 
     class Context:
-        def wrap_socket(self, connection: socket.socket, server_hostname: str) -> socket.socket:
+        def wrap_socket(self, connection, server_hostname):
             wrapped.append(server_hostname)
             return connection
 
@@ -282,8 +265,8 @@ def test_tls_is_verified_for_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (asked.server, wrapped) == ("s", ["127.0.0.1"])
 
 
-def test_interrupted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: Probe) -> None:
+def test_interrupted(capsys, monkeypatch):
+    def interrupt(self):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Probe, "check", interrupt)
@@ -292,18 +275,16 @@ def test_interrupted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("seconds", ["0", "2.1", "nan", "x"])
-def test_seconds_out_of_bounds_are_refused(seconds: str) -> None:
+def test_seconds_out_of_bounds_are_refused(seconds):
     with pytest.raises(SystemExit, match="2"):
         probe.main(["http://127.0.0.1/", "--seconds", seconds])
 
 
-def test_a_kind_that_fails_is_told_and_the_others_are_measured(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_kind_that_fails_is_told_and_the_others_are_measured(capsys, monkeypatch, tmp_path):
     """Of a server that answers 500 to responses without a body; and the picture leaves it out."""
     monkeypatch.setattr(probe, "KINDS", {kind: KINDS[kind] for kind in ["head", "redirect"]})
 
-    def app(environ: Any, start_response: Any) -> Any:
+    def app(environ, start_response):
         if environ.get("HTTP_WSGI_AFTER_PROBE", "").startswith("redirect"):
             start_response("500 Internal Server Error", [])
             return []
@@ -323,9 +304,7 @@ def test_a_kind_that_fails_is_told_and_the_others_are_measured(
     assert "empty redirect, 1.0 close" in svg.read_text()
 
 
-def test_of_a_callback_that_nobody_knows_of_the_times_are_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_a_callback_that_nobody_knows_of_the_times_are_left_out(monkeypatch):
     clock = iter([0.0, 1.0, 99.0])
     asked = Probe(probe.split("http://x/"), 1)
     row = Row("head", *CLOSE)
@@ -337,14 +316,14 @@ def test_of_a_callback_that_nobody_knows_of_the_times_are_left_out(
     assert (row.began, row.ended) == (None, None)
 
 
-def test_every_kind_has_a_response_and_a_name() -> None:
+def test_every_kind_has_a_response_and_a_name():
     assert list(KINDS) == list(probe.RESPONSES)
 
 
 # Verdict and advice.
 
 
-def rows(*waited: tuple[str, Any], failed: tuple[Any, ...] = ()) -> list[Row]:
+def rows(*waited, failed=()):
     """All kinds in all modes, of which some waited and some failed."""
     return [
         Row(kind, *mode, waited=None if (kind, mode) in failed else (kind, mode) in waited)
@@ -358,7 +337,7 @@ NOBODY = "No client waits for callbacks, with any of {} kinds of request."
 FILE = "Not measured: file (1.1 close)."
 UNKNOWN = (("file", CLOSE),)
 
-VERDICTS: list[tuple[list[Row], str, int, str, list[str]]] = [
+VERDICTS = [
     (rows(), "", 0, NOBODY.format(21), []),
     (
         rows(("stream", OLD), ("head", CLOSE), ("head", OLD)),
@@ -388,9 +367,7 @@ VERDICTS: list[tuple[list[Row], str, int, str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("measured", "proxy", "code", "verdict", "keys"), VERDICTS)
-def test_verdict_advice_and_exit_code(
-    measured: list[Row], proxy: str, code: int, verdict: str, keys: list[str]
-) -> None:
+def test_verdict_advice_and_exit_code(measured, proxy, code, verdict, keys):
     assert probe.verdict(measured) == verdict
     assert probe.advice(measured, proxy) == [probe.ADVICE[key] for key in keys]
     assert probe.exit_code(measured) == code
@@ -405,7 +382,7 @@ def test_verdict_advice_and_exit_code(
         ("waitress", "cloudflare", "1.1 x", "cloudflare, Via 1.1 x"),
     ],
 )
-def test_what_answered_besides_the_server(server: str, header: str, via: str, proxy: str) -> None:
+def test_what_answered_besides_the_server(server, header, via, proxy):
     assert probe.proxies(server, header, via) == proxy
 
 
@@ -435,10 +412,10 @@ def application(environ, start_response):
 
 
 @contextmanager
-def asking(server: Server) -> Iterator[Probe]:
+def asking(server):
     """Run a server of the matrix, with the probe's application in place of its own."""
 
-    def commands(where: Place) -> Any:
+    def commands(where):
         where.write("kinds.py", APP)
         return server.commands(where)
 
@@ -452,7 +429,7 @@ ASKED = ("gunicorn", "nginx", "uWSGI", "waitress")
 
 @pytest.mark.servers
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name.startswith(ASKED)])
-def test_the_verdicts_are_those_of_the_matrix_of_servers(name: str) -> None:
+def test_the_verdicts_are_those_of_the_matrix_of_servers(name):
     """With HTTP/1.1 and keep-alive, as there."""
     with asking(BY_NAME[name]) as asked:
         asked.check()
@@ -466,7 +443,7 @@ def test_the_verdicts_are_those_of_the_matrix_of_servers(name: str) -> None:
 # The page.
 
 
-def test_the_page_shows_what_the_command_prints() -> None:
+def test_the_page_shows_what_the_command_prints():
     shown = blocks("probe.rst")
     assert list(shown) == ["probe.console", "probe.out"]
     assert [line.split()[0] for line in shown["probe.console"].splitlines()] == ["$", "$"]
@@ -480,7 +457,7 @@ def test_the_page_shows_what_the_command_prints() -> None:
 
 
 @pytest.mark.servers
-def test_the_command_prints_the_page_s_output_for_gunicorn() -> None:
+def test_the_command_prints_the_page_s_output_for_gunicorn():
     with asking(BY_NAME["gunicorn gthread"]) as asked:
         finished = subprocess.run(
             [sys.executable, "-m", "wsgi_after", "probe", asked.url.geturl()],
@@ -489,7 +466,7 @@ def test_the_command_prints_the_page_s_output_for_gunicorn() -> None:
             check=False,
         )
 
-    def masked(out: str) -> list[str]:
+    def masked(out):
         return re.sub(r" +\d+\.\d(?= +\d+\.\d|  )", " #", re.sub(r"n/[\d.]*\d", "n", out)).split()
 
     assert finished.returncode == 1

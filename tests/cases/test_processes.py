@@ -13,15 +13,13 @@ from . import run_script
 
 #: A server's worker in one file. The process in which something happens prints it.
 WORKER = """
-import gc, logging, multiprocessing, os, sys
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+import gc, logging, os, sys
+from contextlib import closing
 from wsgiref.util import setup_testing_defaults
 from wsgi_after import AfterResponseMiddleware, after_this_response, run_callbacks
 
 logging.disable()
 parent = os.getpid()
-processes = multiprocessing.get_context("fork")
 
 def tell(what):
     who = "parent" if os.getpid() == parent else "child"
@@ -30,12 +28,10 @@ def tell(what):
 def fork(leave):
     if pid := os.fork():
         os.waitpid(pid, 0)
-    elif leave == "os._exit":
-        os._exit(0)
-    elif leave == "sys.exit":
-        sys.exit()
     elif leave == "raises":
         raise ValueError("on purpose")
+    elif leave != "returns":
+        {"os._exit": os._exit, "sys.exit": sys.exit}[leave](0)
 
 def get(app, path="/", **options):
     environ = {"PATH_INFO": path}
@@ -43,17 +39,13 @@ def get(app, path="/", **options):
     return AfterResponseMiddleware(app, **options)(environ, lambda *args: print)
 
 def serve(app, **options):
-    seen, body = ["served"], []
-    def attempt(step):
-        try:
-            return step()
-        except BaseException as error:
-            seen.append(type(error).__name__)
-            return []
-    body = attempt(lambda: get(app, **options))
-    attempt(lambda: list(body))
-    attempt(lambda: getattr(body, "close", bool)())
-    tell(" ".join(seen))
+    seen = "served"
+    try:
+        with closing(get(app, **options)) as body:
+            list(body)
+    except BaseException as error:
+        seen += f" {type(error).__name__}"
+    tell(seen)
     if os.getpid() != parent:
         os._exit(0)
 
@@ -107,32 +99,6 @@ def test_a_fork_anywhere_in_a_request_leaves_the_callbacks_to_the_parent(place, 
 
 #: By what happens: the code, and what is printed.
 CASES = {
-    "multiprocessing starts a process in the app, and in a callback": (
-        """
-        def start(what):
-            process = processes.Process(target=tell, args=[what])
-            process.start()
-            process.join()
-        def app(environ, start_response):
-            environ["wsgi.after"](tell, "callback")
-            environ["wsgi.after"](start, "work of the callback")
-            start("work of the app")
-            return answer(environ, start_response)
-        get(app).close()
-        """,
-        "child: work of the app | parent: callback | child: work of the callback",
-    ),
-    "a pool of processes is the executor": (
-        """
-        def app(environ, start_response):
-            environ["wsgi.after"].extend([partial(tell, "first"), partial(tell, "last")])
-            return answer(environ, start_response)
-        with ProcessPoolExecutor(1, processes) as pool:
-            get(app, executor=pool).close()
-            get(app, executor=pool).close()
-        """,
-        "child: first | child: last | child: first | child: last",
-    ),
     "children inherit responses that nobody closed": (
         """
         def app(environ, start_response):

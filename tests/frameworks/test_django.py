@@ -6,11 +6,9 @@ import asyncio
 import gc
 import io
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -31,18 +29,18 @@ COMMON = "django.middleware.common.CommonMiddleware"  # does nothing here
 WRAPPED = pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "wrapped"])
 
 
-def exchange(app: Any, **environ: Any) -> Exchange:
+def exchange(app, **environ):
     return Exchange(app, make_environ(PATH_INFO="/", SCRIPT_NAME="", **environ))
 
 
-def wrap(app: Any, wrapped: bool) -> Any:
+def wrap(app, wrapped):
     return AfterResponseMiddleware(app) if wrapped else app
 
 
-def registers(*callbacks: Callable[[], object]) -> Callable[..., HttpResponse]:
+def registers(*callbacks):
     """A view that registers these."""
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         for callback in callbacks:
             after_response(request, callback)
         return HttpResponse("hello")
@@ -53,26 +51,26 @@ def registers(*callbacks: Callable[[], object]) -> Callable[..., HttpResponse]:
 # Middlewares, each of which has its name in MIDDLEWARE.
 
 
-def not_modified(get_response: Any) -> Any:
+def not_modified(get_response):
     """One that answers with a response of its own, as Django's for conditions does."""
     return lambda request: get_response(request) and HttpResponseNotModified()
 
 
-def registering(get_response: Any) -> Any:
-    def middleware(request: Any) -> HttpResponse:
+def registering(get_response):
+    def middleware(request):
         after_response(request, request.environ["events"].append, "callback")
         return get_response(request)
 
     return middleware
 
 
-cookies_seen: dict[str, Any] = {}
+cookies_seen = {}
 
 
-def seen(get_response: Any) -> Any:
+def seen(get_response):
     """One that notes the cookies that it sees."""
 
-    def middleware(request: Any) -> HttpResponse:
+    def middleware(request):
         response = get_response(request)
         cookies_seen.clear()
         cookies_seen.update({name: cookie.value for name, cookie in response.cookies.items()})
@@ -86,9 +84,9 @@ def seen(get_response: Any) -> Any:
 
 @WRAPPED
 def test_callbacks_run_before_request_finished_or_behind_it_in_a_wrapped_application(
-    handler: Any, events: list[Any], wrapped: bool
-) -> None:
-    def receiver(**kwargs: Any) -> None:
+    handler, events, wrapped
+):
+    def receiver(**kwargs):
         events.append("request_finished")
 
     app = handler(registers(lambda: events.append("callback")))
@@ -102,8 +100,8 @@ def test_callbacks_run_before_request_finished_or_behind_it_in_a_wrapped_applica
 
 
 def test_a_response_that_a_middleware_before_the_entry_dropped_is_closed_with_a_warning(
-    handler: Any, events: list[Any]
-) -> None:
+    handler, events
+):
     answer_differently = f"{__name__}.not_modified"
     app = handler(registers(lambda: events.append("callback")), answer_differently, ENTRY)
     with pytest.warns(ResourceWarning, match="GET / was never closed"):
@@ -112,19 +110,17 @@ def test_a_response_that_a_middleware_before_the_entry_dropped_is_closed_with_a_
     assert events == ["callback"]
 
 
-def test_the_entry_may_be_there_twice(handler: Any, events: list[Any]) -> None:
+def test_the_entry_may_be_there_twice(handler, events):
     exchange(handler(registers(lambda: events.append("callback")), ENTRY, ENTRY)).finish()
     assert events == ["callback"]
 
 
-def test_a_middleware_behind_it_may_register_too(handler: Any, events: list[Any]) -> None:
+def test_a_middleware_behind_it_may_register_too(handler, events):
     exchange(handler(HttpResponse, ENTRY, f"{__name__}.registering"), events=events).finish()
     assert events == ["callback"]
 
 
-def test_a_response_from_the_cache_does_not_run_callbacks_again(
-    handler: Any, events: list[Any]
-) -> None:
+def test_a_response_from_the_cache_does_not_run_callbacks_again(handler, events):
     view = registers(lambda: events.append("callback"))  # which cannot be pickled
     cache = "django.middleware.cache"
     around = f"{cache}.UpdateCacheMiddleware", ENTRY, f"{cache}.FetchFromCacheMiddleware"
@@ -134,8 +130,8 @@ def test_a_response_from_the_cache_does_not_run_callbacks_again(
     assert events == ["callback"]
 
 
-def test_an_asynchronous_view_registers(handler: Any, events: list[Any]) -> None:
-    async def view(request: Any) -> HttpResponse:
+def test_an_asynchronous_view_registers(handler, events):
+    async def view(request):
         await asyncio.sleep(0)
         after_this_response(events.append, "first")
         after_response(request, events.append, "second")
@@ -145,7 +141,7 @@ def test_an_asynchronous_view_registers(handler: Any, events: list[Any]) -> None
     assert events == ["first", "second"]
 
 
-def test_a_request_without_a_list_says_what_is_missing(handler: Any) -> None:
+def test_a_request_without_a_list_says_what_is_missing(handler):
     app = handler(registers(int), COMMON, DEBUG_PROPAGATE_EXCEPTIONS=True)
     with pytest.raises(ImproperlyConfigured, match=ENTRY):
         exchange(app)
@@ -153,27 +149,25 @@ def test_a_request_without_a_list_says_what_is_missing(handler: Any) -> None:
         after_response(RequestFactory().get("/"), int)
 
 
-def test_after_the_callbacks_it_is_too_late(handler: Any) -> None:
-    requests: list[Any] = []
+def test_after_the_callbacks_it_is_too_late(handler):
+    requests = []
     exchange(handler(lambda request: requests.append(request) or HttpResponse("hello"))).finish()
     with pytest.raises(RuntimeError, match="have run already"):
         after_response(requests[0], int)
 
 
-def test_asgi_is_refused_when_the_process_starts_or_with_each_request(handler: Any) -> None:
+def test_asgi_is_refused_when_the_process_starts_or_with_each_request(handler):
     """The latter behind a synchronous middleware."""
     handler(HttpResponse)
     with pytest.raises(ImproperlyConfigured, match=r"Serve the project's wsgi\.py"):
         ASGIHandler()
     handler(HttpResponse, ENTRY, f"{__name__}.registering")
     with pytest.raises(ImproperlyConfigured, match=r"Serve the project's wsgi\.py"):
-        asyncio.run(AsyncClient().get("/"))  # type: ignore[arg-type]
+        asyncio.run(AsyncClient().get("/"))
 
 
-def test_in_djangos_client_they_have_run_when_the_response_has_been_read(
-    handler: Any, events: list[Any]
-) -> None:
-    def view(request: Any) -> Any:
+def test_in_djangos_client_they_have_run_when_the_response_has_been_read(handler, events):
+    def view(request):
         after_response(request, events.append, "callback")
         return (
             StreamingHttpResponse(iter([b"hello"])) if "stream" in request.GET else HttpResponse()
@@ -192,17 +186,17 @@ def test_in_djangos_client_they_have_run_when_the_response_has_been_read(
 # Response callbacks.
 
 
-def sets(response: Any) -> None:
+def sets(response):
     response.set_cookie("lang", "de", max_age=60, secure=True, samesite="Lax")
     response.set_cookie("session", 'a "b"', partitioned=True)
 
 
-def takes_away(response: Any) -> None:
+def takes_away(response):
     kept = [value for value in response.headers.getlist("Set-Cookie") if "kept" in value]
     response.headers.setlist("Set-Cookie", kept)
 
 
-def changes_the_rest(response: Any) -> None:
+def changes_the_rest(response):
     response.status = "418 I'm a teapot"
     del response.headers["Content-Type"]
     response.headers.add("Link", "</a>")
@@ -240,11 +234,11 @@ TWO = {"kept": "k;v", "dropped": "d"}
     ids=["nothing", "sets", "takes away", "deletes", "the rest"],
 )
 def test_what_a_response_callback_changes_arrives_in_the_response_of_django(
-    handler: Any, prepare: Any, status: str, headers: Any, cookies: Any, seen_before: Any
-) -> None:
+    handler, prepare, status, headers, cookies, seen_before
+):
     """A middleware before the entry sees it, too."""
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         after_this_request(prepare)
         response = HttpResponse("hello", content_type="text/plain")
         response.set_cookie("kept", "k;v", httponly=True)
@@ -263,10 +257,8 @@ def test_what_a_response_callback_changes_arrives_in_the_response_of_django(
     assert cookies_seen == seen_before
 
 
-def test_where_the_application_is_wrapped_too_it_is_the_outer_one_that_prepares(
-    handler: Any,
-) -> None:
-    def view(request: Any) -> HttpResponse:
+def test_where_the_application_is_wrapped_too_it_is_the_outer_one_that_prepares(handler):
+    def view(request):
         after_this_request(lambda response: response.set_cookie("lang", "de"))
         return HttpResponse("hello")
 
@@ -276,8 +268,8 @@ def test_where_the_application_is_wrapped_too_it_is_the_outer_one_that_prepares(
     assert ("Set-Cookie", "lang=de; Path=/") in request.started[0][1]
 
 
-def test_an_error_of_a_response_callback_is_one_of_the_app(handler: Any, events: list[Any]) -> None:
-    def view(request: Any) -> HttpResponse:
+def test_an_error_of_a_response_callback_is_one_of_the_app(handler, events):
+    def view(request):
         after_this_request(lambda response: 1 / 0)
         after_response(request, lambda: events.append(request.environ["wsgi.after"].error))
         return HttpResponse("hello")
@@ -292,12 +284,10 @@ def test_an_error_of_a_response_callback_is_one_of_the_app(handler: Any, events:
 
 
 @pytest.fixture
-def databases(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., dict[str, Any]]]:
+def databases(tmp_path, monkeypatch):
     """Make two SQLite databases with the same options the ones of the project."""
 
-    def make(**options: Any) -> None:
+    def make(**options):
         named = {
             alias: {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / alias, **options}
             for alias in ("default", "other")
@@ -312,19 +302,19 @@ def databases(
     forget_connections()
 
 
-def forget_connections() -> None:
+def forget_connections():
     """In this thread, so that they are made anew, by the settings in force."""
     connections.close_all()
     for connection in connections.all(initialized_only=True):
         del connections[connection.alias]
 
 
-def write(text: str) -> None:
+def write(text):
     for connection in connections.all():
         connection.cursor().execute("INSERT INTO notes VALUES (%s)", [text])
 
 
-def notes() -> list[Any]:
+def notes():
     """What was written, by database, and whether the connections had been left open."""
     left = [connection.connection is not None for connection in connections.all()]
     found = []
@@ -341,11 +331,11 @@ def notes() -> list[Any]:
 @WRAPPED
 @pytest.mark.parametrize("opened", [True, False], ids=["opened by the view", "by the callback"])
 def test_callbacks_write_and_leave_no_connection_open_that_django_would_close(
-    handler: Any, databases: Any, atomic: bool, age: int | None, wrapped: bool, opened: bool
-) -> None:
+    handler, databases, atomic, age, wrapped, opened
+):
     databases(CONN_MAX_AGE=age, ATOMIC_REQUESTS=atomic)
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         if opened:
             write("view")
         after_response(request, write, "callback")
@@ -358,11 +348,11 @@ def test_callbacks_write_and_leave_no_connection_open_that_django_would_close(
     assert notes() == [expected, expected, [age != 0] * 2]
 
 
-def test_the_plain_middleware_leaves_them_open(handler: Any, databases: Any) -> None:
+def test_the_plain_middleware_leaves_them_open(handler, databases):
     """Why ORM work wants the entry in MIDDLEWARE."""
     databases(CONN_MAX_AGE=0)
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         after_this_response(write, "callback")
         return HttpResponse("hello")
 
@@ -372,7 +362,7 @@ def test_the_plain_middleware_leaves_them_open(handler: Any, databases: Any) -> 
     assert notes() == [["callback"], ["callback"], [True, True]]
 
 
-def break_one() -> None:
+def break_one():
     connection = connections["default"]
     connection.ensure_connection()
     connection.connection.close()
@@ -381,13 +371,11 @@ def break_one() -> None:
 
 
 @pytest.mark.parametrize("age", [0, None])
-def test_a_pool_thread_gets_usable_connections_and_keeps_none(
-    handler: Any, databases: Any, age: int | None
-) -> None:
+def test_a_pool_thread_gets_usable_connections_and_keeps_none(handler, databases, age):
     databases(CONN_MAX_AGE=age)
-    seen: list[Any] = []
+    seen = []
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         write("view")
         after_response(request, write, "callback")
         after_response(request, lambda: seen.append(connections["default"]))
@@ -402,12 +390,10 @@ def test_a_pool_thread_gets_usable_connections_and_keeps_none(
 
 
 @WRAPPED
-def test_a_connection_that_broke_in_the_view_is_replaced(
-    handler: Any, databases: Any, wrapped: bool
-) -> None:
+def test_a_connection_that_broke_in_the_view_is_replaced(handler, databases, wrapped):
     databases(CONN_MAX_AGE=None)
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         after_response(request, write, "callback")
         break_one()
         return HttpResponse("hello")
@@ -416,15 +402,13 @@ def test_a_connection_that_broke_in_the_view_is_replaced(
     assert notes()[:2] == [["callback"]] * 2
 
 
-def writes(request: Any) -> HttpResponse:
+def writes(request):
     write("view")
     return HttpResponse("hello")
 
 
 @pytest.mark.parametrize("view", [writes, sync_to_async(writes)])
-def test_a_request_without_callbacks_gives_an_executor_no_job(
-    handler: Any, databases: Any, view: Any, events: list[Any]
-) -> None:
+def test_a_request_without_callbacks_gives_an_executor_no_job(handler, databases, view, events):
     """Though its view has opened a connection."""
     databases(CONN_MAX_AGE=0)
     executor = SimpleNamespace(submit=lambda *args: events.append(args))
@@ -433,13 +417,13 @@ def test_a_request_without_callbacks_gives_an_executor_no_job(
 
 
 def test_waitress_does_not_run_callbacks_in_the_thread_of_its_connections(
-    handler: Any, databases: Any, events: list[Any]
-) -> None:
+    handler, databases, events
+):
     """But in a thread that lives only for them, and leaves no connection open."""
     databases(CONN_MAX_AGE=None)
     ran = threading.Event()
 
-    def view(request: Any) -> FileResponse:
+    def view(request):
         after_response(request, write, "callback")
         after_response(request, lambda: events.append(connections["default"]))
         after_response(request, lambda: events.append(threading.current_thread()))
@@ -457,12 +441,10 @@ def test_waitress_does_not_run_callbacks_in_the_thread_of_its_connections(
 
 
 @pytest.mark.parametrize("commits", [True, False])
-def test_on_commit_registers_what_runs_after_the_response(
-    handler: Any, databases: Any, events: list[Any], commits: bool
-) -> None:
+def test_on_commit_registers_what_runs_after_the_response(handler, databases, events, commits):
     databases(ATOMIC_REQUESTS=True)
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         transaction.on_commit(lambda: after_response(request, write, "callback"))
         transaction.on_commit(lambda: events.append("commit"))
         if not commits:
@@ -474,12 +456,10 @@ def test_on_commit_registers_what_runs_after_the_response(
     assert notes()[0] == ["callback"] * commits
 
 
-def test_a_callback_has_transactions_of_its_own(
-    handler: Any, databases: Any, events: list[Any]
-) -> None:
+def test_a_callback_has_transactions_of_its_own(handler, databases, events):
     databases(ATOMIC_REQUESTS=True)
 
-    def callback() -> None:
+    def callback():
         events.append(connections["default"].in_atomic_block)
         with transaction.atomic():
             transaction.on_commit(lambda: events.append(notes()[0]))
@@ -489,7 +469,7 @@ def test_a_callback_has_transactions_of_its_own(
     assert events == [False, ["callback"]]
 
 
-def test_what_a_finalizer_opens_is_closed(handler: Any, databases: Any) -> None:
+def test_what_a_finalizer_opens_is_closed(handler, databases):
     databases(CONN_MAX_AGE=0)
     with pytest.warns(ResourceWarning, match="GET / was never closed"):
         exchange(handler(registers(lambda: write("callback"))))

@@ -8,7 +8,6 @@ import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import pytest
 from flask import (
@@ -29,7 +28,7 @@ from wsgi_after import AfterResponseMiddleware
 from wsgi_after.flask import AfterResponse, AfterResponseClient, after_this_response
 
 
-def make_app(name: str = "shop", **options: Any) -> Flask:
+def make_app(name="shop", **options):
     app = Flask(name)
     app.secret_key = "secret"
     app.test_client_class = AfterResponseClient
@@ -38,15 +37,15 @@ def make_app(name: str = "shop", **options: Any) -> Flask:
 
 
 @pytest.fixture
-def app() -> Flask:
+def app():
     return make_app()
 
 
 @pytest.fixture
-def get(app: Flask) -> Any:
+def get(app):
     """Serve a view at ``/``, and request it."""
 
-    def get(view: Any, path: str = "/", **options: Any) -> Any:
+    def get(view, path="/", **options):
         app.add_url_rule("/", view_func=view, endpoint="index", methods=["GET", "POST"])
         return app.test_client().open(path, **options)
 
@@ -54,11 +53,11 @@ def get(app: Flask) -> Any:
 
 
 @pytest.fixture
-def after(get: Any) -> Any:
+def after(get):
     """Request a view that registers these callbacks."""
 
-    def after(*callbacks: Any, **options: Any) -> Any:
-        def view() -> str:
+    def after(*callbacks, **options):
+        def view():
             g.user, session["visits"] = "ada", 3
             for fn in callbacks:
                 after_this_response(fn)
@@ -72,18 +71,16 @@ def after(get: Any) -> Any:
 # The recipe that people copy: https://stackoverflow.com/a/51013358
 
 
-def test_the_well_known_recipes_example_runs_with_only_the_import_changed(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_well_known_recipes_example_runs_with_only_the_import_changed(capsys):
     app = Flask("after_response")
     AfterResponse(app)
 
     @app.after_response
-    def say_hi() -> None:
+    def say_hi():
         print("hi")
 
     @app.route("/")
-    def home() -> str:
+    def home():
         return "Success!\n"
 
     for _ in range(2):
@@ -93,7 +90,7 @@ def test_the_well_known_recipes_example_runs_with_only_the_import_changed(
         assert capsys.readouterr().out == "hi\n"
 
 
-def test_the_second_time_nothing_is_added(app: Flask, get: Any, events: list[str]) -> None:
+def test_the_second_time_nothing_is_added(app, get, events):
     app.after_response(lambda: events.append("before"))
     wrapped, after_response = app.wsgi_app, app.after_response
     AfterResponse(app)
@@ -107,10 +104,8 @@ def test_the_second_time_nothing_is_added(app: Flask, get: Any, events: list[str
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["this response", "each response"])
-def test_the_context_is_that_of_the_request(
-    app: Flask, after: Any, events: list[Any], each: bool
-) -> None:
-    def look() -> None:
+def test_the_context_is_that_of_the_request(app, after, events, each):
+    def look():
         form = request.form["name"]
         events.append((current_app.name, g.user, request.method, form, session["visits"]))
         events.append(url_for("index", page=2))
@@ -123,8 +118,8 @@ def test_the_context_is_that_of_the_request(
     assert not has_request_context()
 
 
-def test_what_a_callback_changes_in_the_session_is_not_stored(app: Flask) -> None:
-    def view() -> str:
+def test_what_a_callback_changes_in_the_session_is_not_stored(app):
+    def view():
         after_this_response(lambda: session.update(late=True))
         session["early"] = True
         return "hello"
@@ -138,13 +133,13 @@ def test_what_a_callback_changes_in_the_session_is_not_stored(app: Flask) -> Non
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_teardown_functions_run_after_each_callback_and_are_told_of_its_error(
-    app: Flask, after: Any, events: list[Any], fails: bool
-) -> None:
+    app, after, events, fails
+):
     app.teardown_request(lambda error: events.append(("request", error)))
     app.teardown_appcontext(lambda error: events.append(("app", error)))
     error = ValueError("on purpose")
 
-    def fail() -> None:
+    def fail():
         events.append("fails")
         raise error
 
@@ -154,15 +149,15 @@ def test_teardown_functions_run_after_each_callback_and_are_told_of_its_error(
     assert events == [*teardown, *["fails", *failed, "runs", *teardown] * fails]
 
 
-def test_async_views_and_async_callbacks(app: Flask, get: Any, events: list[Any]) -> None:
+def test_async_views_and_async_callbacks(app, get, events):
     @app.after_response
-    async def count() -> None:
+    async def count():
         events.append(request.path)
 
-    async def mail(to: str) -> None:
+    async def mail(to):
         events.append((to, g.user))
 
-    async def view() -> str:
+    async def view():
         g.user = "ada"
         after_this_response(mail, "ada@example.com")
         return "hello"
@@ -174,7 +169,7 @@ def test_async_views_and_async_callbacks(app: Flask, get: Any, events: list[Any]
 # Which responses.
 
 
-def fails() -> None:
+def fails():
     raise ValueError("on purpose")
 
 
@@ -189,16 +184,14 @@ def fails() -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_functions_for_each_response_run_after_every_one(
-    app: Flask, get: Any, events: list[Any], view: Any, path: str, status: str, method: str
-) -> None:
+    app, get, events, view, path, status, method
+):
     app.after_response(lambda: events.append(request.environ["wsgi.after"].status))
     get(view, path, method=method)
     assert events == [status]
 
 
-def test_a_function_for_each_response_runs_before_an_exception_goes_on(
-    app: Flask, get: Any, events: list[Any]
-) -> None:
+def test_a_function_for_each_response_runs_before_an_exception_goes_on(app, get, events):
     app.testing = True  # as in debug mode, it goes on to the server
     app.after_response(lambda: events.append(repr(request.environ["wsgi.after"].error)))
     with pytest.raises(ValueError, match="on purpose"):
@@ -206,18 +199,16 @@ def test_a_function_for_each_response_runs_before_an_exception_goes_on(
     assert events == ["ValueError('on purpose')"]
 
 
-def test_a_request_whose_session_cannot_be_opened_is_not_passed_over(
-    app: Flask, get: Any, events: list[str]
-) -> None:
+def test_a_request_whose_session_cannot_be_opened_is_not_passed_over(app, get, events):
     opened = app.session_interface.open_session
     failures = [ConnectionError("the store is away")]
 
-    def open_session(*args: Any) -> Any:
+    def open_session(*args):
         if failures:
             raise failures.pop()
         return opened(*args)
 
-    app.session_interface.open_session = open_session  # type: ignore[method-assign]
+    app.session_interface.open_session = open_session
     app.after_response(lambda: events.append(request.environ["wsgi.after"].status))
     assert get(lambda: "hello").status_code == 500
     assert events == ["500 INTERNAL SERVER ERROR"]
@@ -227,9 +218,7 @@ def test_a_request_whose_session_cannot_be_opened_is_not_passed_over(
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_flasks_own_client_leaves_the_response_open_and_ours_does_if_asked(
-    app: Flask, events: list[str], ours: bool
-) -> None:
+def test_flasks_own_client_leaves_the_response_open_and_ours_does_if_asked(app, events, ours):
     app.after_response(lambda: events.append(request.path))
     if not ours:
         app.test_client_class = None
@@ -240,20 +229,20 @@ def test_flasks_own_client_leaves_the_response_open_and_ours_does_if_asked(
     assert events == ["/", "/2"]
 
 
-def test_our_client_follows_redirects(app: Flask, get: Any, events: list[str]) -> None:
+def test_our_client_follows_redirects(app, get, events):
     app.after_response(lambda: events.append(request.path))
     app.add_url_rule("/new", view_func=lambda: "hello", endpoint="new")
     assert get(lambda: redirect("/new"), follow_redirects=True).text == "hello"
     assert events == ["/", "/new"]
 
 
-def test_a_context_that_the_client_keeps_is_torn_down_apart(app: Flask, events: list[Any]) -> None:
+def test_a_context_that_the_client_keeps_is_torn_down_apart(app, events):
     """``with client:`` holds the context until the next request."""
     app.teardown_appcontext(lambda error: events.append("teardown"))
     app.after_response(lambda: events.append((g.user, request.path)))
 
     @app.get("/")
-    def index() -> str:
+    def index():
         g.user = "ada"
         return "hello"
 
@@ -269,7 +258,7 @@ def test_a_context_that_the_client_keeps_is_torn_down_apart(app: Flask, events: 
 # Several.
 
 
-def test_apps_do_not_see_each_others_callbacks(events: list[Any]) -> None:
+def test_apps_do_not_see_each_others_callbacks(events):
     """One calls the other, in its view. They have one extension, which is given them later."""
     extension = AfterResponse()
     outer, inner = Flask("outer"), Flask("inner")
@@ -278,17 +267,17 @@ def test_apps_do_not_see_each_others_callbacks(events: list[Any]) -> None:
         each.test_client_class = AfterResponseClient
         each.after_response(lambda: events.append(("each", current_app.name, g.place)))
 
-    def note() -> None:
+    def note():
         events.append(("this", current_app.name, g.place))
 
     @inner.get("/")
-    def inner_view() -> str:
+    def inner_view():
         g.place = "inside"
         after_this_response(note)
         return "inner"
 
     @outer.get("/")
-    def outer_view() -> str:
+    def outer_view():
         g.place = "outside"
         after_this_response(note)
         text = inner.test_client().get("/").text
@@ -301,7 +290,7 @@ def test_apps_do_not_see_each_others_callbacks(events: list[Any]) -> None:
     assert events == [*inside, ("each", "outer", "outside"), outside, outside]
 
 
-def test_an_app_that_answers_for_another_shares_its_list(events: list[Any]) -> None:
+def test_an_app_that_answers_for_another_shares_its_list(events):
     """As it is when apps are mounted, each under a prefix, in one environ."""
     outer, inner = make_app("outer"), make_app("inner")
     for each in (outer, inner):
@@ -312,9 +301,9 @@ def test_an_app_that_answers_for_another_shares_its_list(events: list[Any]) -> N
     assert events == ["outer", "inner"]
 
 
-def test_an_outer_middleware_alone_is_enough_for_after_this_response(events: list[Any]) -> None:
+def test_an_outer_middleware_alone_is_enough_for_after_this_response(events):
     app = Flask("bare")
-    app.wsgi_app = AfterResponseMiddleware(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = AfterResponseMiddleware(app.wsgi_app)
     note = partial(events.append, "ran")
     app.add_url_rule("/", view_func=lambda: after_this_response(note) and "hello")
     app.test_client().get("/", buffered=True)
@@ -324,18 +313,18 @@ def test_an_outer_middleware_alone_is_enough_for_after_this_response(events: lis
 # In a pool, and in another process.
 
 
-def test_in_a_pool_thread_what_the_view_has_read_is_there(events: list[Any]) -> None:
+def test_in_a_pool_thread_what_the_view_has_read_is_there(events):
     with ThreadPoolExecutor(1) as pool:
         app = make_app(executor=pool)
         app.teardown_appcontext(lambda error: events.append("teardown"))
         name = app.name
 
-        def look(upload: Any) -> None:
+        def look(upload):
             events.append((current_app.name, g.user, request.form["a"], session["visits"]))
             events.append((request.args["b"], request.headers["X-Header"], upload.stream.closed))
 
         @app.post("/")
-        def index() -> str:
+        def index():
             g.user, session["visits"] = "ada", 3
             after_this_response(look, request.files["file"])
             return "hello"
@@ -350,10 +339,10 @@ def test_in_a_pool_thread_what_the_view_has_read_is_there(events: list[Any]) -> 
 
 @pytest.mark.usefixtures("throttles")
 def test_it_cannot_be_pickled_and_says_so_and_where_the_executor_tries_it_runs_in_close(
-    events: list[Any], caplog: pytest.LogCaptureFixture
-) -> None:
+    events, caplog
+):
     class Queue:
-        def submit(self, fn: Any, *args: Any) -> None:
+        def submit(self, fn, *args):
             pickle.dumps((fn, args))
 
     app = make_app(executor=Queue())
@@ -367,7 +356,7 @@ def test_it_cannot_be_pickled_and_says_so_and_where_the_executor_tries_it_runs_i
 # Mistakes.
 
 
-def test_a_function_for_each_response_takes_no_arguments(app: Flask) -> None:
+def test_a_function_for_each_response_takes_no_arguments(app):
     with pytest.raises(TypeError, match=r"of Flask calls a function without arguments: take"):
         app.after_response(lambda environ: None)
     with pytest.raises(TypeError, match=r"A callback must be callable, not NoneType: None\."):
@@ -376,10 +365,10 @@ def test_a_function_for_each_response_takes_no_arguments(app: Flask) -> None:
     app.after_response(dict)  # it does not tell what it takes
 
 
-def test_a_callback_takes_the_arguments_that_it_is_given(get: Any) -> None:
-    def takes_one(user: str) -> None: ...
+def test_a_callback_takes_the_arguments_that_it_is_given(get):
+    def takes_one(user): ...
 
-    def view() -> str:
+    def view():
         with pytest.raises(TypeError, match=r"takes_one\(user.*\).* cannot be called: miss"):
             after_this_response(takes_one)
         with pytest.raises(TypeError, match="too many positional arguments"):
@@ -391,7 +380,7 @@ def test_a_callback_takes_the_arguments_that_it_is_given(get: Any) -> None:
     assert get(view).text == "hello"
 
 
-def test_outside_a_request_and_without_the_extension_it_says_what_is_missing(app: Flask) -> None:
+def test_outside_a_request_and_without_the_extension_it_says_what_is_missing(app):
     with app.app_context(), pytest.raises(RuntimeError, match="called outside a request of Flask"):
         after_this_response(print)
     with (
@@ -401,14 +390,14 @@ def test_outside_a_request_and_without_the_extension_it_says_what_is_missing(app
         after_this_response(print)
 
 
-def test_in_a_view_a_function_for_each_response_is_refused(app: Flask, get: Any) -> None:
+def test_in_a_view_a_function_for_each_response_is_refused(app, get):
     """Copies of the recipe do it: each request adds one more, which runs for all that follow."""
     app.testing = True
     with pytest.raises(RuntimeError, match=r"use wsgi_after\.flask\.after_this_response"):
         get(lambda: app.after_response(print))
 
 
-def test_after_the_callbacks_it_is_too_late(app: Flask) -> None:
+def test_after_the_callbacks_it_is_too_late(app):
     app.add_url_rule("/late", view_func=lambda: "hello")
     with app.test_client() as client:
         client.get("/late")
@@ -416,16 +405,14 @@ def test_after_the_callbacks_it_is_too_late(app: Flask) -> None:
             after_this_response(print)
 
 
-def test_a_request_that_is_handled_without_wsgi_has_no_callbacks(
-    app: Flask, events: list[str]
-) -> None:
+def test_a_request_that_is_handled_without_wsgi_has_no_callbacks(app, events):
     app.after_response(lambda: events.append("ran"))
     with app.test_request_context("/"):
         assert app.full_dispatch_request().status_code == 404
     assert events == []
 
 
-def test_an_app_is_freed() -> None:
+def test_an_app_is_freed():
     app = make_app()
     app.after_response(lambda: None)
     app.test_client().get("/")

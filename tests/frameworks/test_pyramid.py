@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from threading import current_thread
-from typing import Any
 
 import pyramid_retry
 import pytest
@@ -20,22 +17,12 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.threadlocal import get_current_registry, get_current_request
-from webtest import TestApp
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response
 from wsgi_after import pyramid as wsgi_after_pyramid
 
-View = Callable[[Request], Any]
 
-
-def make_app(
-    view: View,
-    *includes: str,
-    before: Any = None,
-    autocommit: bool = False,
-    commits: bool = False,
-    **settings: Any,
-) -> Any:
+def make_app(view, *includes, before=None, autocommit=False, commits=False, **settings):
     """A Pyramid app with a view at every path.
 
     :param commits: after each include.
@@ -52,10 +39,10 @@ def make_app(
         return config.make_wsgi_app()
 
 
-def registers(*callbacks: Callable[[], object]) -> View:
+def registers(*callbacks):
     """A view that registers these."""
 
-    def view(request: Request) -> Response:
+    def view(request):
         request.after.extend(callbacks)
         return Response("body")
 
@@ -66,19 +53,17 @@ def registers(*callbacks: Callable[[], object]) -> View:
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-def test_it_is_the_list_of_the_request_and_its_callbacks_have_the_threadlocals(
-    pooled: bool, events: list[Any]
-) -> None:
-    def callback(request: Request) -> None:
+def test_it_is_the_list_of_the_request_and_its_callbacks_have_the_threadlocals(pooled, events):
+    def callback(request):
         current = get_current_request(), get_current_registry()
         events.append(current == (request, request.registry))
         after_this_response(nested, request)
         raise ZeroDivisionError
 
-    def nested(request: Request) -> None:
+    def nested(request):
         events.append(get_current_request() is request)
 
-    def view(request: Request) -> Response:
+    def view(request):
         events.append((request.after is request.environ["wsgi.after"], type(request.after)))
         request.environ["wsgi.after"].append(partial(callback, request))
         return Response()
@@ -90,37 +75,35 @@ def test_it_is_the_list_of_the_request_and_its_callbacks_have_the_threadlocals(
     assert get_current_request() is None
 
 
-def test_a_tween_can_register_and_is_built_once(events: list[Any]) -> None:
-    def tween(handler: View, registry: Any) -> View:
-        def registering(request: Request) -> Response:
+def test_a_tween_can_register_and_is_built_once(events):
+    def tween(handler, registry):
+        def registering(request):
             request.after(lambda: events.append(get_current_request() is request))
             return Response("by the tween")
 
         events.append("built")
         return registering
 
-    sys.modules[__name__].tween = tween  # type: ignore[attr-defined]
+    sys.modules[__name__].tween = tween
     add = make_app(registers(), before=lambda config: config.add_tween(f"{__name__}.tween"))
     Exchange(add).finish()
     assert events == ["built", True]
 
 
-def blank(request: Request) -> Request:
+def blank(request):
     return Request.blank("/inner")
 
 
-def copied(request: Request) -> Request:
+def copied(request):
     inner = request.copy()
     inner.path_info = "/inner"
     return inner
 
 
 @pytest.mark.parametrize("make", [blank, copied])
-def test_a_subrequest_registers_for_the_request_around_it(
-    make: Callable[[Request], Request], events: list[Any]
-) -> None:
-    def view(request: Request) -> Response:
-        def note(place: str) -> None:
+def test_a_subrequest_registers_for_the_request_around_it(make, events):
+    def view(request):
+        def note(place):
             events.append((place, get_current_request().path))
 
         if request.path == "/inner":
@@ -135,15 +118,15 @@ def test_a_subrequest_registers_for_the_request_around_it(
     assert events == [("first", "/path"), ("inner", "/path"), ("last", "/path")]
 
 
-def test_an_app_within_an_app_keeps_its_own_threadlocals(events: list[Any]) -> None:
-    def note(request: Request) -> None:
+def test_an_app_within_an_app_keeps_its_own_threadlocals(events):
+    def note(request):
         events.append(get_current_request() is request)
 
-    def inner_view(request: Request) -> Response:
+    def inner_view(request):
         request.after(note, request)
         return Response("body")
 
-    def outer_view(request: Request) -> Response:
+    def outer_view(request):
         request.after(note, request)
         return request.get_response(make_app(inner_view))
 
@@ -151,13 +134,13 @@ def test_an_app_within_an_app_keeps_its_own_threadlocals(events: list[Any]) -> N
     assert events == [True, True]
 
 
-def test_a_function_registered_outside_and_inside_is_bound_inside_only(events: list[Any]) -> None:
-    def callback() -> None:
+def test_a_function_registered_outside_and_inside_is_bound_inside_only(events):
+    def callback():
         events.append(get_current_request() is not None)
 
     application = make_app(registers(callback))
 
-    def outer(environ: dict[str, Any], start_response: Any) -> Any:
+    def outer(environ, start_response):
         environ["wsgi.after"].append(callback)
         return application(environ, start_response)
 
@@ -165,10 +148,10 @@ def test_a_function_registered_outside_and_inside_is_bound_inside_only(events: l
     assert events == [False, True]
 
 
-def test_a_running_callback_cancels_another(events: list[Any]) -> None:
+def test_a_running_callback_cancels_another(events):
     cancelled, kept = partial(events.append, "cancelled"), partial(events.append, "kept")
 
-    def cancel() -> None:
+    def cancel():
         after = get_current_request().after
         after.remove(cancelled)
         events.append(after == [kept])
@@ -177,14 +160,14 @@ def test_a_running_callback_cancels_another(events: list[Any]) -> None:
     assert events == [True, "kept"]
 
 
-def test_a_bound_callback_equals_its_original_and_pickles_as_it() -> None:
+def test_a_bound_callback_equals_its_original_and_pickles_as_it():
     request = Request.blank("/")
     first, second = (wsgi_after_pyramid.InThreadlocals.of(print, request) for _ in range(2))
     assert ({first, second}, first == print, first == len) == ({first}, True, False)
     assert pickle.loads(pickle.dumps(first)).func is print
 
 
-def test_a_request_made_by_hand_has_no_list() -> None:
+def test_a_request_made_by_hand_has_no_list():
     with pytest.raises(RuntimeError, match="made by hand"):
         wsgi_after_pyramid.after(Request.blank("/"))
 
@@ -197,12 +180,10 @@ RETRY = [("wsgi_after.pyramid", "pyramid_retry"), ("pyramid_retry", "wsgi_after.
 
 @pytest.mark.parametrize("includes", RETRY)
 @pytest.mark.parametrize("options", [{}, {"commits": True}, {"commits": True, "autocommit": True}])
-def test_of_a_request_that_is_tried_again_the_last_attempt_counts(
-    includes: tuple[str, str], options: dict[str, bool], events: list[Any]
-) -> None:
+def test_of_a_request_that_is_tried_again_the_last_attempt_counts(includes, options, events):
     """In whatever order things are included, and whenever the configuration is committed."""
 
-    def view(request: Request) -> Response:
+    def view(request):
         number = request.environ["retry.attempt"]
         request.after(lambda: events.append((number, get_current_request() is request)))
         if number < 2:
@@ -213,8 +194,8 @@ def test_of_a_request_that_is_tried_again_the_last_attempt_counts(
     assert events == [(2, True)]
 
 
-def test_if_the_last_attempt_fails_its_callbacks_run(events: list[Any]) -> None:
-    def view(request: Request) -> Response:
+def test_if_the_last_attempt_fails_its_callbacks_run(events):
+    def view(request):
         request.after(events.append, request.environ["retry.attempt"])
         raise pyramid_retry.RetryableException
 
@@ -224,10 +205,10 @@ def test_if_the_last_attempt_fails_its_callbacks_run(events: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_an_attempt_begins_with_the_list_of_the_first(plain: bool, events: list[Any]) -> None:
+def test_an_attempt_begins_with_the_list_of_the_first(plain, events):
     """What an earlier attempt cancelled is back; its response callbacks are gone."""
 
-    def view(request: Request) -> Response:
+    def view(request):
         number = request.environ["retry.attempt"]
         events.append(len(request.after))
         if number == 0:
@@ -237,8 +218,8 @@ def test_an_attempt_begins_with_the_list_of_the_first(plain: bool, events: list[
             raise pyramid_retry.RetryableException
         return Response("body")
 
-    application: Any = make_app(view, *RETRY[0])
-    callbacks: list[Any] = [partial(events.append, "from outside")]
+    application = make_app(view, *RETRY[0])
+    callbacks = [partial(events.append, "from outside")]
     extra = {"wsgi.after": callbacks} if plain else {}
     if not plain:
         application = AfterResponseMiddleware(application)
@@ -250,8 +231,8 @@ def test_an_attempt_begins_with_the_list_of_the_first(plain: bool, events: list[
     assert (events, len(callbacks)) == ([1, 1, *(() if plain else ("from outside",))], 1)
 
 
-def test_a_policy_that_fails_before_there_is_a_request_costs_nothing(events: list[Any]) -> None:
-    def policy(environ: dict[str, Any], router: Any) -> Response:
+def test_a_policy_that_fails_before_there_is_a_request_costs_nothing(events):
+    def policy(environ, router):
         environ["wsgi.after"](events.append, get_current_request())
         raise ZeroDivisionError
 
@@ -261,29 +242,29 @@ def test_a_policy_that_fails_before_there_is_a_request_costs_nothing(events: lis
     assert events == [None]
 
 
-def test_the_transaction_of_pyramid_tm_is_over_and_another_can_begin(events: list[Any]) -> None:
+def test_the_transaction_of_pyramid_tm_is_over_and_another_can_begin(events):
     class Resource:
         """Tells how its transaction ends."""
 
         transaction_manager = None
 
-        def __init__(self, name: str) -> None:
+        def __init__(self, name):
             self.name = name
 
-        def __getattr__(self, step: str) -> Any:
+        def __getattr__(self, step):
             if step in ("savepoint", "tpc_finish", "tpc_abort", "abort"):
                 return lambda transaction: events.append((self.name, step))
             return lambda transaction: None
 
-        def sortKey(self) -> str:  # noqa: N802
+        def sortKey(self):  # noqa: N802
             return self.name
 
-    def callback(request: Request) -> None:
+    def callback(request):
         events.append(("tm.active", "tm.active" in request.environ))
         with transaction.TransactionManager(explicit=True) as own:
             own.join(Resource("callback"))
 
-    def view(request: Request) -> Response:
+    def view(request):
         request.tm.get().join(Resource("view"))
         request.after(callback, request)
         return Response()
@@ -291,16 +272,6 @@ def test_the_transaction_of_pyramid_tm_is_over_and_another_can_begin(events: lis
     hook = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
     Exchange(make_app(view, "pyramid_tm", "wsgi_after.pyramid", **hook)).finish()
     assert events == [("view", "tpc_finish"), ("tm.active", False), ("callback", "tpc_finish")]
-
-
-# Tests of an app
-
-
-def test_webtest_runs_the_callbacks_and_may_send_an_environ_twice(events: list[Any]) -> None:
-    app = TestApp(make_app(registers(lambda: events.append(get_current_request().path))))
-    request = Request.blank("/1")
-    assert [app.request(request).text for _ in range(2)] == ["body", "body"]
-    assert events == ["/1", "/1"]
 
 
 # The filter of PasteDeploy, and the setting
@@ -316,25 +287,25 @@ use = egg:wsgi-after
 """
 
 
-def paste_app(global_conf: dict[str, str], **settings: str) -> Any:
+def paste_app(global_conf, **settings):
     return paste_application
 
 
-def paste_application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+def paste_application(environ, start_response):
     environ["wsgi.after"](lambda: ran.append(current_thread().name[:4]))
     return hello(environ, start_response)
 
 
-ran: list[str] = []
-test_pool: Any = None  # set by the test
+ran = []
+test_pool = None  # set by the test
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[[str], Any]:
+def load(tmp_path):
     """Load an app from a file."""
     path = tmp_path / "app.ini"
 
-    def load(options: str = "") -> Any:
+    def load(options=""):
         path.write_text(INI.format(module=__name__) + options)
         return loadapp(f"config:{path}")
 
@@ -351,9 +322,7 @@ def load(tmp_path: Path) -> Callable[[str], Any]:
         (f"executor = {__name__}.test_pool", "pool"),
     ],
 )
-def test_an_ini_file_wraps_an_app(
-    load: Callable[[str], Any], options: str, thread: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ini_file_wraps_an_app(load, options, thread, monkeypatch):
     with ThreadPoolExecutor(1, "pool") as executor:
         monkeypatch.setattr(sys.modules[__name__], "test_pool", executor)
         assert Exchange(load(options)).finish() == [b"hello"]
@@ -374,13 +343,11 @@ ABSENT = "which cannot be imported"
         ("pool_size = 4", TypeError, "pool_size"),
     ],
 )
-def test_what_names_no_executor_is_refused(
-    load: Callable[[str], Any], option: str, error: type[Exception], message: str
-) -> None:
+def test_what_names_no_executor_is_refused(load, option, error, message):
     with pytest.raises(error, match=message):
         load(option)
 
 
-def test_the_setting_is_checked_when_the_app_is_configured() -> None:
+def test_the_setting_is_checked_when_the_app_is_configured():
     with pytest.raises(ValueError, match=f"{WANTED}'threads'"):
         make_app(registers(), **{"wsgi_after.executor": "threads"})

@@ -11,18 +11,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from configparser import ConfigParser
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 
-from .control import Watch
-from .descriptions import Commands, apache_with
-from .harness import Place, Server, control, require, running
+from .descriptions import apache_with, mod_wsgi
+from .harness import Server, control, running
 
 pytestmark = pytest.mark.servers
 
@@ -33,7 +30,7 @@ KINDS = ["list_with_length", "generator", "small_file", "error_before_return"]
 LEFT_OUT = ("__pycache__", "config-*", "ensurepip", "idlelib", "pip", "site-packages", "test")
 
 
-def newest_python() -> str:
+def newest_python():
     """The newest version that ``setup.cfg`` names."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -41,12 +38,12 @@ def newest_python() -> str:
     return f"3.{max(int(version.split()[0]) for version in named[1:])}"
 
 
-def said(*command: str | Path) -> str:
+def said(*command):
     """What a command of the virtual environment prints."""
     return subprocess.check_output([VENV / "bin" / command[0], *command[1:]], text=True).strip()
 
 
-def copy_python(where: Place) -> Path:
+def copy_python(where):
     """Copy that Python to where every user may read it: Apache's workers run as another user."""
     code = "import json, sysconfig; print(json.dumps(sysconfig.get_paths()))"
     paths = json.loads(said("python", "-c", code))
@@ -58,54 +55,34 @@ def copy_python(where: Place) -> Path:
     return home
 
 
-def apache(where: Place, daemon: bool) -> Commands:
-    """Apache with one process, and without ``WSGIApplicationGroup``."""
-    directory = where.directory
-    settings = [
-        "WSGIEnableSendfile On",
-        f"WSGIPythonHome {copy_python(where)}",
-        f"WSGIScriptAlias / {directory}/default_group.py",
-        f"<Directory {directory}>\nRequire all granted\n</Directory>",
-    ]
-    if daemon:
-        settings += [
-            f"WSGIDaemonProcess kinds processes=1 threads=4 python-path={directory}",
-            "WSGIProcessGroup kinds",
-        ]
-    else:
-        settings += [f"WSGIPythonPath {directory}"]
-    return [apache_with(where, settings, mod_wsgi=said("mod_wsgi-express", "module-location"))]
-
-
 @contextmanager
-def started(mode: str) -> Iterator[Place]:
-    """Run Apache, with mod_wsgi ``embedded`` in its process or in a ``daemon`` process."""
-    server = Server(
-        f"mod_wsgi {mode}",
-        lambda where: apache(where, daemon=mode == "daemon"),
-        version=str,
-        programs=("apache2", str(VENV / "bin/mod_wsgi-express")),
-    )
-    require(server.missing())
-    with running(server) as where:
+def started(mode):
+    """Run Apache without ``WSGIApplicationGroup``, in its process or in a ``daemon`` process."""
+
+    def commands(where):
+        settings = mod_wsgi(where, "default_group.py", daemon=mode == "daemon")
+        module = said("mod_wsgi-express", "module-location")
+        return [apache_with(where, [f"WSGIPythonHome {copy_python(where)}", *settings], module)]
+
+    needs = ("apache2", str(VENV / "bin/mod_wsgi-express"))
+    with running(Server(f"mod_wsgi {mode}", commands, version=str, programs=needs)) as where:
         yield where
 
 
 both_modes = pytest.mark.parametrize("mode", ["embedded", "daemon"])
 
 
-def get(where: Place, path: str) -> tuple[Watch, HTTPResponse, bytes]:
+def get(where, path):
     """Send a request; return what is known of it, the response, and its body."""
-    key, watch = control().watch()
-    query = {"control": control().port, "id": key, "file": where.file("small_file")}
+    watch = control().watch()
     with closing(HTTPConnection("127.0.0.1", where.port, timeout=30)) as client:
-        client.request("GET", f"{path}?{urlencode(query)}", headers={"Host": "localhost"})
+        client.request("GET", f"{path}?{watch.query}", headers={"Host": "localhost"})
         response = client.getresponse()
         return watch, response, response.read()
 
 
 @both_modes
-def test_requests_end_in_a_sub_interpreter_of_the_newest_python_as_everywhere(mode: str) -> None:
+def test_requests_end_in_a_sub_interpreter_of_the_newest_python_as_everywhere(mode):
     with started(mode) as where:
         _, _, found = get(where, "/where")
         responses = {}
@@ -114,7 +91,7 @@ def test_requests_end_in_a_sub_interpreter_of_the_newest_python_as_everywhere(mo
             watch.done.wait(10)
             prepared = response.getheader("X-Prepared")
             responses[kind] = (response.status, prepared, body, watch.events)
-        content = where.file("small_file").read_bytes()
+        content = (where.directory / "small_file.bin").read_bytes()
         log = where.log.read_text()
     assert json.loads(found) == {
         "python": newest_python(),
@@ -133,7 +110,7 @@ def test_requests_end_in_a_sub_interpreter_of_the_newest_python_as_everywhere(mo
 
 
 @both_modes
-def test_callbacks_of_an_unclosed_response_run_where_the_sub_interpreter_ends(mode: str) -> None:
+def test_callbacks_of_an_unclosed_response_run_where_the_sub_interpreter_ends(mode):
     with started(mode) as where:
         watch, _, body = get(where, "/dropped")
         assert (body, watch.events) == (b"dropped", [])

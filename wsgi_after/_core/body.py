@@ -129,14 +129,15 @@ class BufferBody(SizedBody):
 
     __slots__ = ()
 
-    def __init__(self, iterable: Any, after: CallbackList) -> None:
-        super().__init__(iterable, after)
-        self._iterator = iter([iterable])
-
     def __iter__(self) -> Iterator[bytes]:
         self._after._progress = IN_BODY
         yield self._iterable
         self._after._progress = EXHAUSTED if len(self) else EXHAUSTED_EMPTY
+
+    def __next__(self) -> bytes:
+        if self._iterator is None:
+            self._iterator = iter(self)
+        return next(self._iterator)
 
 
 #: By type of the app's iterable: to look for ``__len__`` where there is none costs 200 ns. An app

@@ -1,12 +1,13 @@
-"""The app that every server serves: ``/bare/KIND`` as it is, the rest in the middleware.
+"""The app that every server serves, as it is and in the middleware.
 
-Callbacks of ``/inline/KIND`` run in ``close()`` always, those of ``/default/KIND`` where they do by
-default, those of ``/pool/KIND`` in a pool that was asked for.
+``/bare/KIND`` is the app itself, ``/wrapped/KIND`` the app in the middleware, and ``/pool/KIND``
+the same with a pool as its executor. The bodies of ``/closed/KIND`` note where the server closes
+them.
 
-Each kind of response is a function below. Callbacks, and bodies that wait for the client, tell
-the harness what happens through :func:`say`. The query string names the harness's port, the
-request, and the file to send. Imports nothing but the standard library and ``wsgi_after``: mod_wsgi
-runs it on the system's Python.
+Each kind of response is a function below. Callbacks, and bodies that wait for the client, tell the
+harness what happens and where, through :func:`say`. The query string names the harness's port and
+the request. This module imports nothing but the standard library and ``wsgi_after``: mod_wsgi runs
+it on the system's Python.
 """
 
 import gc
@@ -15,13 +16,28 @@ import json
 import os
 import platform
 import socket
+import sys
+import threading
+from contextvars import ContextVar
+from types import GeneratorType
 from urllib.parse import parse_qs
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
-# What nobody closes waits for about(), not for whichever allocation happens to be one too many.
+# Responses that nobody closes stay until about() collects them, not until some later allocation.
 gc.disable()
+
+CONTEXT = ContextVar("CONTEXT", default="nothing")
+LOCAL = threading.local()  # its "request" is set by the app, and cleared by a callback
+not_cleared = []  # ids of requests that left it behind for another request to find
+
+
+def place():
+    """Where this runs: the thread twice, the greenlet, and what a context variable holds there."""
+    greenlet = sys.modules.get("greenlet")
+    current = greenlet and id(greenlet.getcurrent())
+    return [threading.get_ident(), threading.get_native_id(), current, CONTEXT.get()]
 
 
 def plain(length=None):
@@ -29,11 +45,15 @@ def plain(length=None):
     return [("Content-Type", "text/plain"), *([("Content-Length", length)] if length else [])]
 
 
-def say(query, event):
-    """Report ``event`` of this request, and return when the harness says to go on."""
+def say(query, event, notes=None):
+    """Report ``event`` of this request, and return when the harness says to go on.
+
+    :param notes: where the request has been before.
+    """
+    report = {"id": query["id"], "event": event, "here": place(), **(notes or {})}
     address = ("127.0.0.1", int(query["control"]))
     with socket.create_connection(address, timeout=10) as connection:
-        connection.sendall(f"{query['id']} {event}\n".encode())
+        connection.sendall(json.dumps(report).encode() + b"\n")
         connection.recv(1)
 
 
@@ -42,12 +62,28 @@ def query_of(environ):
 
 
 def register(environ):
-    """Three callbacks, if there is a list to register them in: the harness delays the second."""
+    """Register callbacks, if there is a list for them; the harness delays the second.
+
+    :return: what they will report besides: where the app was called, and where its body was closed.
+    """
+    notes = {}
     after = environ.get("wsgi.after")
     if after is not None:
         query = query_of(environ)  # not the environ itself: uWSGI clears it after the request
+        LOCAL.request = query["id"]
+        CONTEXT.set(query["id"])
+        notes["called"] = place()
+        after(setattr, LOCAL, "request", None)
         for event in ("first", "slow", "last"):
-            after(say, query, event)
+            after(say, query, event, notes)
+    return notes
+
+
+def note_close(notes):
+    """Note where the server closes the response, and leave a mark there for the callbacks."""
+    if notes:
+        notes["closed"] = place()
+        CONTEXT.set(f"closed {notes['called'][-1]}")
 
 
 def about(environ, start_response):
@@ -56,31 +92,12 @@ def about(environ, start_response):
     found = {
         "python": platform.python_version(),
         "mod_wsgi": ".".join(map(str, environ.get("mod_wsgi.version", ()))),
-        "reads": CountedFile.reads,
+        "reads": File.reads,
+        "not_cleared": not_cleared,
     }
     body = json.dumps(found).encode()
     start_response("200 OK", plain(str(len(body))))
     return [body]
-
-
-def list_with_length(environ, start_response):
-    start_response("200 OK", plain("10"))
-    return [b"hello ", b"list"]
-
-
-def list_without_length(environ, start_response):
-    start_response("200 OK", plain())
-    return [b"hello list"]
-
-
-def tuple_(environ, start_response):
-    start_response("200 OK", plain())
-    return (b"hello ", b"tuple")
-
-
-def generator(environ, start_response):
-    start_response("200 OK", plain())
-    return (chunk for chunk in (b"hello ", b"generator"))
 
 
 class ClassIterator:
@@ -89,6 +106,7 @@ class ClassIterator:
     def __init__(self, environ, start_response):
         start_response("200 OK", plain())
         self.chunks = [b"hello ", b"class"]
+        self.notes = environ.get("tests.notes")
 
     def __iter__(self):
         return self
@@ -99,66 +117,55 @@ class ClassIterator:
         return self.chunks.pop(0)
 
     def close(self):  # fastwsgi answers 500 to the next request after an iterator without one
-        self.chunks.clear()
+        note_close(self.notes)
 
 
-def empty_list(environ, start_response):
-    start_response("200 OK", plain())
-    return []
+def answering(make, length=None, status="200 OK", headers=None):
+    """An app that answers at once: with what ``make()`` returns."""
+
+    def app(environ, start_response):
+        start_response(status, plain(length) if headers is None else [*headers])
+        return make()
+
+    return app
 
 
-def redirect(environ, start_response):
-    start_response("302 Found", [("Location", "/elsewhere"), ("Content-Length", "0")])
-    return []
+list_with_length = answering(lambda: [b"hello ", b"list"], "10")
 
 
-def no_content(environ, start_response):
-    start_response("204 No Content", [])
-    return []
+class File(io.FileIO):
+    """Notes where it is closed, and the size of each read of the latest file."""
+
+    reads = ()
+
+    def __init__(self, path, notes):
+        super().__init__(path)
+        self.notes = notes
+        File.reads = []
+
+    def read(self, size=-1):
+        File.reads.append(size)
+        return super().read(size)
+
+    def close(self):
+        if not self.closed:
+            note_close(self.notes)
+        super().close()
 
 
-def not_modified(environ, start_response):
-    start_response("304 Not Modified", [("ETag", '"tag"')])
-    return []
-
-
-def head(environ, start_response):
-    start_response("200 OK", plain("10"))
-    return []
-
-
-def in_blocks(opened):
+def in_blocks(opened, size):
     with opened:
-        while block := opened.read(65536):
+        while block := opened.read(size):
             yield block
 
 
 def file(environ, start_response):
-    path = query_of(environ)["file"]
-    opened = open(path, "rb")  # noqa: SIM115 -- the server closes it
-    start_response("200 OK", plain(str(os.path.getsize(path))))
+    name = environ["PATH_INFO"].split("/")[-1]
+    path = os.path.join(os.path.dirname(__file__), f"{name}.bin")
     wrapper = environ.get("wsgi.file_wrapper")
-    return wrapper(opened, 65536) if wrapper else in_blocks(opened)
-
-
-class CountedFile(io.FileIO):
-    """Notes the size of each read, of the latest file."""
-
-    reads = ()
-
-    def __init__(self, path):
-        super().__init__(path)
-        CountedFile.reads = []
-
-    def read(self, size=-1):
-        CountedFile.reads.append(size)
-        return super().read(size)
-
-
-def counted_file(environ, start_response):
-    path = query_of(environ)["file"]
+    opened = File(path, environ.get("tests.notes") if wrapper else None)
     start_response("200 OK", plain(str(os.path.getsize(path))))
-    return environ["wsgi.file_wrapper"](CountedFile(path), 65536)
+    return (wrapper or in_blocks)(opened, 65536)
 
 
 def own_environ(environ, start_response):
@@ -166,7 +173,7 @@ def own_environ(environ, start_response):
     after = environ.get("wsgi.after")
     after.clear()
     after(say, query, "slow")
-    after(lambda: say(query, f"{environ['PATH_INFO']} {environ['HTTP_COOKIE']}"))
+    after(lambda: say(query, f"reads {environ['QUERY_STRING']} of {environ['PATH_INFO']}"))
     after(say, query, "last")
     return list_with_length(environ, start_response)
 
@@ -182,22 +189,10 @@ def error_before_return(environ, start_response):
     raise RuntimeError("raised on purpose, before the app returned")
 
 
-def error_in_first_chunk(environ, start_response):
-    def body():
-        raise RuntimeError("raised on purpose, in the first chunk")
-        yield b""
-
-    start_response("200 OK", plain())
-    return body()
-
-
-def error_in_mid_body(environ, start_response):
-    def body():
+def failing(chunks):
+    for _ in range(chunks):
         yield b"first chunk"
-        raise RuntimeError("raised on purpose, in mid-body")
-
-    start_response("200 OK", plain())
-    return body()
+    raise RuntimeError(f"raised on purpose, after {chunks} chunks")
 
 
 def hang_up(environ, start_response):
@@ -211,44 +206,68 @@ def hang_up(environ, start_response):
     return body(query_of(environ))
 
 
+ELSEWHERE = [("Location", "/elsewhere"), ("Content-Length", "0")]
 KINDS = {
     "list_with_length": list_with_length,
-    "list_without_length": list_without_length,
-    "tuple": tuple_,
-    "generator": generator,
+    "two_requests": list_with_length,
+    "list_without_length": answering(lambda: [b"hello list"]),
+    "tuple": answering(lambda: (b"hello ", b"tuple")),
+    "generator": answering(lambda: (chunk for chunk in (b"hello ", b"generator"))),
     "class_iterator": ClassIterator,
-    "empty_list": empty_list,
-    "redirect": redirect,
-    "no_content": no_content,
-    "not_modified": not_modified,
-    "head": head,
+    "empty_list": answering(list),
+    "redirect": answering(list, status="302 Found", headers=ELSEWHERE),
+    "no_content": answering(list, status="204 No Content", headers=[]),
+    "not_modified": answering(list, status="304 Not Modified", headers=[("ETag", '"tag"')]),
+    "head": answering(list, "10"),
     "small_file": file,
     "large_file": file,
     "write": write,
     "error_before_return": error_before_return,
-    "error_in_first_chunk": error_in_first_chunk,
-    "error_in_mid_body": error_in_mid_body,
+    "error_in_first_chunk": answering(lambda: failing(0)),
+    "error_in_mid_body": answering(lambda: failing(1)),
     "hang_up": hang_up,
-    "two_requests": list_with_length,
-    "counted_file": counted_file,
     "own_environ": own_environ,
 }
 
 
-def bare(environ, start_response):
-    """The app without the middleware: ``/MODE/KIND``, and whatever follows."""
+def app(environ, start_response):
+    """``/MODE/KIND``, and whatever follows."""
+    if found := getattr(LOCAL, "request", None):
+        not_cleared.append(found)
     kind = environ["PATH_INFO"].split("/")[2]
     if kind == "about":
         return about(environ, start_response)
-    register(environ)
+    environ["tests.notes"] = register(environ)
     return KINDS[kind](environ, start_response)
 
 
+class Body:
+    """A body whose ``close()`` is noted, because its own type cannot note that."""
+
+    def __init__(self, body, notes):
+        self.body = body
+        self.notes = notes
+
+    def __iter__(self):
+        return iter(self.body)
+
+    def close(self):
+        if isinstance(self.body, GeneratorType):
+            self.body.close()
+        note_close(self.notes)
+
+
+def closed(environ, start_response):
+    body = app(environ, start_response)
+    noted = not isinstance(body, (list, tuple, GeneratorType))
+    return body if noted else Body(body, environ["tests.notes"])
+
+
 MODES = {
-    "bare": bare,
-    "inline": AfterResponseMiddleware(bare, executor=None),
-    "default": AfterResponseMiddleware(bare),
-    "pool": AfterResponseMiddleware(bare, executor=BoundedThreadPoolExecutor()),
+    "bare": app,
+    "wrapped": AfterResponseMiddleware(app),
+    "closed": AfterResponseMiddleware(closed),
+    "pool": AfterResponseMiddleware(app, executor=BoundedThreadPoolExecutor()),
 }
 
 
