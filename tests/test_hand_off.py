@@ -260,8 +260,7 @@ def test_what_the_executor_refuses_runs_in_close_with_a_warning(error, events, c
     assert events == [1]
     (warning,) = messages(caplog, logging.WARNING)
     assert "did not take the callbacks of GET /refused" in warning
-    assert f"{type(error).__name__}: {error}." in warning
-    assert warning.endswith("1 times since it was last reported.")
+    assert warning.endswith(f"{type(error).__name__}: {error}.")
 
 
 def test_warnings_come_once_a_minute_with_a_count(monkeypatch, caplog):
@@ -272,8 +271,8 @@ def test_warnings_come_once_a_minute_with_a_count(monkeypatch, caplog):
     now += 60
     serve(Refuses(RuntimeError("full")), str)
     first, second = messages(caplog, logging.WARNING)
-    assert first.endswith("1 times since it was last reported.")
-    assert second.endswith("3 times since it was last reported.")
+    assert first.endswith("may wait for them: RuntimeError: full.")
+    assert second.endswith(": full. This happened 3 times since this was last logged.")
 
 
 def test_an_interrupt_out_of_submit_is_let_out_after_the_callbacks_ran(events):
@@ -605,8 +604,8 @@ def test_a_slow_callback_in_close_is_reported_once_a_minute(clock, caplog):
         f"Callback {sleep.__module__}.sleep of GET /path took 1.5 seconds in close()."
     )
     assert "Pass executor=" in first
-    assert first.endswith("There were 1 slow callbacks since this was last told.")
-    assert second.endswith("There were 4 slow callbacks since this was last told.")
+    assert first.endswith("put its work into a queue.")
+    assert second.endswith(" There were 4 slow callbacks since this was last logged.")
 
 
 def test_a_callback_that_takes_a_second_is_not_slow(clock, caplog):

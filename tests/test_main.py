@@ -30,6 +30,12 @@ Status 200, 14 bytes. Milliseconds since the request was sent:
 The client did not wait for the callback.
 """
 
+NOT_WRAPPED = """\
+hello:app is not wrapped, so this command has put AfterResponseMiddleware around it.
+On a server, nothing would run its callbacks: wrap it where it is made.
+
+"""
+
 HELLO = """
 def app(environ, start_response):
     environ["wsgi.after"].append(lambda: None)
@@ -116,7 +122,7 @@ def test_it_finds_an_app_in_the_current_directory(
     path = "" if installed else str(PACKAGE_PARENT)
     outcome = in_process_of_its_own(*argv, "hello:app", "/path", cwd=tmp_path, PYTHONPATH=path)
     status, out, err = outcome
-    assert (status, masked(out), err) == (0, TIMELINE, "")
+    assert (status, masked(out), err) == (0, NOT_WRAPPED + TIMELINE, "")
 
 
 def test_a_failure_in_a_process_of_its_own_is_one_line_and_no_traceback(
@@ -219,7 +225,7 @@ def test_a_callback_that_fails_is_logged_and_the_timeline_complete(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     status, out, err = run(HELLO.replace("lambda: None", "lambda: 1 / 0"))
-    assert (status, masked(out), err) == (0, TIMELINE, "")
+    assert (status, masked(out), err) == (0, NOT_WRAPPED + TIMELINE, "")
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
@@ -269,7 +275,7 @@ def test_a_byte_on_the_command_line_that_is_no_utf_8(
     run: Run,
 ) -> None:
     status, out, err = run(HELLO, "/\udcff")
-    assert (status, masked(out), err) == (0, TIMELINE, "")
+    assert (status, masked(out), err) == (0, NOT_WRAPPED + TIMELINE, "")
 
 
 def test_a_request_of_somebody_else_does_not_count(
@@ -335,14 +341,14 @@ MISSING = "neither in the current directory nor installed"
                 ":app",
                 "a:b:c",
                 "hello.:app",
-                "hello:app()",
+                "hello:app(x)",
                 ".x:y",
             ]
         ),
         ("http://host/", f"'http://host/' {MALFORMED}"),
         ("absent:app", f"There is no module absent, {MISSING}"),
         ("absent.wsgi:app", f"There is no module absent, {MISSING}"),
-        ("hello.py:app", f"There is no module hello.py, {MISSING}"),
+        ("hello:app()", r"hello:app\(\) raised TypeError: app\(\) missing 2 .*"),
         ("email.absent:app", f"There is no module email.absent, {MISSING}"),
         ("hello:main", "The module hello has no attribute main"),
         ("hello:app.x", "The module hello has no attribute app.x"),

@@ -182,7 +182,7 @@ def test_app_wide_callbacks_get_the_environ_and_come_first(events):
 
 
 def test_an_app_wide_callback_that_is_not_callable_is_refused():
-    with pytest.raises(TypeError, match=r"'text'.*after_response\(\) expects a callable"):
+    with pytest.raises(TypeError, match=r"not str: 'text'\. .*not after\(fn\(x\)\)"):
         AfterResponseMiddleware(hello).after_response("text")
 
 

@@ -32,7 +32,7 @@ from flask import Flask, got_request_exception, has_request_context, request, re
 from flask.globals import app_ctx, request_ctx
 from flask.testing import FlaskClient
 
-from . import AfterResponseMiddleware
+from . import AfterResponseMiddleware, CallbackList
 from .integration import KEY, check_arguments
 
 if TYPE_CHECKING:
@@ -53,10 +53,19 @@ class AfterResponse:
     :param app: the app, or ``None`` to call :meth:`init_app` later, for any number of apps.
     :param executor: as for :class:`wsgi_after.AfterResponseMiddleware`. An executor of this
         process: the context of a request cannot be sent to another one.
+    :param on_error: as for :class:`wsgi_after.AfterResponseMiddleware`. It is called without a
+        context: ``callback.func`` is the function that failed.
     """
 
-    def __init__(self, app: Flask | None = None, *, executor: SupportsSubmit | None = None) -> None:
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        executor: SupportsSubmit | None = None,
+        on_error: Callable[[Any, BaseException, CallbackList], object] | None = None,
+    ) -> None:
         self._executor = executor
+        self._on_error = on_error
         if app is not None:
             self.init_app(app)
 
@@ -65,7 +74,7 @@ class AfterResponse:
         if "wsgi_after" in app.extensions:
             return
         app.wsgi_app = AfterResponseMiddleware(  # type: ignore[method-assign]
-            app.wsgi_app, executor=self._executor
+            app.wsgi_app, executor=self._executor, on_error=self._on_error
         )
         app.after_response = app.extensions["wsgi_after"] = AfterEachResponse(app)  # type: ignore[attr-defined]
 
