@@ -30,6 +30,7 @@ nitpick_ignore = [
     ("py:class", "flask.testing.FlaskClient"),
     ("py:class", "werkzeug.sansio.response.Response"),
     ("py:exc", "ImproperlyConfigured"),
+    ("py:exc", "InvalidTask"),
     ("py:meth", "concurrent.futures.Executor.shutdown"),
     ("py:meth", "flask.testing.FlaskClient.open"),
 ]

@@ -11,9 +11,9 @@ import io
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 from wsgiref.util import setup_testing_defaults
@@ -70,7 +70,10 @@ class Exchange:
 
     def start_response(self, *args: Any) -> Callable[[bytes], Any]:
         self.started.append(args)
-        return self.written.append
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
 
     def finish(self) -> list[bytes]:
         try:
@@ -82,6 +85,28 @@ class Exchange:
 def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"hello"]
+
+
+def registers(*callbacks: Any, app: Any = hello, **options: Any) -> AfterResponseMiddleware:
+    """An app, each request of which has these callbacks; with the options of the middleware."""
+
+    def registering(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        environ["wsgi.after"].extend(callbacks)
+        return app(environ, start_response)
+
+    return AfterResponseMiddleware(registering, **options)
+
+
+def at_once(count: int, fn: Callable[[int], Any]) -> list[Any]:
+    """Call ``fn(number)`` in as many threads at the same time; return what they returned."""
+    together = Barrier(count, timeout=60)
+
+    def call(number: int) -> Any:
+        together.wait()
+        return fn(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(call, range(count)))
 
 
 class File(io.BytesIO):

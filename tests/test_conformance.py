@@ -1,4 +1,4 @@
-"""The validators that people use pass, around the middleware and inside it."""
+"""The validators and clients that people use: they pass, and callbacks run behind them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from functools import partial
 import pytest
 import webtest
 import webtest.lint
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, hello, make_environ, registers
 from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.test import Client
 
-from wsgi_after import AfterResponseMiddleware
-
-VALIDATORS = [wsgiref.validate.validator, LintMiddleware, webtest.lint.middleware]
+from wsgi_after import after_this_request
 
 
 def stream(environ, start_response):
@@ -23,12 +21,8 @@ def stream(environ, start_response):
 
 
 def empty(environ, start_response):
-    headers = [
-        ("Location", "http://localhost/"),
-        ("Content-Type", "text/plain"),
-        ("Content-Length", "0"),
-    ]
-    start_response("303 See Other", headers)
+    headers = {"Location": "http://localhost/", "Content-Type": "text/plain", "Content-Length": "0"}
+    start_response("303 See Other", [*headers.items()])
     return []
 
 
@@ -38,38 +32,46 @@ def writes(environ, start_response):
     return [b"lo"]
 
 
-APPS = [(hello, b"hello"), (stream, b"hello"), (empty, b""), (writes, b"hello")]
+def changed(environ, start_response):
+    after_this_request(lambda response: response.set_cookie("a", "1"))
+    return hello(environ, start_response)
 
 
-@pytest.mark.parametrize("validator", VALIDATORS, ids=["wsgiref", "werkzeug", "webtest"])
-@pytest.mark.parametrize(("app", "body"), APPS, ids=[app.__name__ for app, _ in APPS])
+APPS = [
+    (hello, b"hello"),
+    (stream, b"hello"),
+    (empty, b""),
+    (writes, b"hello"),
+    (changed, b"hello"),
+]
+each_app = pytest.mark.parametrize(("app", "body"), APPS, ids=[app.__name__ for app, _ in APPS])
+
+
+@pytest.mark.parametrize(
+    "validator", [wsgiref.validate.validator, LintMiddleware, webtest.lint.middleware]
+)
+@each_app
 def test_a_validator_around_and_inside_the_middleware_has_nothing_to_say(
     validator, app, body, events
 ):
-    def registering(environ, start_response):
-        environ["wsgi.after"].append(partial(events.append, "ran"))
-        return app(environ, start_response)
-
-    application = validator(AfterResponseMiddleware(validator(registering)))
+    application = validator(registers(partial(events.append, "ran"), app=validator(app)))
     exchange = Exchange(application, make_environ(QUERY_STRING="", SCRIPT_NAME=""))
     assert b"".join(exchange.written + exchange.finish()) == body
     assert events == ["ran"]
 
 
-@pytest.mark.parametrize(("app", "body"), APPS, ids=[app.__name__ for app, _ in APPS])
+@each_app
 def test_webtest_runs_the_callbacks_of_each_request(app, body, events):
-    application = AfterResponseMiddleware(app)
-    application.after_response(lambda environ: events.append(environ["PATH_INFO"]))
-    client = webtest.TestApp(application)
+    client = webtest.TestApp(registers(partial(events.append, "ran"), app=app))
     assert client.get("/first").body == body
+    assert events == ["ran"]
     assert client.get("/second").body == body
-    assert events == ["/first", "/second"]
+    assert events == ["ran", "ran"]
 
 
-@pytest.mark.parametrize(("app", "body"), APPS, ids=[app.__name__ for app, _ in APPS])
+@each_app
 def test_werkzeugs_client_runs_them_when_the_response_is_closed(app, body, events):
-    application = AfterResponseMiddleware(app)
-    application.after_response(lambda environ: events.append("ran"))
-    with Client(application).get("/") as response:
+    client = Client(registers(partial(events.append, "ran"), app=app))
+    with client.get("/") as response:
         assert (response.data, events) == (body, [])
     assert events == ["ran"]

@@ -38,7 +38,7 @@ PROOFS = {
     3: [
         "test_matrix.test_the_event_log_is_the_one_that_the_contract_tells",
         "test_own_thread.test_a_session_of_the_thread_is_closed_before_the_next_request",
-        "test_native_file_wrapper."
+        "test_file_wrapper."
         "test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread",
         "test_lint.test_an_offence_of_the_server_is_reported_once_and_callbacks_run",
         "test_lint.test_close_from_within_the_iteration_is_reported",
@@ -70,14 +70,14 @@ PROOFS = {
     ],
     8: [
         "test_middleware.test_the_server_sees_a_misbehaving_app_as_it_would_without_us",
-        "test_native_file_wrapper.test_whether_an_object_is_a_file_is_answered_as_before",
+        "test_wrapping.test_isinstance_against_the_file_wrapper_answers_as_it_does_bare",
         "test_lint.test_a_middleware_that_copies_a_file_is_reported",
         "test_body.test_the_iterable_is_not_touched_before_the_server_touches_it",
     ],
     9: [
         "test_middleware.test_after_the_end_the_list_keeps_nothing_of_the_request",
         "test_middleware.test_two_requests_at_once_never_see_each_others_callbacks",
-        "test_hand_off.test_a_deep_copy_shares_the_list_and_ends_nothing",
+        "test_wrapping.test_a_copy_of_the_environ_has_the_requests_one_list",
     ],
     10: ["test_callbacks.test_no_request_header_reaches_the_key"],
     11: ["test_contract.test_a_process_that_is_killed_loses_what_had_not_run"],

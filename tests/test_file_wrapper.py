@@ -1,35 +1,135 @@
-"""``wsgi.file_wrapper`` of the servers that have a Python class for it: rule 8 of the contract."""
+"""``wsgi.file_wrapper`` of each kind of server, and where another thread closes: rules 3 and 8.
+
+That of some servers is a class in Python, of others a function, or a type in C: these are stood in
+for here. The real ones are in ``tests/servers``; ``cases/test_wrapping.py`` sends one file again.
+"""
 
 from __future__ import annotations
 
+import operator
+import threading
 import wsgiref.util
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
-from conftest import Exchange, FailingFile, File, make_environ, send_file
+from conftest import Exchange, FailingFile, File, Refuses, make_environ, registers, send_file
 from gunicorn.http.wsgi import FileWrapper as GunicornFileWrapper
 from waitress.buffers import ReadOnlyFileBasedBuffer as WaitressFileWrapper
 
-from wsgi_after import AfterResponseMiddleware
 
-CLASSES = [wsgiref.util.FileWrapper, GunicornFileWrapper, WaitressFileWrapper]
+def function(file):
+    """The wrapper of uWSGI, which closes the file."""
+    return file
 
 
-@pytest.mark.parametrize("file_wrapper", CLASSES)
-def test_the_servers_own_object_comes_back_and_its_close_runs_the_callbacks(file_wrapper, events):
-    exchange = send_file(file_wrapper, File(events), events)
-    assert type(exchange.result) is file_wrapper
-    exchange.result.close()
-    exchange.result.close()
+#: The wrappers, and what the server finds and closes in what it got back.
+WRAPPERS = {
+    "wsgiref": (wsgiref.util.FileWrapper, lambda made: made),
+    "gunicorn": (GunicornFileWrapper, lambda made: made),
+    "waitress": (WaitressFileWrapper, lambda made: made),
+    "function": (function, lambda made: made),
+    # A type in C, whose objects take no attribute.
+    "type in C": (operator.itemgetter, lambda made: made.__reduce__()[1][0]),
+}
+
+each_wrapper = pytest.mark.parametrize(("wrapper", "found"), WRAPPERS.values(), ids=WRAPPERS)
+
+
+@each_wrapper
+@pytest.mark.parametrize(("kind", "error"), [(File, None), (FailingFile, OSError("on purpose"))])
+def test_the_servers_own_object_comes_back_and_its_close_runs_the_callbacks(
+    kind, error, wrapper, found, events
+):
+    """Once; also if the close of the file fails."""
+    made = []
+
+    def give_back(result):
+        made.append(result)
+        return result
+
+    exchange = send_file(wrapper, kind(events), events, give_back=give_back)
+    assert exchange.result is made.pop()
+    file = found(exchange.result)
+    for _ in "12":
+        with nullcontext() if error is None else pytest.raises(OSError, match="on purpose"):
+            file.close()
+    assert events == ["file closed", f"callback None {error!r}"]
+
+
+# Not of waitress, whose object has a close() of its own: it is gone before that could be called.
+@pytest.mark.parametrize("name", ["wsgiref", "gunicorn", "function", "type in C"])
+def test_a_file_wrapper_that_is_dropped_runs_its_callbacks(name, events):
+    wrapper, _ = WRAPPERS[name]
+    exchange = send_file(wrapper, File(events), events)
+    with pytest.warns(ResourceWarning, match="never closed"):
+        del exchange.result
+        exchange.environ.clear()
     assert events == ["file closed", "callback None None"]
 
 
-@pytest.mark.parametrize("file_wrapper", CLASSES)
-def test_a_file_whose_close_fails_does_not_cost_the_callbacks(file_wrapper, events):
-    exchange = send_file(file_wrapper, FailingFile(events), events)
-    with pytest.raises(OSError, match="on purpose"):
-        exchange.result.close()
-    assert events == ["file closed", "callback None OSError('on purpose')"]
+@each_wrapper
+def test_of_several_files_the_one_that_is_returned_counts(wrapper, found, events):
+    """And an environ that is sent again has the server's wrapper, not one around ours."""
+    made = []
+
+    def app(environ, start_response):
+        made[:] = [environ["wsgi.file_wrapper"](File(events)) for _ in "12"]
+        return made[1]
+
+    application = registers(lambda: events.append("callback"), app=app)
+    environ = make_environ(**{"wsgi.file_wrapper": wrapper})
+    for _ in range(2):
+        assert Exchange(application, environ).result is made[1]
+        for result in made:
+            found(result).close()
+    assert getattr(environ["wsgi.file_wrapper"], "_file_wrapper", wrapper) is wrapper
+    assert events == ["file closed", "file closed", "callback"] * 2
+
+
+@pytest.mark.parametrize("kind", ["function", "type in C"])
+def test_the_file_that_the_server_finds_is_like_the_apps(kind, events):
+    wrapper, found = WRAPPERS[kind]
+    file = found(send_file(wrapper, File(events), events).result)
+    assert [file.tell(), file.read(3), list(file)] == [0, b"con", [b"tent\n"]]
+    with pytest.raises(AttributeError, match="no_such_name"):
+        file.no_such_name  # noqa: B018
+    file.close()
+
+
+class Slots:
+    """What takes no attribute, though it is of Python."""
+
+    __slots__ = ("file",)
+
+    def __init__(self, file):
+        self.file = file
+
+    def __iter__(self):
+        return iter(self.file)
+
+    def close(self):
+        self.file.close()
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "give_back"),
+    [
+        (wsgiref.util.FileWrapper, lambda made: made.filelike),
+        (function, iter),
+        (Slots, lambda made: made),
+    ],
+)
+def test_what_the_server_cannot_send_by_itself_is_wrapped_as_ever(wrapper, give_back, events):
+    exchange = send_file(wrapper, File(events), events, give_back=give_back)
+    assert exchange.finish() == [b"content\n"]
+    assert events == ["file closed", "callback True None"]
+
+
+def test_a_wrapper_that_is_switched_off_stays_as_it_is():
+    exchange = Exchange(registers(), make_environ(**{"wsgi.file_wrapper": None}))
+    assert exchange.finish() == [b"hello"]
+    assert exchange.environ["wsgi.file_wrapper"] is None
 
 
 def test_a_file_wrapper_without_a_close_gets_one(events):
@@ -40,23 +140,6 @@ def test_a_file_wrapper_without_a_close_gets_one(events):
     exchange = send_file(Bare, None, events)
     exchange.result.close()
     assert events == ["callback None None"]
-
-
-def test_a_file_wrapper_that_is_dropped_runs_its_callbacks(events):
-    exchange = send_file(wsgiref.util.FileWrapper, File(events), events)
-    with pytest.warns(ResourceWarning, match="never closed"):
-        del exchange.result
-    assert events == ["file closed", "callback None None"]
-
-
-def test_an_iterable_that_is_no_file_wrapper_is_wrapped_as_ever(events):
-    def app(environ, start_response):
-        environ["wsgi.after"].append(partial(events.append, "callback"))
-        return iter([b"1"])
-
-    environ = make_environ(**{"wsgi.file_wrapper": wsgiref.util.FileWrapper})
-    assert Exchange(AfterResponseMiddleware(app), environ).finish() == [b"1"]
-    assert events == ["callback"]
 
 
 def test_a_close_of_a_file_wrapper_that_cannot_be_looked_up_costs_no_callbacks(events):
@@ -76,3 +159,77 @@ def test_a_close_of_a_file_wrapper_that_cannot_be_looked_up_costs_no_callbacks(e
     with pytest.raises(ValueError, match="unbound"):
         exchange.result.close()
     assert events == ["callback True ValueError('unbound')"]
+
+
+# Waitress, which closes a large file in the thread that serves all sockets
+
+WAITRESS = {"waitress.client_disconnected": None}
+
+
+@pytest.fixture
+def io_thread():
+    """A thread that is running already, to close in."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(threading.get_ident).result(10)
+        yield pool
+
+
+def wait_for_callbacks():
+    for thread in threading.enumerate():
+        if thread.name == "wsgi_after":
+            thread.join(10)
+
+
+def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(events, io_thread):
+    release = threading.Event()
+    exchange = send_file(function, File(events), events, **WAITRESS)
+    exchange.environ["wsgi.after"].insert(0, lambda: release.wait(10))
+    io_thread.submit(exchange.result.close).result(10)
+    assert events == ["file closed"]
+    release.set()
+    wait_for_callbacks()
+    assert events == ["file closed", "callback None None"]
+
+
+@pytest.mark.parametrize(
+    ("closes_in", "executor", "runs_in"),
+    [
+        ("io thread", None, "wsgi_after"),
+        ("io thread", Refuses(), "wsgi_after"),
+        ("io thread", "pool", "pool_0"),
+        ("its own thread", None, "MainThread"),
+    ],
+)
+@pytest.mark.parametrize("has_close", [True, False])
+def test_there_callbacks_run_by_the_executor_or_in_a_thread_of_their_own(
+    has_close, closes_in, executor, runs_in, events, io_thread
+):
+    file = File(events) if has_close else [b"no file"]
+    with ThreadPoolExecutor(1, "pool") as pool:
+        executor = pool if executor == "pool" else executor
+        exchange = send_file(function, file, events, executor=executor, **WAITRESS)
+        exchange.environ["wsgi.after"](lambda: events.append(threading.current_thread().name))
+        if closes_in == "io thread":
+            io_thread.submit(exchange.result.close).result(10)
+        else:
+            exchange.result.close()
+        wait_for_callbacks()
+    assert events == [*["file closed"] * has_close, "callback None None", runs_in]
+
+
+def test_there_an_error_of_the_files_close_reaches_server_and_callbacks(events, io_thread):
+    exchange = send_file(function, FailingFile(events), events, **WAITRESS)
+    with pytest.raises(OSError, match="on purpose"):
+        io_thread.submit(exchange.result.close).result(10)
+    wait_for_callbacks()
+    assert events == ["file closed", "callback None OSError('on purpose')"]
+
+
+def test_without_another_thread_to_be_had_they_run_in_place(events, io_thread, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    exchange = send_file(function, File(events), events, **WAITRESS)
+    monkeypatch.setattr("threading.Thread.start", start)
+    io_thread.submit(exchange.result.close).result(10)
+    assert events == ["file closed", "callback None None"]

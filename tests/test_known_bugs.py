@@ -13,9 +13,11 @@ from functools import partial
 from wsgiref.util import FileWrapper
 
 import pytest
-from conftest import Exchange, Marker, collector_off, hello, make_environ
+from conftest import Exchange, Marker, collector_off, hello, make_environ, registers
 
 from wsgi_after import AfterResponseMiddleware, after_this_response
+
+OVER = ["iterable closed", "callback"]
 
 
 class Body:
@@ -36,76 +38,71 @@ class Body:
         self.events.append("iterable closed")
 
 
-def app_with(body, events):
-    def app(environ, start_response):
-        environ["wsgi.after"].append(partial(events.append, "callback"))
-        start_response("200 OK", [])
-        return body
+@pytest.fixture
+def send(events):
+    """Send a request to an app that returns this body, and has one callback."""
 
-    return AfterResponseMiddleware(app)
+    def send(body, **extra):
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return body
+
+        application = registers(partial(events.append, "callback"), app=app)
+        return Exchange(application, make_environ(**extra))
+
+    return send
 
 
-def test_bug_1_the_iterator_is_closed_in_place_of_the_iterable(events):
+def test_bug_1_the_iterator_is_closed_in_place_of_the_iterable(send, events):
     """Werkzeug #1259, raven #885, ddtrace, talisker."""
-    Exchange(app_with(Body(events), events)).finish()
-    assert events == ["iterable closed", "callback"]
+    send(Body(events)).finish()
+    assert events == OVER
 
 
-def test_bug_2_an_early_close_does_not_reach_the_app_or_reaches_it_twice(events):
-    """Backlash #19, opentelemetry-python #2606, instana."""
-    exchange = Exchange(app_with(Body(events), events))
-    iterator = iter(exchange.result)
-    next(iterator)
-    exchange.result.close()
-    exchange.result.close()
-    assert events == ["iterable closed", "callback"]
+@pytest.mark.parametrize("read", [0, 1])
+def test_bug_2_an_early_close_does_not_reach_the_app_or_reaches_it_twice(read, send, events):
+    """Backlash #19, opentelemetry-python #2606 and, before the first chunk, its -wsgi, instana."""
+    result = send(Body(events)).result
+    iterator = iter(result)
+    for _ in range(read):
+        next(iterator)
+    result.close()
+    result.close()
+    assert events == OVER
     iterator.close()
 
 
-def test_bug_2_closed_before_the_first_chunk(events):
-    """opentelemetry-instrumentation-wsgi, whose generator has not begun by then."""
-    Exchange(app_with(Body(events), events)).result.close()
-    assert events == ["iterable closed", "callback"]
-
-
-def test_bug_3_close_is_never_called(events):
+def test_bug_3_close_is_never_called(send, events):
     """Asgiref #587, hypercorn #155, tornado #824, elastic-apm, repoze.tm2, Paste."""
-    exchange = Exchange(app_with(Body(events), events))
+    exchange = send(Body(events))
     list(exchange.result)
     with pytest.warns(ResourceWarning, match="never closed"):
         del exchange.result
-    assert events == ["iterable closed", "callback"]
+    assert events == OVER
 
 
-def test_bug_3_a_falsy_iterable_is_not_closed(events):
+def test_bug_3_a_falsy_iterable_is_not_closed(send, events):
     """Webob #74."""
 
     class Empty(Body):
         def __len__(self):
             return 0
 
-    Exchange(app_with(Empty(events, ()), events)).finish()
-    assert events == ["iterable closed", "callback"]
+    send(Empty(events, ())).finish()
+    assert events == OVER
 
 
-def test_bug_4_the_end_is_taken_to_be_at_exhaustion(events):
-    """Newrelic #1401, raven #850."""
-    exchange = Exchange(app_with(Body(events), events))
-    events.extend(exchange.result)
+def test_bug_4_the_end_is_taken_to_be_at_exhaustion_or_comes_twice(send, events):
+    """Newrelic #1401, raven #850; ddtrace #4202, opentelemetry-python #148, werkzeug."""
+    result = send(Body(events)).result
+    events.extend(result)
     events.append("exhausted")
-    exchange.result.close()
-    assert events == [b"1", b"2", "exhausted", "iterable closed", "callback"]
+    result.close()
+    result.close()
+    assert events == [b"1", b"2", "exhausted", *OVER]
 
 
-def test_bug_4_finished_twice(events):
-    """Ddtrace #4202, opentelemetry-python #148, werkzeug's ClosingIterator."""
-    exchange = Exchange(app_with(Body(events), events))
-    exchange.finish()
-    exchange.result.close()
-    assert events == ["iterable closed", "callback"]
-
-
-def test_bug_5_the_inner_close_raises_and_the_callbacks_are_lost_or_the_error_is(events):
+def test_bug_5_the_inner_close_raises_and_the_callbacks_are_lost_or_the_error_is(send, events):
     """Rack #313; raygun4py #22, instana."""
 
     class Failing(Body):
@@ -113,7 +110,7 @@ def test_bug_5_the_inner_close_raises_and_the_callbacks_are_lost_or_the_error_is
             raise OSError("inner close")
 
     with pytest.raises(OSError, match="inner close"):
-        Exchange(app_with(Failing(events), events)).finish()
+        send(Failing(events)).finish()
     assert events == ["callback"]
 
 
@@ -121,26 +118,21 @@ def test_bug_6_the_app_raises_before_it_returns_and_the_callbacks_are_lost(event
     """The copied recipe, and all users of werkzeug's ClosingIterator."""
 
     def app(environ, start_response):
-        environ["wsgi.after"].append(partial(events.append, "callback"))
         raise ValueError("view")
 
     with pytest.raises(ValueError, match="view"):
-        Exchange(AfterResponseMiddleware(app))
+        Exchange(registers(partial(events.append, "callback"), app=app))
     assert events == ["callback"]
 
 
 def test_bug_7_one_failure_skips_the_rest_and_nested_ones_are_dropped(events, caplog):
     """Starlette #3195, puma #3680, frappe #42371, pitchfork #98."""
 
-    def app(environ, start_response):
-        def fails():
-            environ["wsgi.after"].append(partial(events.append, "nested"))
-            raise ValueError
+    def fails():
+        after_this_response(events.append, "nested")
+        raise ValueError
 
-        environ["wsgi.after"].extend([fails, partial(events.append, "next")])
-        return hello(environ, start_response)
-
-    Exchange(AfterResponseMiddleware(app)).finish()
+    Exchange(registers(fails, partial(events.append, "next"))).finish()
     assert events == ["next", "nested"]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
@@ -162,27 +154,21 @@ def test_bug_8_one_list_is_shared_by_all_requests(events):
 
 def test_bug_9_a_system_exit_in_the_middle_of_a_callback_ends_the_worker(events, caplog):
     """Gunicorn #3715, raven #675."""
-
-    def app(environ, start_response):
-        environ["wsgi.after"].extend([lambda: exit(1), partial(events.append, "next")])
-        return hello(environ, start_response)
-
-    Exchange(AfterResponseMiddleware(app)).finish()
+    Exchange(registers(lambda: exit(1), partial(events.append, "next"))).finish()
     assert events == ["next"]
     assert "SystemExit" in caplog.records[0].getMessage()
 
 
 @pytest.mark.parametrize("sized", [True, False])
-def test_bug_10_a_length_is_faked_on_a_stream_or_lost(sized, events):
+def test_bug_10_a_length_is_faked_on_a_stream_or_lost(sized, send):
     """Ddtrace #5858; the many wrappers without __len__, which cost the Content-Length."""
-    body = [b"1", b"2"] if sized else (chunk for chunk in (b"1", b"2"))
-    exchange = Exchange(app_with(body, events))
+    exchange = send([b"1", b"2"] if sized else (chunk for chunk in (b"1", b"2")))
     assert hasattr(type(exchange.result), "__len__") is sized
     assert not sized or len(exchange.result) == 2
     assert exchange.finish() == [b"1", b"2"]
 
 
-def test_bug_11_the_file_wrapper_is_lost_or_its_close(events):
+def test_bug_11_the_file_wrapper_is_lost_or_its_close(send, events):
     """sentry-python #5107, opentelemetry, newrelic; Django #12431 and #9659, uWSGI #2422."""
 
     class File(Body):
@@ -190,94 +176,56 @@ def test_bug_11_the_file_wrapper_is_lost_or_its_close(events):
             return b""
 
     file_wrapper = FileWrapper(File(events))
-    exchange = Exchange(app_with(file_wrapper, events), make_environ(**FILE_WRAPPER))
-    assert exchange.result is file_wrapper
-    exchange.result.close()
-    assert events == ["iterable closed", "callback"]
+    result = send(file_wrapper, **{"wsgi.file_wrapper": FileWrapper}).result
+    assert result is file_wrapper
+    result.close()
+    assert events == OVER
 
 
-FILE_WRAPPER = {"wsgi.file_wrapper": FileWrapper}
-
-
-def test_bug_11_a_file_wrapper_that_is_a_function_raises_in_isinstance(events):
+def test_bug_11_a_file_wrapper_that_is_a_function_raises_in_isinstance(send, events):
     """Talisker."""
-    environ = make_environ(**{"wsgi.file_wrapper": lambda file, size=8192: file})
-    Exchange(app_with(Body(events), events), environ).finish()
-    assert events == ["iterable closed", "callback"]
+    send(Body(events), **{"wsgi.file_wrapper": lambda file, size=8192: file}).finish()
+    assert events == OVER
 
 
-def test_bug_11_attributes_of_the_apps_object_are_hidden(events):
+def test_bug_11_attributes_of_the_apps_object_are_hidden(send):
     """Waitress #359, falcon-sqla #9: ``read``, ``seek`` and ``tell``."""
-    exchange = Exchange(app_with(io.BytesIO(b"content"), events))
+    exchange = send(io.BytesIO(b"content"))
     result = exchange.result
     assert (result.read(3), result.tell(), result.seek(0)) == (b"con", 3, 0)
     assert exchange.finish() == [b"content"]
-    assert events == ["callback"]
 
 
-def test_bug_12_a_third_argument_is_always_passed_to_start_response():
-    """ddtrace, repoze.tm2, instana, talisker."""
-
-    def start_response(status, headers):
-        return print
-
-    AfterResponseMiddleware(hello)(make_environ(), start_response).close()
-
-
-def test_bug_12_exc_info_is_dropped():
-    """Webob."""
+@pytest.mark.parametrize("more", [[], [(ValueError, ValueError(), None)]])
+def test_bug_12_start_response_has_other_arguments_or_its_write_is_lost(more):
+    """ddtrace, repoze.tm2, instana, talisker, WebOb."""
 
     def app(environ, start_response):
-        start_response("500 Oops", [], exc_info)
-        return []
-
-    exc_info = (ValueError, ValueError(), None)
-    exchange = Exchange(AfterResponseMiddleware(app))
-    exchange.finish()
-    assert exchange.started == [("500 Oops", [], exc_info)]
-
-
-def test_bug_12_write_is_lost():
-    """Talisker."""
-
-    def app(environ, start_response):
-        start_response("200 OK", [])(b"written")
+        start_response("500 Oops", [], *more)(b"written")
         return []
 
     exchange = Exchange(AfterResponseMiddleware(app))
     exchange.finish()
-    assert exchange.written == [b"written"]
+    assert (exchange.started, exchange.written) == ([("500 Oops", [], *more)], [b"written"])
 
 
-def test_bug_13_the_body_is_consumed_before_it_is_returned(events):
-    """wsgi-request-logger #4."""
+def test_bug_13_a_body_is_consumed_before_it_is_returned_or_a_lazy_start_response_is_broken(events):
+    """wsgi-request-logger #4; wsgi-intercept #61, werkzeug #1280, talisker #431."""
 
-    def chunks():
+    def app(environ, start_response):
         events.append("consumed")
-        yield b"1"
-
-    exchange = Exchange(app_with(chunks(), events))
-    events.append("returned")
-    exchange.finish()
-    assert events == ["returned", "consumed", "callback"]
-
-
-def test_bug_13_a_lazy_start_response_is_broken():
-    """wsgi-intercept #61, werkzeug #1280, talisker #431, opentelemetry-python #84."""
-
-    def app(environ, start_response):
         start_response("200 OK", [])
         yield b"1"
 
     exchange = Exchange(AfterResponseMiddleware(app))
-    assert exchange.started == []
+    assert (events, exchange.started) == ([], [])
     exchange.finish()
-    assert exchange.started == [("200 OK", [])]
+    assert (events, exchange.started) == (["consumed"], [("200 OK", [])])
 
 
 def test_bug_14_the_environ_is_kept_past_the_request(events):
     """Uwsgi #1950: the server crashes."""
-    application = app_with([b"1"], events)
+    application = AfterResponseMiddleware(hello)
     application.after_response(lambda environ: events.append(environ["PATH_INFO"]))
     exchange = Exchange(application, make_environ(marker=Marker()))
     reference = weakref.ref(exchange.environ["marker"])
@@ -286,7 +234,7 @@ def test_bug_14_the_environ_is_kept_past_the_request(events):
         body = exchange.result
         del exchange
         assert reference() is None
-    assert (body, events) == ([b"1"], ["/path", "callback"])
+    assert (body, events) == ([b"hello"], ["/path"])
 
 
 def test_bug_14_a_body_streamed_from_another_thread_has_no_request_or_another_one(events):
@@ -308,9 +256,9 @@ def test_bug_14_a_body_streamed_from_another_thread_has_no_request_or_another_on
     assert events == ["its own", b"/1", "its own", b"/2"]
 
 
-def test_bug_15_a_callback_registered_after_the_end_is_silently_lost(events):
+def test_bug_15_a_callback_registered_after_the_end_is_silently_lost(send, events):
     """next.js #94974, fastapi #14192."""
-    exchange = Exchange(app_with([b"1"], events))
+    exchange = send([b"1"])
     exchange.finish()
     with pytest.raises(RuntimeError, match="have run already"):
         exchange.environ["wsgi.after"].append(partial(events.append, "late"))

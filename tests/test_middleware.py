@@ -1,23 +1,18 @@
-"""The call of the app: rules 2, 5, 8 and 9 of the contract."""
+"""The call of the app: rules 2, 5, 8 and 9 of the contract.
+
+Which calls share a list is in ``cases/test_calls.py``.
+"""
 
 from __future__ import annotations
 
 import gc
-import sys
 import threading
-import weakref
-from contextlib import nullcontext, suppress
 from functools import partial
 
 import pytest
-from conftest import Exchange, Marker, collector_off, hello, make_environ
+from conftest import Exchange, at_once, hello, is_freed, make_environ, registers
 
-from wsgi_after import (
-    AfterResponseMiddleware,
-    CallbackList,
-    after_this_response,
-    run_callbacks,
-)
+from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response
 
 
 @pytest.mark.parametrize("app", [None, "module:app", 1])
@@ -37,115 +32,29 @@ def test_each_request_has_a_list_of_its_own():
     assert first.environ["wsgi.after"] is not second.environ["wsgi.after"]
 
 
-def test_two_instances_share_one_list_with_the_app_wide_callbacks_of_the_outer_one_first(events):
-    def app(environ, start_response):
-        environ["wsgi.after"].append(partial(events.append, "app"))
-        after_this_response(events.append, "app, without environ")
-        return hello(environ, start_response)
-
-    inner = AfterResponseMiddleware(app)
-    outer = AfterResponseMiddleware(inner)
-    inner.after_response(lambda environ: events.append("inner"))
-    outer.after_response(lambda environ: events.append("outer"))
-    assert Exchange(outer).finish() == [b"hello"]
-    assert events == ["outer", "inner", "app", "app, without environ"]
-
-
-def test_the_inner_instance_leaves_the_response_alone():
-    def app(environ, start_response):
-        hello(environ, start_response)
-        return iterable
-
-    iterable = [b"hello"]
-    exchange = Exchange(AfterResponseMiddleware(app), make_environ(**{"wsgi.after": []}))
-    assert exchange.result is iterable
-
-
 def test_a_plain_list_that_is_there_is_used_and_left_to_its_owner():
+    """The response too: nothing is wrapped."""
+    body = [b"hello"]
+
     def app(environ, start_response):
         environ["wsgi.after"].append("by append")
         after_this_response(print, "by function")
-        return hello(environ, start_response)
+        return body
 
     theirs = []
     application = AfterResponseMiddleware(app)
     application.after_response(print)
     exchange = Exchange(application, make_environ(**{"wsgi.after": theirs}))
-    assert exchange.environ["wsgi.after"] is theirs
+    assert (exchange.environ["wsgi.after"] is theirs, exchange.result is body) == (True, True)
     app_wide, by_append, by_function = theirs
     assert (app_wide.func, app_wide.args) == (print, (exchange.environ,))
     assert by_append == "by append"
     assert (by_function.func, by_function.args) == (print, ("by function",))
 
 
-def test_a_call_with_the_environ_of_another_call_that_is_over_gets_a_list_of_its_own(events):
-    """A retry outside: the first response was not even closed."""
-
-    def app(environ, start_response):
-        name = environ["name"]
-        environ["wsgi.after"].append(lambda: events.append(name))
-        return hello(environ, start_response)
-
-    application = AfterResponseMiddleware(app)
-    environ = make_environ(name="first")
-    first = application(environ, lambda *args: print)
-    second = application({**environ, "name": "second"}, lambda *args: print)
-    for result in (second, first):
-        list(result)
-        result.close()
-    assert events == ["second", "first"]
-
-
-@pytest.mark.parametrize(
-    ("read", "outer"), [("begun", "shares"), ("exhausted", "has"), ("failed", "has"), ("no", "has")]
-)
-def test_another_instance_shares_a_list_while_its_body_is_being_read(read, outer, events):
-    def stream():
-        yield b"1"
-        if read == "failed":
-            raise ValueError
-
-    def first_app(environ, start_response):
-        environ["wsgi.after"].append(partial(events.append, "first"))
-        return stream()
-
-    environ = make_environ()
-    body = AfterResponseMiddleware(first_app)(environ, lambda *args: print)
-    after = environ["wsgi.after"]
-    chunks = iter(body)
-    with suppress(ValueError):
-        list(chunks) if read in {"exhausted", "failed"} else read == "no" or next(chunks)
-    AfterResponseMiddleware(hello)(environ, lambda *args: print)
-    assert (environ["wsgi.after"] is after) == (outer == "shares")
-    body.close()
-    assert events == ["first"]
-
-
-def test_a_list_of_a_server_is_used_until_it_has_ended(events):
-    theirs = CallbackList()
-
-    def app(environ, start_response):
-        events.append(environ["wsgi.after"] is theirs)
-        return hello(environ, start_response)
-
-    application = AfterResponseMiddleware(app)
-    environ = make_environ(**{"wsgi.after": theirs})
-    for _ in range(2):
-        list(application(environ, lambda *args: print))
-    run_callbacks(theirs)
-    application(environ, lambda *args: print).close()
-    assert events == [True, True, False]
-
-
 def test_an_environ_that_is_sent_again_gets_a_new_list(events):
     """WebOb and WebTest do so."""
-
-    def app(environ, start_response):
-        environ["wsgi.after"].append(partial(events.append, "ran"))
-        return hello(environ, start_response)
-
-    application = AfterResponseMiddleware(app)
-    environ = make_environ()
+    application, environ = registers(partial(events.append, "ran")), make_environ()
     for _ in range(2):
         assert Exchange(application, environ).finish() == [b"hello"]
     assert events == ["ran", "ran"]
@@ -160,80 +69,55 @@ def test_a_key_that_is_no_list_is_named(there):
 # App-wide callbacks
 
 
-def test_app_wide_callbacks_get_the_environ_and_come_first(events):
+def test_two_instances_share_one_list_with_the_app_wide_callbacks_of_the_outer_one_first(events):
     def app(environ, start_response):
         environ["wsgi.after"].append(partial(events.append, "app"))
+        after_this_response(events.append, "app, without environ")
         return hello(environ, start_response)
 
-    application = AfterResponseMiddleware(app)
+    inner = AfterResponseMiddleware(app)
+    outer = AfterResponseMiddleware(inner)
+    inner.after_response(lambda environ: events.append("inner"))
+    outer.after_response(lambda environ: events.append("outer"))
 
-    @application.after_response
-    def first(environ):
-        events.append(("first", environ["PATH_INFO"], environ["wsgi.after"].status))
-
-    @application.after_response
+    @outer.after_response
     def second(environ):
-        events.append("second")
+        events.append((environ["PATH_INFO"], environ["wsgi.after"].status))
 
     for _ in range(2):
-        Exchange(application).finish()
-    assert events == [("first", "/path", "200 OK"), "second", "app"] * 2
-    assert callable(first)
+        assert Exchange(outer).finish() == [b"hello"]
+    of_one = ["outer", ("/path", "200 OK"), "inner", "app", "app, without environ"]
+    assert (events, callable(second)) == (of_one * 2, True)
 
 
-def test_an_app_wide_callback_that_is_not_callable_is_refused():
-    with pytest.raises(TypeError, match=r"not str: 'text'\. .*not after\(fn\(x\)\)"):
-        AfterResponseMiddleware(hello).after_response("text")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("text", r"not str: 'text'\. .*not after\(fn\(x\)\)"),
+        (lambda: None, r"cannot be called: too many .* that takes the environ\."),
+    ],
+)
+def test_an_app_wide_callback_that_cannot_be_called_is_refused(wrong, message):
+    with pytest.raises(TypeError, match=message):
+        AfterResponseMiddleware(hello).after_response(wrong)
 
 
-def test_an_app_wide_callback_that_does_not_take_the_environ_is_refused():
-    with pytest.raises(TypeError, match=r"cannot be called: too many .* that takes the environ\."):
-        AfterResponseMiddleware(hello).after_response(lambda: None)
+# What the server sees (rule 8)
 
 
-def test_a_failing_app_wide_callback_is_logged_by_its_name(caplog):
-    def fails(environ):
-        raise ValueError
-
-    application = AfterResponseMiddleware(hello)
-    application.after_response(fails)
-    Exchange(application).finish()
-    assert "<locals>.fails of GET /path failed" in caplog.records[0].getMessage()
+def lazy(environ, start_response):
+    start_response("200 OK", [])
+    yield b"body"
 
 
-# start_response (rule 8)
+def writes(environ, start_response):
+    start_response("200 OK", [], (1, 2, 3))(b"written")
+    return [b"body"]
 
 
-@pytest.mark.parametrize("args", [("200 OK", []), ("200 OK", [], None), ("200 OK", [], (1, 2, 3))])
-def test_start_response_gets_as_many_arguments_as_the_app_gave(args):
-    """A third one that is always passed breaks servers that take two."""
-
-    def app(environ, start_response):
-        start_response(*args)
-        return []
-
-    assert Exchange(AfterResponseMiddleware(app)).started == [args]
-
-
-def test_write_is_the_one_of_the_server():
-    def app(environ, start_response):
-        write = start_response("200 OK", [])
-        write(b"written")
-        return []
-
-    exchange = Exchange(AfterResponseMiddleware(app))
-    assert (exchange.written, exchange.finish()) == ([b"written"], [])
-
-
-def test_a_start_response_called_in_the_body_stays_there():
-    def app(environ, start_response):
-        start_response("200 OK", [])
-        yield b"body"
-
-    exchange = Exchange(AfterResponseMiddleware(app))
-    assert exchange.started == []
-    assert exchange.finish() == [b"body"]
-    assert exchange.started == [("200 OK", [])]
+def passes_none(environ, start_response):
+    start_response("200 OK", [], None)
+    return [b"body"]
 
 
 def never_starts(environ, start_response):
@@ -256,20 +140,26 @@ def starts_with_nonsense(environ, start_response):
     return [b"body"]
 
 
-@pytest.mark.parametrize(
-    "app", [never_starts, starts_twice, starts_without_headers, starts_with_nonsense]
-)
+WELL_BEHAVED = [lazy, writes, passes_none]
+MISBEHAVED = [never_starts, starts_twice, starts_without_headers, starts_with_nonsense]
+
+
+@pytest.mark.parametrize("app", [*WELL_BEHAVED, *MISBEHAVED])
 def test_the_server_sees_a_misbehaving_app_as_it_would_without_us(app):
+    """And one that is not: as many arguments, the server's own write(), at the same moment."""
+
     def seen_with(application):
         seen = []
 
         def start_response(*args, **kwargs):
             seen.append((args, kwargs))
-            if len(seen) > 1 or kwargs or len(args) < 2:
+            if (app in MISBEHAVED and len(seen) > 1) or kwargs or len(args) < 2:
                 raise AssertionError("the server's opinion")
+            return seen.append
 
         try:
             result = application(make_environ(), start_response)
+            seen.append("returned")
             seen.extend(result)
             getattr(result, "close", lambda: None)()
         except AssertionError as error:
@@ -279,96 +169,53 @@ def test_the_server_sees_a_misbehaving_app_as_it_would_without_us(app):
     assert seen_with(AfterResponseMiddleware(app)) == seen_with(app)
 
 
-def test_an_exception_of_the_app_goes_on_as_it_was(events):
+KINDS = [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_of_the_app_goes_on_as_it_was(kind, events):
     """And the callbacks are not lost."""
-    error = ValueError("the app's")
+    error = kind("the app's")
 
     def app(environ, start_response):
         environ["wsgi.after"].append(lambda: events.append(environ["wsgi.after"].error))
         raise error from KeyError("cause")
 
-    with pytest.raises(ValueError, match="the app's") as caught:
+    with pytest.raises(kind, match="the app's") as caught:
         Exchange(AfterResponseMiddleware(app))
     assert caught.value is error
     assert isinstance(error.__cause__, KeyError)
     assert events == [error]
 
 
-@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_base_exceptions_of_the_app_go_on_too(kind, events):
-    def app(environ, start_response):
-        environ["wsgi.after"].append(partial(events.append, "ran"))
-        raise kind
-
-    with pytest.raises(kind):
-        Exchange(AfterResponseMiddleware(app))
-    assert events == ["ran"]
-
-
 # Nothing kept, nothing mixed (rule 9)
 
 
-def raises_at_once(environ, start_response):
-    raise ValueError
+def stops_at_once(environ, start_response):
+    raise KeyboardInterrupt
 
 
-def raises_in_body(environ, start_response):
+def stops_in_body(environ, start_response):
     start_response("200 OK", [])
     yield b""
-    raise ValueError
+    raise KeyboardInterrupt
 
 
-def raises_again(environ, start_response):
-    try:
-        raise ValueError
-    except ValueError:
-        start_response("500 Oops", [], sys.exc_info())
-    return [b""]
-
-
-@pytest.mark.parametrize("app", [hello, raises_at_once, raises_in_body, raises_again])
-@pytest.mark.parametrize("closes", [True, False])
-def test_the_environ_is_freed_when_the_server_drops_it(app, closes):
-    """Kept longer, it crashes uWSGI. The garbage collector is off."""
+@pytest.mark.parametrize("app", [hello, stops_at_once, stops_in_body])
+def test_the_environ_is_freed_when_the_server_drops_it(app):
+    """Kept longer, it crashes uWSGI. More kinds, and servers that forget it, are in leaks.py."""
 
     def wrapped(environ, start_response):
         environ["wsgi.after"].append(lambda: environ)  # a closure over the environ, as usual
         return app(environ, start_response)
 
-    def serve():
-        environ = make_environ(marker=Marker())
-        try:
-            result = application(environ, lambda *args: print)
-            try:
-                for _ in result:
-                    pass
-            finally:
-                if closes:
-                    result.close()
-        except ValueError:
-            pass
-        return weakref.ref(environ["marker"])
-
     application = AfterResponseMiddleware(wrapped)
     application.after_response(lambda environ: None)
-    with collector_off():
-        if closes:
-            assert serve()() is None
-        else:
-            with pytest.warns(ResourceWarning) if app is not raises_at_once else nullcontext():
-                reference = serve()
-                if app is raises_in_body:
-                    gc.collect()  # the traceback holds the server's frame, and that the body
-                    Exchange(AfterResponseMiddleware(hello)).finish()  # what it waits for
-            assert reference() is None
+    assert is_freed(application)
 
 
 def test_after_the_end_the_list_keeps_nothing_of_the_request():
-    def app(environ, start_response):
-        environ["wsgi.after"].append(lambda: None)
-        return hello(environ, start_response)
-
-    exchange = Exchange(AfterResponseMiddleware(app))
+    exchange = Exchange(registers(lambda: None))
     exchange.finish()
     after = exchange.environ["wsgi.after"]
     assert exchange.environ not in gc.get_referents(after)
@@ -376,23 +223,22 @@ def test_after_the_end_the_list_keeps_nothing_of_the_request():
     assert not any(r is exchange.start_response for r in gc.get_referents(after))
 
 
-def test_two_requests_at_once_never_see_each_others_callbacks(events):
-    both_inside = threading.Barrier(2)
+def test_two_requests_at_once_never_see_each_others_callbacks():
+    both_inside = threading.Barrier(2, timeout=60)
 
     def app(environ, start_response):
-        path = environ["PATH_INFO"]
-        environ["wsgi.after"].append(lambda: events.append((path, environ["PATH_INFO"])))
-        both_inside.wait(10)
+        number, events = environ["number"], environ["events"]
+        environ["wsgi.after"].append(lambda: events.append((number, environ["number"])))
+        both_inside.wait()
+        after_this_response(events.append, number)
+        both_inside.wait()
         return hello(environ, start_response)
 
     application = AfterResponseMiddleware(app)
 
-    def send(path):
-        Exchange(application, make_environ(PATH_INFO=path)).finish()
+    def send(number):
+        environ = make_environ(number=number, events=[])
+        Exchange(application, environ).finish()
+        return environ["events"]
 
-    threads = [threading.Thread(target=send, args=(path,)) for path in ("/a", "/b")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(events) == [("/a", "/a"), ("/b", "/b")]
+    assert at_once(2, send) == [[(number, number), number] for number in range(2)]

@@ -1,17 +1,22 @@
-"""Patterns that people use elsewhere, run with nothing but the import changed.
+"""Code that people use elsewhere, run with nothing but the import changed; docs/prepare.rst.
 
 Each application here takes the function that it would have imported, so that the same code runs
-with the recipe it was written for and with ours.
+with the recipe it was written for and with ours. The examples of the page are run as they stand.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextvars import ContextVar
+from importlib import import_module
+from types import SimpleNamespace
 
 import flask
 import pytest
+import werkzeug.http
 from conftest import Exchange, hello, make_environ
+from documents import blocks
 from werkzeug.sansio.response import Response
 
 import wsgi_after
@@ -19,11 +24,12 @@ from wsgi_after import AfterResponseMiddleware
 
 
 def get(application, path="/", **extra):
+    """The status, the headers and the body of one request."""
     exchange = Exchange(application, make_environ(PATH_INFO=path, SCRIPT_NAME="", **extra))
     body = b"".join(exchange.result)
     if hasattr(exchange.result, "close"):  # a recipe may return the list of the app
         exchange.result.close()
-    return exchange.started[0][0], exchange.started[0][1], body
+    return *exchange.started[0][:2], body
 
 
 # The deferred callback on Flask's g
@@ -168,54 +174,124 @@ def test_the_context_variable_pattern_gives_the_same_response_in_the_same_order(
 # Logging after the request, with status and path at hand
 
 
-def log_app(application):
-    """The application has ``after_response``, as in the well-known recipe."""
-    log = logging.getLogger("access")
+def test_the_log_after_the_request_has_the_path_and_the_status_that_was_sent(caplog):
+    """``after_response`` as in the well-known recipe, and the same from deep in the request.
+
+    The status is that after response callbacks.
+    """
+    app, log = flask.Flask("example"), logging.getLogger("access")
+
+    @app.route("/teapot")
+    def teapot():
+        after = flask.request.environ["wsgi.after"]
+
+        @wsgi_after.after_this_request
+        def change(response):
+            response.status_code = 418
+
+        @wsgi_after.after_this_response
+        def log_here():
+            log.info("deep: %s", after.status)
+
+        return "tea"
+
+    application = AfterResponseMiddleware(app)
 
     @application.after_response
     def log_request(environ):
         after = environ["wsgi.after"]
         log.info("%s %s %s", environ["REQUEST_METHOD"], environ["PATH_INFO"], after.status)
 
-    return application
-
-
-def test_the_log_after_the_request_has_the_path_and_the_status_that_was_sent(caplog):
-    """That is the status after response callbacks, in order behind the response."""
-    app = language_app(lambda app: wsgi_after.after_this_request)
-
-    @app.route("/teapot")
-    def teapot():
-        @wsgi_after.after_this_request
-        def change(response):
-            response.status_code = 418
-
-        return "tea"
-
     caplog.set_level(logging.INFO, "access")
-    application = log_app(AfterResponseMiddleware(app))
-    for path in ["/", "/missing", "/teapot"]:
+    for path in ["/missing", "/teapot"]:
         get(application, path)
     assert [record.getMessage() for record in caplog.records if record.name == "access"] == [
-        "GET / 200 OK",
         "GET /missing 404 NOT FOUND",
         "GET /teapot 418 I'M A TEAPOT",
+        "deep: 418 I'M A TEAPOT",
     ]
 
 
-def test_a_view_logs_its_own_request_after_the_response(caplog):
-    """The other shape of it: from deep in the request, with what the code knows there."""
+# The examples of docs/prepare.rst
 
-    @AfterResponseMiddleware
-    def application(environ, start_response):
-        after = environ["wsgi.after"]
 
-        @wsgi_after.after_this_response
-        def log():
-            logging.getLogger("access").info("%s %s", environ["PATH_INFO"], after.status)
+@pytest.fixture
+def examples():
+    """What the examples define, with the names that they take from their surroundings."""
+    forgotten = []
 
+    async def forget_sessions(user):
+        forgotten.append(user)
+
+    names = {
+        "__name__": "examples",
+        "werkzeug": werkzeug,
+        "flask": flask,
+        "flask_app": flask.Flask("example"),
+        "HttpResponse": import_module("django.http").HttpResponse,
+        "Response": import_module("pyramid.response").Response,
+        "forget_sessions": forget_sessions,
+        "forgotten": forgotten,
+    }
+    for block in blocks("prepare.rst").values():
+        exec(block, names)
+    return SimpleNamespace(**names)
+
+
+def plain_app(examples):
+    return examples.wsgi_app
+
+
+def flask_app(examples):
+    examples.flask_app.add_url_rule("/", view_func=lambda: flask.g.language)
+    return examples.flask_app
+
+
+def django_app(examples):
+    from django.conf import settings
+    from django.core.handlers.wsgi import WSGIHandler
+    from django.test.utils import override_settings
+    from django.urls import path
+
+    if not settings.configured:
+        settings.configure()
+    urls = type("Urls", (), {"urlpatterns": [path("", examples.django_view)]})
+    with_urls = override_settings(ROOT_URLCONF=urls, MIDDLEWARE=[], ALLOWED_HOSTS=["*"])
+    return lambda environ, start_response: with_urls(WSGIHandler())(environ, start_response)
+
+
+def pyramid_app(examples):
+    from pyramid.config import Configurator
+
+    config = Configurator()
+    config.add_route("index", "/")
+    config.add_view(examples.pyramid_view, route_name="index")
+    return config.make_wsgi_app()
+
+
+def answer(app, **headers):
+    """The body and the cookies."""
+    _, sent, body = get(AfterResponseMiddleware(app), **headers)
+    return body, [value for name, value in sent if name == "Set-Cookie"]
+
+
+# Pyramid 2 imports pkg_resources, and setuptools warns.
+@pytest.mark.filterwarnings("ignore:.*pkg_resources")
+@pytest.mark.parametrize("framework", [plain_app, flask_app, django_app, pyramid_app])
+def test_the_language_example_sets_its_cookie_behind_any_framework(examples, framework):
+    app = framework(examples)
+    german = answer(app, HTTP_ACCEPT_LANGUAGE="de-AT,de")
+    assert german == (b"de", ["lang=de; Path=/"])
+    assert answer(app) == (b"en", ["lang=en; Path=/"])
+    assert answer(app, HTTP_COOKIE="lang=fr") == (b"fr", [])
+
+
+@pytest.mark.filterwarnings("ignore:.*pkg_resources")
+def test_the_helper_far_from_the_request_deletes_its_cookie(examples):
+    def app(environ, start_response):
+        asyncio.run(examples.log_out("alice"))
         return hello(environ, start_response)
 
-    caplog.set_level(logging.INFO, "access")
-    get(application, "/deep")
-    assert caplog.messages == ["/deep 200 OK"]
+    cookie = "session=; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0; Path=/"
+    assert answer(app) == (b"hello", [cookie])
+    assert examples.forgotten == ["alice"]

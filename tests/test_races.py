@@ -535,15 +535,19 @@ def raise_while_logging():
     ids=["what is contained", "the second to go on"],
 )
 def test_what_comes_out_of_the_log_of_one_failure_costs_the_others_nothing(
-    callbacks, error, raise_while_logging, events, caplog
+    callbacks, error, raise_while_logging, events, caplog, capsys
 ):
+    """What goes on is logged once more; the rest goes to stderr, as logging does it."""
     raise_while_logging(error)
     callbacks = [*callbacks, OSError()]
     with pytest.raises(KeyboardInterrupt, match="first") if callbacks[1:] else nullcontext():
         run_callbacks([*(partial(fail, e) for e in callbacks), partial(events.append, "ran")])
-    assert (events, caplog.messages[-1][:47]) == (
-        ["ran"],
-        "Something was raised between the callbacks of a",
+    logged = [message[:47] for message in caplog.messages]
+    on_stderr = "SystemExit: 1" in capsys.readouterr().err
+    assert (events, logged, on_stderr) == (
+        (["ran"], ["Something was raised between the callbacks of a"], False)
+        if callbacks[1:]
+        else (["ran"], [], True)
     )
 
 

@@ -6,28 +6,25 @@ import gc
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 from contextvars import copy_context
 from functools import partial
 from importlib.metadata import entry_points
-from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
 from conftest import Exchange, Marker, hello, make_environ
 from documents import blocks
 
-from wsgi_after import AfterResponseMiddleware, after_this_response, testing
+from wsgi_after import AfterResponseMiddleware, after_this_response
 from wsgi_after.lint import LintMiddleware
 from wsgi_after.testing import capture, strict
 
 
-def get(*callbacks: Any, path: str = "/path", raises: Any = None) -> dict[str, Any]:
+def get(*callbacks, path="/path", raises=None):
     """Make a request that registers these callbacks; return its environ."""
     environ = make_environ(PATH_INFO=path)
 
-    def app(environ: Any, start_response: Any) -> list[bytes]:
+    def app(environ, start_response):
         environ["wsgi.after"].extend(callbacks)
         if raises:
             raise raises
@@ -37,14 +34,22 @@ def get(*callbacks: Any, path: str = "/path", raises: Any = None) -> dict[str, A
     return environ
 
 
-def fail(error: BaseException) -> Any:
-    def callback() -> None:
+def after_len(environ, start_response):
+    environ["wsgi.after"].append(len)
+    return hello(environ, start_response)
+
+
+AFTER_LEN = AfterResponseMiddleware(after_len)
+
+
+def fail(error):
+    def callback():
         raise error
 
     return callback
 
 
-def in_thread(fn: Any) -> None:
+def in_thread(fn):
     thread = Thread(target=fn)
     thread.start()
     thread.join()
@@ -53,7 +58,7 @@ def in_thread(fn: Any) -> None:
 # capture().
 
 
-def test_callbacks_are_collected_with_their_request_and_run_by_run(events: list[Any]) -> None:
+def test_callbacks_are_collected_with_their_request_and_run_by_run(events):
     first, second = partial(events.append, 1), partial(events.append, 2)
     with capture() as captured:
         get(first, path="/first")
@@ -72,15 +77,8 @@ def test_callbacks_are_collected_with_their_request_and_run_by_run(events: list[
     assert repr(captured[0]) == "<GET /first: []>"
 
 
-def test_outside_they_run_as_ever(events: list[Any]) -> None:
-    with capture() as captured:
-        pass
-    get(partial(events.append, 1))
-    assert (events, captured) == ([1], [])
-
-
-def test_a_callback_knows_its_request_and_registers_more_in_run(events: list[Any]) -> None:
-    def callback() -> None:
+def test_a_callback_knows_its_request_and_registers_more_in_run(events):
+    def callback():
         after = environ["wsgi.after"]
         events.append((after.status, after.completed, after.error))
         after_this_response(events.append, "nested")
@@ -94,7 +92,7 @@ def test_a_callback_knows_its_request_and_registers_more_in_run(events: list[Any
         environ["wsgi.after"].append(callback)
 
 
-def test_of_a_request_whose_app_raised_too(events: list[Any]) -> None:
+def test_of_a_request_whose_app_raised_too(events):
     error = ValueError("app")
     with capture() as captured, pytest.raises(ValueError, match="app"):
         get(partial(events.append, 1), raises=error)
@@ -103,23 +101,16 @@ def test_of_a_request_whose_app_raised_too(events: list[Any]) -> None:
     assert (events, captured[0].after.error) == ([1], None)
 
 
-def test_an_environ_that_is_sent_again_gets_a_list_of_its_own(events: list[Any]) -> None:
+def test_an_environ_that_is_sent_again_gets_a_list_of_its_own():
     environ = make_environ()
-
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        environ["wsgi.after"].append(events.clear)
-        return []
-
-    application = AfterResponseMiddleware(app)
     with capture() as captured:
-        Exchange(application, environ).finish()
-        Exchange(application, environ).finish()
-    assert [len(request.callbacks) for request in captured] == [1, 1]
+        for _ in range(2):
+            Exchange(AFTER_LEN, environ).finish()
+    assert captured.callbacks == [len, len]
+    assert len(captured) == 2
 
 
-def test_a_callback_that_makes_a_request_has_its_callbacks_run_by_run_too(
-    events: list[Any],
-) -> None:
+def test_a_callback_that_makes_a_request_has_its_callbacks_run_by_run_too(events):
     with capture() as captured:
         get(partial(get, partial(events.append, "inner"), path="/inner"))
         captured.run()
@@ -127,7 +118,7 @@ def test_a_callback_that_makes_a_request_has_its_callbacks_run_by_run_too(
     assert events == ["inner"]
 
 
-def test_what_run_lets_out_leaves_the_other_requests_to_the_next_run(events: list[Any]) -> None:
+def test_what_run_lets_out_leaves_the_other_requests_to_the_next_run(events):
     with capture() as captured:
         get(fail(KeyboardInterrupt()), partial(events.append, 1))
         get(partial(events.append, 2))
@@ -138,26 +129,30 @@ def test_what_run_lets_out_leaves_the_other_requests_to_the_next_run(events: lis
     assert events == [1, 2]
 
 
-def test_of_nested_blocks_the_innermost_gets_the_request() -> None:
+def test_of_nested_blocks_the_innermost_gets_the_request_and_outside_it_is_as_ever(events):
     with capture() as outer:
         get(len, path="/before")
         with capture() as inner:
             get(len, path="/within")
         get(len, path="/after")
-    assert [r.request for r in outer] == ["GET /before", "GET /after"]
-    assert [r.request for r in inner] == ["GET /within"]
+    get(partial(events.append, "ran"))
+    assert [[r.request for r in each] for each in (outer, inner)] == [
+        ["GET /before", "GET /after"],
+        ["GET /within"],
+    ]
+    assert events == ["ran"]
 
 
-def test_a_thread_that_has_entered_no_block_belongs_to_the_last_of_the_process() -> None:
+def test_a_thread_that_has_entered_no_block_belongs_to_the_last_of_the_process():
     with capture() as captured:
         in_thread(partial(get, len))
     assert len(captured) == 1
 
 
-def test_threads_that_have_entered_blocks_of_their_own_do_not_mix() -> None:
-    found: list[Any] = []
+def test_threads_that_have_entered_blocks_of_their_own_do_not_mix():
+    found = []
 
-    def other() -> None:
+    def other():
         with capture() as captured:
             get(len, path="/other")
             context.run(get, len, path="/one")
@@ -169,29 +164,26 @@ def test_threads_that_have_entered_blocks_of_their_own_do_not_mix() -> None:
     assert ([r.request for r in captured], *found) == (["GET /one"], ["GET /other"])
 
 
-def test_a_context_that_outlives_its_block_belongs_to_none(events: list[Any]) -> None:
+def test_a_context_that_outlives_its_block_belongs_to_none(events):
     with capture() as captured:
         context = copy_context()
     context.run(get, partial(events.append, "ran"))
     assert (captured, events) == ([], ["ran"])
 
 
-def test_nothing_is_kept_once_they_ran() -> None:
+def test_nothing_is_kept_once_they_ran():
     environ = make_environ(marker=Marker())
     marker = weakref.ref(environ["marker"])
     with capture() as captured:
-        app = AfterResponseMiddleware(
-            lambda environ, start_response: environ["wsgi.after"].append(len) or []
-        )
-        app(environ, lambda *args: None).close()
+        AFTER_LEN(environ, lambda *args: None).close()
         del environ
         captured.run()
         gc.collect()
     assert marker() is None
 
 
-def test_a_list_that_lint_watches_is_watched_when_they_run() -> None:
-    def app(environ: Any, start_response: Any) -> list[bytes]:
+def test_a_list_that_lint_watches_is_watched_when_they_run():
+    def app(environ, start_response):
         environ["wsgi.after"].append(lambda: after_this_response(len))
         return hello(environ, start_response)
 
@@ -204,7 +196,9 @@ def test_a_list_that_lint_watches_is_watched_when_they_run() -> None:
 # strict().
 
 
-def test_one_failure_is_raised_as_itself_after_the_others_ran(events: list[Any]) -> None:
+def test_one_failure_is_raised_as_itself_after_the_others_ran(events, caplog):
+    """Whatever the logger's level."""
+    caplog.set_level("CRITICAL", "wsgi_after")
     error = ValueError("callback")
     with pytest.raises(ValueError, match="callback") as caught, strict():
         events.append(get(fail(error), partial(events.append, "ran"))["PATH_INFO"])
@@ -212,7 +206,7 @@ def test_one_failure_is_raised_as_itself_after_the_others_ran(events: list[Any])
     assert events == ["ran", "/path"]
 
 
-def test_several_failures_are_raised_as_a_group() -> None:
+def test_several_failures_are_raised_as_a_group():
     errors = [ValueError("first"), SystemExit(2)]
     with pytest.raises(BaseExceptionGroup) as caught, strict():
         get(*map(fail, errors))
@@ -220,7 +214,7 @@ def test_several_failures_are_raised_as_a_group() -> None:
     assert "2 callbacks failed" in caught.value.message
 
 
-def test_without_a_failure_nothing_is_raised_and_outside_they_are_contained() -> None:
+def test_without_a_failure_nothing_is_raised_and_outside_they_are_contained():
     with strict() as failures:
         get(len)
         assert [type(failure) for failure in failures] == [TypeError]
@@ -230,10 +224,10 @@ def test_without_a_failure_nothing_is_raised_and_outside_they_are_contained() ->
     assert failures == []
 
 
-async def coroutine_function() -> None: ...
+async def coroutine_function(): ...
 
 
-def generator_function() -> Iterator[None]:
+def generator_function():
     yield
 
 
@@ -245,25 +239,19 @@ def generator_function() -> Iterator[None]:
         (1, "'int' object is not callable"),
     ],
 )
-def test_what_has_not_run_counts_as_a_failure(entry: Any, match: str) -> None:
+def test_what_has_not_run_counts_as_a_failure(entry, match):
     with pytest.raises((RuntimeError, TypeError), match=match), strict():
         get(entry)
 
 
-def test_an_exception_of_the_block_goes_on() -> None:
+def test_an_exception_of_the_block_goes_on():
     with pytest.raises(KeyError), strict() as failures:
         raise get(fail(ValueError("callback")))["no such key"]
     assert [str(failure) for failure in failures] == ["callback"]
 
 
-def test_it_does_not_depend_on_the_logger(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("CRITICAL", "wsgi_after")
-    with pytest.raises(ValueError, match="callback"), strict():
-        get(fail(ValueError("callback")))
-
-
-def test_of_nested_strict_blocks_the_innermost_raises_in_threads_too() -> None:
-    def inner() -> None:
+def test_of_nested_strict_blocks_the_innermost_raises_in_threads_too():
+    def inner():
         with pytest.raises(ValueError, match="callback"), strict():
             in_thread(partial(get, fail(ValueError("callback"))))
 
@@ -271,25 +259,14 @@ def test_of_nested_strict_blocks_the_innermost_raises_in_threads_too() -> None:
         inner()
 
 
-def test_what_a_capture_runs_counts() -> None:
-    with capture() as captured:
-        get(fail(ValueError("callback")))
-    with pytest.raises(ValueError, match="callback"), strict():
-        captured.run()
-
-
 # The fixtures, and the page.
 
-PLUGIN = (
-    []
-    if [e for e in entry_points(group="pytest11") if e.name == "wsgi_after"]
-    else [*("-p", "wsgi_after.pytest_plugin")]
-)
-
+INSTALLED = any(e.name == "wsgi_after" for e in entry_points(group="pytest11"))
+PLUGIN = [] if INSTALLED else ["-p", "wsgi_after.pytest_plugin"]
 ERRORS = ["ResourceWarning", "pytest.PytestUnraisableExceptionWarning"]
 
 
-def run_pytest(directory: Path, **modules: str) -> dict[str, int]:
+def run_pytest(directory, **modules):
     """Run pytest on these modules; return how many tests passed, failed and so on."""
     for name, text in modules.items():
         (directory / f"{name}.py").write_text(text, encoding="utf-8")
@@ -302,7 +279,7 @@ def run_pytest(directory: Path, **modules: str) -> dict[str, int]:
     return {word: int(count) for count, word in zip(words[:-2:2], words[1:-2:2], strict=True)}
 
 
-def test_every_example_of_the_page_passes(tmp_path: Path) -> None:
+def test_every_example_of_the_page_passes(tmp_path):
     modules = {name.removesuffix(".py"): text for name, text in blocks("testing.rst").items()}
     assert list(modules) == [
         *("test_order", "test_fixtures", "test_pyramid", "test_flask", "test_django")
@@ -349,7 +326,7 @@ class TestCase(unittest.TestCase):
 """
 
 
-def test_a_failing_callback_fails_the_test_and_a_later_one_its_teardown(tmp_path: Path) -> None:
+def test_a_failing_callback_fails_the_test_and_a_later_one_its_teardown(tmp_path):
     """So does ``pytest.fail()`` in one, without a fixture; all else is contained."""
     counts = run_pytest(tmp_path, test_failing=FAILING)
     assert counts == {"passed": 2, "failed": 3, "skipped": 1, "error": 1}
@@ -358,9 +335,7 @@ def test_a_failing_callback_fails_the_test_and_a_later_one_its_teardown(tmp_path
 pytest_plugins = ["wsgi_after.pytest_plugin"]
 
 
-def test_the_fixtures_in_this_process(
-    wsgi_after_capture: testing.Capture, wsgi_after_strict: list[BaseException]
-) -> None:
+def test_the_fixtures_in_this_process(wsgi_after_capture, wsgi_after_strict):
     get(fail(ValueError("expected")))
     wsgi_after_capture.run()
     assert [str(failure) for failure in wsgi_after_strict] == ["expected"]

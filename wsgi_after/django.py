@@ -227,3 +227,16 @@ def close_connections() -> None:
         close_old_connections()
     else:
         connections.close_all()
+
+
+if TYPE_CHECKING:
+    from .django_tasks import AfterResponseBackend as AfterResponseBackend
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import ``AfterResponseBackend`` when it is asked for: not every Django has tasks."""
+        if name != "AfterResponseBackend":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .django_tasks import AfterResponseBackend
+
+        return AfterResponseBackend

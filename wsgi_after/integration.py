@@ -59,7 +59,8 @@ __all__ = [
 def open_request(environ: WSGIEnvironment, executor: SupportsSubmit | None = None) -> OpenRequest:
     """Give a request its list, as :class:`wsgi_after.AfterResponseMiddleware` does.
 
-    :param environ: of the request. A list that is there is shared by rule 2 of the contract.
+    :param environ: of the request. A list that is there is shared by rule 2 of the contract. With
+        an executor on uWSGI, which uses an environ again, pass a copy, and give that to the app.
     :param executor: as for the middleware.
     :return: a context manager, to be entered while the app, or what stands for it, is called.
     :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.

@@ -13,15 +13,12 @@ from . import run_script
 
 #: A server's worker in one file. The process in which something happens prints it.
 WORKER = """
-import gc, logging, multiprocessing, os, sys
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+import gc, logging, os, sys
 from wsgiref.util import setup_testing_defaults
 from wsgi_after import AfterResponseMiddleware, after_this_response, run_callbacks
 
 logging.disable()
 parent = os.getpid()
-processes = multiprocessing.get_context("fork")
 
 def tell(what):
     who = "parent" if os.getpid() == parent else "child"
@@ -107,32 +104,6 @@ def test_a_fork_anywhere_in_a_request_leaves_the_callbacks_to_the_parent(place, 
 
 #: By what happens: the code, and what is printed.
 CASES = {
-    "multiprocessing starts a process in the app, and in a callback": (
-        """
-        def start(what):
-            process = processes.Process(target=tell, args=[what])
-            process.start()
-            process.join()
-        def app(environ, start_response):
-            environ["wsgi.after"](tell, "callback")
-            environ["wsgi.after"](start, "work of the callback")
-            start("work of the app")
-            return answer(environ, start_response)
-        get(app).close()
-        """,
-        "child: work of the app | parent: callback | child: work of the callback",
-    ),
-    "a pool of processes is the executor": (
-        """
-        def app(environ, start_response):
-            environ["wsgi.after"].extend([partial(tell, "first"), partial(tell, "last")])
-            return answer(environ, start_response)
-        with ProcessPoolExecutor(1, processes) as pool:
-            get(app, executor=pool).close()
-            get(app, executor=pool).close()
-        """,
-        "child: first | child: last | child: first | child: last",
-    ),
     "children inherit responses that nobody closed": (
         """
         def app(environ, start_response):

@@ -10,10 +10,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -39,7 +37,7 @@ CLEAN = {
 
 
 @pytest.fixture(scope="module", params=SERVERS)
-def port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def port(request, tmp_path_factory):
     """A server with all the apps."""
     directory = tmp_path_factory.mktemp("clean_thread")
     shutil.copy(Path(__file__).with_name("thread_apps.py"), directory)
@@ -48,15 +46,15 @@ def port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_the_next_request_of_the_thread_finds_it_clean(port: int, framework: str) -> None:
-    found: dict[str, Any] = {}
+def test_the_next_request_of_the_thread_finds_it_clean(port, framework):
+    found = {}
     for kind in KINDS:
         get(port, f"/{framework}/{kind}")
         found[kind] = ask_json(port, "/state")
     assert found == dict.fromkeys(KINDS, CLEAN)
 
 
-def output(script: str, framework: str) -> list[str]:
+def output(script, framework):
     """What a process of its own prints, in whose main thread the app is called."""
     command = [sys.executable, "-c", IN_A_POOL + script, framework]
     directory = Path(__file__).parent
@@ -84,7 +82,7 @@ print(Client(application).get("/state").text)
 
 
 @pytest.mark.parametrize("framework", ["django", "flask", "pyramid"])
-def test_what_a_callback_in_a_pool_cannot_clean_is_what_the_pages_say(framework: str) -> None:
+def test_what_a_callback_in_a_pool_cannot_clean_is_what_the_pages_say(framework):
     [state] = output(LEFT, framework)
     assert json.loads(state) == {
         "tenant": "stream",
@@ -103,12 +101,12 @@ pool.shutdown()
 
 
 @pytest.mark.parametrize("framework", ["django", "flask", "pyramid"])
-def test_a_child_that_a_view_forked_leaves_as_it_meant_to(framework: str) -> None:
+def test_a_child_that_a_view_forked_leaves_as_it_meant_to(framework):
     """It runs none of the callbacks, and what it raises is not replaced by another error."""
     assert output(FORK, framework) == ["child 7", "cleaned"] * 2
 
 
-def get(port: int, path: str) -> None:
+def get(port, path):
     client = HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         client.request("GET", quote(path))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import bottle
 import pytest
@@ -22,7 +19,7 @@ from wsgi_after.integration import open_request
 PAGE = blocks("integrations.rst")
 
 
-def test_everything_on_the_page_is_run_by_a_test() -> None:
+def test_everything_on_the_page_is_run_by_a_test():
     assert list(PAGE) == [
         *("bottle_app.py", "bottle_after.py", "bottle_orders.py"),
         *("cherrypy_after.py", "cherrypy_orders.py"),
@@ -30,7 +27,7 @@ def test_everything_on_the_page_is_run_by_a_test() -> None:
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def page(tmp_path, monkeypatch):
     """A directory with the files of the page, which can be imported."""
     for name, text in PAGE.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -40,7 +37,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name.removesuffix(".py"), None)
 
 
-def test_bottle(capsys: Any) -> None:
+def test_bottle(capsys):
     response = Client(executed(PAGE["bottle_app.py"])["application"]).get("/hello")
     assert (response.text, capsys.readouterr().out) == ("Hello\n", "")
     response.close()
@@ -49,7 +46,7 @@ def test_bottle(capsys: Any) -> None:
 
 @pytest.mark.usefixtures("page")
 @pytest.mark.parametrize("pooled", [False, True])
-def test_the_integration_for_bottle_brings_the_request_back(capsys: Any, pooled: bool) -> None:
+def test_the_integration_for_bottle_brings_the_request_back(capsys, pooled):
     names = executed(PAGE["bottle_orders.py"])
     client = Client(names["application"] if pooled else AfterResponseMiddleware(names["app"]))
     first = client.post("/orders", data={"email": "ada@example.com"})
@@ -61,7 +58,7 @@ def test_the_integration_for_bottle_brings_the_request_back(capsys: Any, pooled:
     assert bottle.request.forms.email == "grace@example.com"
 
 
-def test_the_integration_for_bottle_refuses_what_would_not_run(page: Path) -> None:
+def test_the_integration_for_bottle_refuses_what_would_not_run(page):
     after_response = executed(PAGE["bottle_after.py"])["after_response"]
     app = bottle.Bottle()
     app.config["catchall"] = False
@@ -84,18 +81,18 @@ def test_the_integration_for_bottle_refuses_what_would_not_run(page: Path) -> No
     ],
 )
 def test_the_tool_for_cherrypy_runs_callbacks_when_the_response_is_closed(
-    wrapped: bool, email: str, status: str, events: list[Any]
-) -> None:
+    wrapped, email, status, events
+):
     import cherrypy
 
-    class Orders(executed(PAGE["cherrypy_orders.py"])["Orders"]):  # type: ignore[misc]
+    class Orders(executed(PAGE["cherrypy_orders.py"])["Orders"]):
         note = events.append
 
         @cherrypy.expose
-        def index(self, email: str) -> str:
+        def index(self, email):
             after = cherrypy.request.wsgi_environ["wsgi.after"]
             after(lambda: events.append(after.status))
-            text: str = super().index(email)
+            text = super().index(email)
             assert email != "nobody knows"
             return text
 
@@ -107,7 +104,7 @@ def test_the_tool_for_cherrypy_runs_callbacks_when_the_response_is_closed(
     assert events == [status, email]
 
 
-def test_the_tool_for_cherrypy_on_its_own_server(page: Path) -> None:
+def test_the_tool_for_cherrypy_on_its_own_server(page):
     port = free_port()
     source = PAGE["cherrypy_orders.py"].replace("8000", str(port))
     (page / "cherrypy_orders.py").write_text(source, encoding="utf-8")
@@ -121,7 +118,7 @@ def test_the_tool_for_cherrypy_on_its_own_server(page: Path) -> None:
 # open_request() by itself.
 
 
-def test_a_request_that_is_opened_by_hand_ends_when_its_closer_is_called(events: list[Any]) -> None:
+def test_a_request_that_is_opened_by_hand_ends_when_its_closer_is_called(events):
     environ = make_environ()
     with open_request(environ) as opened:
         after_this_response(lambda: events.append((after.status, after.completed, after.error)))
@@ -136,8 +133,8 @@ def test_a_request_that_is_opened_by_hand_ends_when_its_closer_is_called(events:
     assert events == ["closed", ("200 OK", None, None)]
 
 
-def test_an_exception_out_of_the_block_ends_the_request(events: list[Any]) -> None:
-    def view(after: Any) -> None:
+def test_an_exception_out_of_the_block_ends_the_request(events):
+    def view(after):
         after(lambda: events.append(after.error))
         raise error
 
@@ -147,7 +144,7 @@ def test_an_exception_out_of_the_block_ends_the_request(events: list[Any]) -> No
     assert (events, environ["wsgi.after"].ended) == ([error], True)
 
 
-def test_a_closer_that_is_dropped_closes_with_a_warning(events: list[Any]) -> None:
+def test_a_closer_that_is_dropped_closes_with_a_warning(events):
     with open_request(make_environ()) as opened:
         after_this_response(events.append, "callback")
     close = opened.closer()
@@ -156,10 +153,10 @@ def test_a_closer_that_is_dropped_closes_with_a_warning(events: list[Any]) -> No
     assert events == ["callback"]
 
 
-def test_a_list_that_is_shared_is_left_to_whoever_made_it(events: list[Any]) -> None:
+def test_a_list_that_is_shared_is_left_to_whoever_made_it(events):
     """Unless an executor is passed: the innermost counts."""
 
-    def app(environ: Any, start_response: Any) -> Any:
+    def app(environ, start_response):
         with open_request(environ, Immediately()) as opened:
             opened.after.append(lambda: events.append("callback"))
         assert opened.start("204 No Content", []) == ("204 No Content", [])
@@ -172,8 +169,8 @@ def test_a_list_that_is_shared_is_left_to_whoever_made_it(events: list[Any]) -> 
     assert events == [(True, True), "callback"]
 
 
-def test_what_is_no_executor_and_no_list_is_refused() -> None:
+def test_what_is_no_executor_and_no_list_is_refused():
     with pytest.raises(TypeError, match="expects an object with submit"):
-        open_request(make_environ(), print)  # type: ignore[arg-type]
+        open_request(make_environ(), print)
     with pytest.raises(TypeError, match="is tuple, where a list was expected"):
         open_request(make_environ(**{"wsgi.after": ()}))

@@ -71,6 +71,8 @@ def use(after: Callable[..., object], kind: str) -> None:
         if child == 0:
             sys.exit(7)
         print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    if kind == "error":
+        raise ValueError
 
 
 def clean(kind: str, ident: int) -> None:
@@ -119,8 +121,6 @@ def in_flask() -> Any:
     @app.get("/<kind>")
     def view(kind: str) -> Any:
         use(after_this_flask_response, kind)
-        if kind == "error":
-            raise ValueError
         if kind == "redirect":
             return flask.redirect("/")
         return ("", 204) if kind == "empty" else flask.Response(stream(kind))
@@ -134,8 +134,6 @@ def in_bottle() -> Any:
     @app.get("/<kind>")
     def view(kind: str) -> Any:
         use(after_this_response, kind)
-        if kind == "error":
-            raise ValueError
         if kind == "redirect":
             bottle.redirect("/")
         return bottle.HTTPResponse(status=204) if kind == "empty" else stream(kind)
@@ -148,8 +146,6 @@ def in_cherrypy() -> Any:
         @cherrypy.expose
         def default(self, kind: str) -> Any:
             use(after_this_response, kind)
-            if kind == "error":
-                raise ValueError
             if kind == "redirect":
                 raise cherrypy.HTTPRedirect("/")
             cherrypy.response.status = 204 if kind == "empty" else 200
@@ -164,8 +160,6 @@ def in_falcon() -> Any:
     class Resource:
         def on_get(self, request: Any, response: Any, kind: str) -> None:
             use(after_this_response, kind)
-            if kind == "error":
-                raise ValueError
             if kind == "redirect":
                 raise falcon.HTTPFound("/")
             if kind == "empty":
@@ -182,8 +176,6 @@ def in_pyramid() -> Any:
     def view(request: Any) -> Any:
         kind = request.matchdict["kind"]
         use(request.after, kind)
-        if kind == "error":
-            raise ValueError
         if kind == "redirect":
             return HTTPFound("/")
         return HTTPNoContent() if kind == "empty" else Response(app_iter=stream(kind))
@@ -200,8 +192,6 @@ def in_webob() -> Any:
     def app(request: Any) -> Any:
         kind = request.path_info_pop()
         use(after_this_response, kind)
-        if kind == "error":
-            raise ValueError
         if kind == "redirect":
             return webob.exc.HTTPFound(location="/")
         return (
@@ -215,11 +205,9 @@ def django_view(request: Any, kind: str) -> Any:
     def after(*args: Any) -> None:
         after_response(request, *args)
 
-    use(after, kind)
     translation.activate("es")
     after(translation.deactivate)
-    if kind == "error":
-        raise ValueError
+    use(after, kind)
     if kind == "redirect":
         return HttpResponseRedirect("/")
     return HttpResponse(status=204) if kind == "empty" else StreamingHttpResponse(stream(kind))

@@ -26,14 +26,10 @@ class Connection:
     def __exit__(self, *exc_info: object) -> None:
         self.socket.close()
 
-    def request(
-        self, target: str, method: str = "GET", connection: str = "keep-alive", cookie: str = ""
-    ) -> None:
+    def request(self, target: str, method: str = "GET", connection: str = "keep-alive") -> None:
         """Send a request; a server that has hung up meanwhile shows when it is read from."""
         self.reusable = False
         lines = [f"{method} {target} HTTP/1.1", "Host: localhost", f"Connection: {connection}"]
-        if cookie:
-            lines.append(f"Cookie: user={cookie}")
         try:
             self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
         except (BrokenPipeError, ConnectionResetError):
@@ -108,3 +104,11 @@ class Connection:
         self.open = self.reusable = False
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
+
+
+def fetch(port: int, path: str) -> bytes:
+    """GET a path, on a connection of its own; every byte that came."""
+    with Connection(port) as connection:
+        connection.request(path, connection="close")
+        connection.read_to_end()
+    return bytes(connection.received)

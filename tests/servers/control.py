@@ -6,9 +6,11 @@ notes what the client has by then, and only then answers, so the order is proven
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 #: How many seconds a slow callback waits for a client to have its response. Far longer than that
 #: takes where the server sends it first.
@@ -19,6 +21,7 @@ PATIENCE = 0.5
 class Watch:
     """One request: what its client has, and what its app has reported."""
 
+    query: str  # tells the app whom to report to, and as which request
     patience: float = PATIENCE
     headers: threading.Event = field(default_factory=threading.Event)
     end: threading.Event = field(default_factory=threading.Event)
@@ -27,6 +30,7 @@ class Watch:
     slow: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)  # the last callback
     events: list[str] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)  # of the events: where they were
     had: tuple[bool, bool] | None = None  # headers and end, before the slow callback ended
 
 
@@ -39,11 +43,11 @@ class Control:
         self._watches: dict[str, Watch] = {}
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def watch(self, patience: float = PATIENCE) -> tuple[str, Watch]:
-        """A new request, and its id."""
+    def watch(self, patience: float = PATIENCE) -> Watch:
+        """A new request."""
         key = str(len(self._watches))
-        watch = self._watches[key] = Watch(patience)
-        return key, watch
+        watch = self._watches[key] = Watch(f"control={self.port}&id={key}", patience)
+        return watch
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -59,9 +63,10 @@ class Control:
 
     def _answer(self, connection: socket.socket) -> None:
         with connection:
-            key, _, event = connection.makefile().readline().strip().partition(" ")
-            watch = self._watches[key]
+            report = json.loads(connection.makefile().readline())
+            watch, event = self._watches[report["id"]], report["event"]
             watch.events.append(event)
+            watch.reports.append(report)
             if event == "in mid-body":
                 watch.mid_body.set()
                 watch.gone.wait(10)

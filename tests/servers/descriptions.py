@@ -207,7 +207,7 @@ SERVERS = [
         programs=("nginx",),
     ),
     Server(
-        "nginx keep-alive, gunicorn",
+        "nginx HTTP/1.1, gunicorn",
         nginx_gunicorn(KEEP_ALIVE),
         with_nginx("gunicorn"),
         modules=("gunicorn",),
@@ -230,7 +230,7 @@ SERVERS = [
     package("hypercorn", HYPERCORN, "hypercorn"),
     package("a2wsgi, uvicorn", A2WSGI, "a2wsgi", "uvicorn"),
     package("asgiref, uvicorn", ASGIREF, "asgiref", "uvicorn"),
-    Server("wsgiref", script("wsgiref"), lambda: "Python's own"),
+    Server("wsgiref", script("wsgiref"), str),
     package("werkzeug", script("werkzeug"), "Werkzeug"),
     package("Django runserver", RUNSERVER, "Django"),
 ]

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlencode
 
 import pytest
 
@@ -75,14 +74,10 @@ class Place:
         path.write_text(text)
         return path
 
-    def file(self, kind: str) -> Path:
-        """The file to send for a kind of response that sends one."""
-        return self.directory / f"{kind}.bin"
-
-    def about(self) -> dict[str, Any]:
-        """What the app knows of the server it runs on."""
+    def about(self, mode: str = "bare") -> dict[str, Any]:
+        """What the app knows of the server it runs on; garbage is collected on the way."""
         with Connection(self.port) as connection:
-            connection.request("/bare/about", connection="close")
+            connection.request(f"/{mode}/about", connection="close")
             connection.read_response("GET", lambda: None)
         found: dict[str, Any] = json.loads(connection.received.partition(b"\r\n\r\n")[2])
         return found
@@ -219,16 +214,10 @@ def control() -> Control:
     return Control()
 
 
-def send(
-    where: Place, path: str, *, cookie: str = "", connection: str = "close", patience: float = 10
-) -> tuple[str, Watch]:
-    """Send a request, and read its response; its slow callback waits for ``watch.end``.
-
-    :return: its id, and what is known of it.
-    """
-    key, watch = control().watch(patience)
+def send(where: Place, path: str, *, connection: str = "close", patience: float = 10) -> Watch:
+    """Send a request, and read its response; its slow callback waits for ``watch.end``."""
+    watch = control().watch(patience)
     with Connection(where.port) as client:
-        query = urlencode({"control": control().port, "id": key})
-        client.request(f"/{path}?{query}", connection=connection, cookie=cookie)
+        client.request(f"/{path}?{watch.query}", connection=connection)
         client.read_response("GET", watch.headers.set)
-    return key, watch
+    return watch

@@ -8,7 +8,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from functools import cache
-from urllib.parse import urlencode
+from typing import Any
 
 from .client import Connection
 from .control import PATIENCE, Watch
@@ -24,107 +24,98 @@ from .expectations import (
     UNCLOSED,
     Expected,
     expected,
-    expected_by_default,
+    freed_by_a_pool,
 )
-from .harness import SIZES, Place, control, require, running
+from .harness import Place, control, require, running
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One cell of the matrix.
+class Tried:
+    """What was seen of one kind of response in one mode of the app.
 
-    :param timing: whether the client had its headers and its last byte before a slow callback
-        ended.
-    :param callbacks: what each request's callbacks reported, in order, to the end of the server.
-    :param bare: every byte that a client of the bare app received, dates aside.
-    :param wire: every byte that a client of the app in the middleware received.
+    :param timing: for what the client waited while a callback ran; of the bare app nothing.
+    :param wire: every byte that the client received, dates aside.
+    :param watches: the requests: two where a connection takes two, or after a second try.
     """
 
     timing: str
-    callbacks: tuple[list[str], ...]
-    bare: bytes
     wire: bytes
+    watches: list[Watch]
+
+    @property
+    def reports(self) -> list[list[dict[str, Any]]]:
+        """What the callbacks of each request reported, in order."""
+        return [
+            [report for report in watch.reports if report["event"] in CALLBACKS]
+            for watch in self.watches
+        ]
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything that was measured on one server, which was started once for it."""
+    """Everything that was measured on one server, which was started once for it, and has ended."""
 
-    cells: dict[str, Measured]
-    sigterm: str  # what became of a callback that still had 2 seconds to go
+    cells: dict[str, dict[str, Tried]]  # by kind and mode
+    not_cleared: set[str]  # ids of requests whose thread-local another request found
+    sigterm: str  # what became of a callback in close() that still had 2 seconds to go
     version: str  # of the server, and what is in front of it
     python: str  # 3.x, of the tests
 
 
-#: What is expected of a cell, by mode: always in ``close()``, and where the middleware decides.
-EXPECTED = {"inline": expected, "default": expected_by_default}
-#: Where the callback runs that SIGTERM meets: where it is always in a pool, by default too.
-SIGTERM = {"inline": "inline", "default": "pool"}
-
-
-def measured(name: str, mode: str = "inline") -> Measurements:
+def measured(name: str) -> Measurements:
     """What was measured on a server, which is started at the first call; later ones repeat it.
 
     :raises RuntimeError: if it could not be measured, which is not tried again.
     """
     require(BY_NAME[name].missing())
-    found = _measured_once(name, mode)
+    found = _measured_once(name)
     if isinstance(found, RuntimeError):
         raise found
     return found
 
 
 @cache
-def _measured_once(name: str, mode: str) -> Measurements | RuntimeError:
+def _measured_once(name: str) -> Measurements | RuntimeError:
     """Start the server, measure every kind, see what SIGTERM does, and stop it."""
     server = BY_NAME[name]
-    cells: dict[str, Cell] = {}
+    cells: dict[str, dict[str, Tried]] = {}
     try:
         with running(server) as where:
             for kind in KINDS:
-                cells[kind] = measure(where, mode, kind, EXPECTED[mode](name, kind))
-            mod_wsgi = where.about()["mod_wsgi"]
-            sigterm = terminate(where, SIGTERM[mode])
+                modes = ["bare", "closed", "wrapped", *["pool"] * freed_by_a_pool(name, kind)]
+                cells[kind] = {
+                    mode: attempt(where, mode, kind, expected(name, kind)) for mode in modes
+                }
+            about = where.about()
+            sigterm = terminate(where, "wrapped")
     except Exception as error:
-        return RuntimeError(f"{name}, {mode}, after {list(cells)}: {error!r}")
-    version = server.version() + (f", mod_wsgi {mod_wsgi}" if mod_wsgi else "")
+        return RuntimeError(f"{name}, after {list(cells)}: {error!r}")
+    version = server.version() + (f", mod_wsgi {about['mod_wsgi']}" if about["mod_wsgi"] else "")
     python = "{}.{}".format(*sys.version_info)
-    # Only now: what a server runs at its end, such as finalizers, has run.
-    found = {kind: cell.measured() for kind, cell in cells.items()}
-    return Measurements(found, sigterm, version, python)
+    return Measurements(cells, set(about["not_cleared"]), sigterm, version, python)
 
 
-@dataclass
-class Cell:
-    """One cell, while its server runs."""
-
-    watches: list[Watch]
-    timing: str
-    bare: bytes
-    wire: bytes
-
-    def measured(self) -> Measured:
-        """What is known of it when the server has ended."""
-        reported = [
-            [event for event in watch.events if event in CALLBACKS] for watch in self.watches
-        ]
-        wire = self.bare if self.wire == self.bare else self.wire  # 20 MB of a large file, once
-        return Measured(self.timing, tuple(reported), self.bare, wire)
+@cache
+def sigterm_in_a_pool(name: str) -> str:
+    """What becomes of a callback in a pool that still has 2 seconds to go at a SIGTERM."""
+    require(BY_NAME[name].missing())
+    with running(BY_NAME[name]) as where:
+        return terminate(where, "pool")
 
 
-def measure(where: Place, mode: str, kind: str, expected: Expected) -> Cell:
-    """Measure one kind of response; a client that seems to wait is given a second, longer try.
+def attempt(where: Place, mode: str, kind: str, expected: Expected) -> Tried:
+    """Try one kind of response; a client that seems to wait is given a second, longer try.
 
-    That it had the response before the callback ended is proven by seeing it once. That it did not
-    have it might be a busy machine's fault.
+    One observation proves that the client had the response before the callback ended. If the client
+    had not, a busy machine may be the reason.
     """
-    _, bare = Exchange(where, "bare", kind, expected).run()
-    watches, wire = Exchange(where, mode, kind, expected).run()
-    timing = timing_of(where, watches[0])
-    if expected.timing == IN_TIME != timing:
-        watches, wire = Exchange(where, mode, kind, expected, patience=5).run()
-        timing = timing_of(where, watches[0])
-    return Cell(watches, timing, bare, wire)
+    if mode in {"bare", "closed"}:
+        return Exchange(where, mode, kind, expected, patience=0).run()
+    tried = Exchange(where, mode, kind, expected).run()
+    if tried.timing == IN_TIME or (expected.timing != IN_TIME and mode != "pool"):
+        return tried
+    again = Exchange(where, mode, kind, expected, patience=5).run()
+    return Tried(again.timing, again.wire, tried.watches + again.watches)
 
 
 @dataclass
@@ -141,8 +132,8 @@ class Exchange:
     expected: Expected
     patience: float = PATIENCE
 
-    def run(self) -> tuple[list[Watch], bytes]:
-        """What the app reported of each request, and every byte that came."""
+    def run(self) -> Tried:
+        """Send the requests, and read everything that comes."""
         watches: list[Watch] = []
         with Connection(self.where.port) as connection:
             if self.expected.timing == SILENT:
@@ -154,19 +145,17 @@ class Exchange:
                     break  # the server had closed without a word: it is no second request
                 watches.append(watch)
             if connection.reusable:
-                connection.request("/bare/list_with_length?id=0&control=0", connection="close")
+                connection.request("/bare/list_with_length", connection="close")
             if connection.open:
                 connection.read_to_end()
-        return watches, normalise(bytes(connection.received))
+        timing = "" if self.mode == "bare" else timing_of(self.where, watches[0])
+        return Tried(timing, normalise(bytes(connection.received)), watches)
 
     def _send(self, connection: Connection) -> Watch:
         """Send a request, read its response, and wait until its callbacks have run."""
         method = "HEAD" if self.kind == "head" else "GET"
-        key, watch = control().watch(self.patience)
-        query = {"control": control().port, "id": key}
-        if self.kind in SIZES:
-            query["file"] = str(self.where.file(self.kind))
-        target = f"/{self.mode}/{self.kind}?{urlencode(query)}"
+        watch = control().watch(self.patience)
+        target = f"/{self.mode}/{self.kind}?{watch.query}"
         connection.request(target, method, self.expected.connection)
         if self.kind == "hang_up":
             assert watch.mid_body.wait(10), "the app never came to the middle of its body"
@@ -175,7 +164,7 @@ class Exchange:
             watch.gone.set()
         else:
             self._read(connection, method, watch)
-        if self.mode != "bare" and (watch.events or connection.received):
+        if self.mode != "bare":
             watch.done.wait(0.5 if self.expected.timing == UNCLOSED else 5)
         return watch
 
@@ -193,7 +182,7 @@ class Exchange:
 def timing_of(where: Place, watch: Watch) -> str:
     """Who waited for whom; garbage is collected if nothing else made the callbacks run."""
     if not watch.events:
-        where.about()
+        where.about("wrapped")  # a request through the middleware runs what was collected
         assert watch.done.wait(5), "the callbacks did not run, not even at garbage collection"
         return UNCLOSED
     if watch.gone.is_set():
@@ -201,7 +190,10 @@ def timing_of(where: Place, watch: Watch) -> str:
     if not watch.end.is_set():
         return SILENT
     assert watch.had is not None
-    return {(True, True): IN_TIME, (True, False): END_LATE, (False, False): LATE}[watch.had]
+    headers, end = watch.had
+    if end:  # which may have no headers: uWSGI answers some exceptions like this
+        return IN_TIME
+    return END_LATE if headers else LATE
 
 
 def normalise(wire: bytes) -> bytes:
@@ -211,10 +203,9 @@ def normalise(wire: bytes) -> bytes:
 
 def terminate(where: Place, mode: str) -> str:
     """Send SIGTERM while a callback runs that needs 2 seconds more; what becomes of it."""
-    key, watch = control().watch(patience=2)
+    watch = control().watch(patience=2)
     with Connection(where.port) as connection:
-        query = urlencode({"control": control().port, "id": key})
-        connection.request(f"/{mode}/list_with_length?{query}")
+        connection.request(f"/{mode}/list_with_length?{watch.query}")
         if not watch.slow.wait(10):
             assert mode == "pool", "the callback did not run"
             return "does not run"

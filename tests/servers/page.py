@@ -2,168 +2,269 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import fill
 
 from .descriptions import SERVERS
-from .expectations import EMPTY, IMPOSSIBLE, STREAMS, expected
-from .limits import LIMITS
-from .measure import EXPECTED, Measurements, measured
+from .expectations import (
+    ADVICE,
+    BODILESS,
+    ELSEWHERE,
+    END_LATE,
+    FRAMED,
+    IN_TIME,
+    LATE,
+    NOT_FREED,
+    STREAMS,
+    expected,
+)
+from .measure import Measurements, measured
 
 PATH = Path(__file__).parents[2] / "docs" / "servers.rst"
 
+#: What stands at the head of a column, and before a note → the kinds that were measured for it.
 COLUMNS = {
-    "Content-Length": ["list_with_length", "two_requests", "small_file", "large_file"],
+    "Content-Length": FRAMED,
     "write()": ["write"],
-    "list, no length": ["list_without_length"],
-    "stream, no length": STREAMS,
-    "empty list, no length": ["empty_list"],
-    "302 with length 0, 204, 304, HEAD": EMPTY,
-    "error before return": ["error_before_return"],
-    "error in first chunk": ["error_in_first_chunk"],
-    "error in mid-body": ["error_in_mid_body"],
+    "list": ["list_without_length"],
+    "stream": STREAMS,
+    "empty list": ["empty_list"],
+    "redirect": ["redirect"],
+    "no body": BODILESS,
+    "early error": ["error_before_return"],
+    "first chunk error": ["error_in_first_chunk"],
+    "mid-body error": ["error_in_mid_body"],
 }
+WITHOUT_ERROR = [column for column in COLUMNS if not column.endswith("error")]
 
-HEAD = """\
+PAGE = """\
 .. Written by "python -m tests.servers --write". The tests compare it with what they measure.
 
 Servers
 =======
 
-Each server below is started by the tests, as its documentation says, and asked for each kind of
-response, with the middleware and without. On all of them, for every kind of response:
+Callbacks run inside ``close()``, in the thread in which the server calls it. Most servers call it
+when the client has the whole response, so no client waits. Some send certain responses, or the end
+of them, only after ``close()`` has returned, so their clients wait for the callbacks. This page
+says which.
 
-* the callbacks ran exactly once, in order;
-* the client received the same bytes, but for the time of day, for how a process in between (nginx,
-  Apache before a daemon process, uWSGI's http router) cuts a chunked body, which varies without the
-  middleware, too, and for the framing of a list on granian;
-* a file went out by ``sendfile`` where it does so without the middleware (gunicorn, uWSGI,
-  mod_wsgi, bjoern).
+The tests start {count} servers, some in several ways, as their documentation says. They ask for
+each kind of response, with the middleware and without. In every case:
 
-Whether the client waits for callbacks in ``close()``
------------------------------------------------------
+* The callbacks ran exactly once, in order.
+* They ran in the thread and the greenlet in which the server called ``close()``, and saw the
+  context variables that were set there.
+* The app had been called there, too. A callback cleared a thread-local that the app had set, and
+  the next request of the thread found it cleared.
+* The client received the same bytes, but for the time of day, for how a process in between (nginx,
+  Apache before a daemon process, uWSGI's http router) cuts a chunked body, and for the framing of a
+  list on granian.
+* A file went out by ``sendfile`` if it does so without the middleware (gunicorn, uWSGI, mod_wsgi,
+  bjoern).
 
-This is with ``executor=None``. A callback was kept from ending until the client said that it had
-its response, or half a second had passed.
+There are two exceptions to where the callbacks ran. Waitress closes a large file in the thread that
+serves all sockets, so those callbacks run in a thread that lives only for them. If the server never
+closes a response, marked ``unclosed`` below, its callbacks run when it is garbage-collected, or
+soon after.
 
-in time
-    The client had its headers and its last byte before the callback ended.
-end late
-    It had its headers; the last byte came when the callback had ended.
-late
-    The headers, too, came when the callback had ended.
+Servers that need nothing
+-------------------------
+
+{need_nothing}
+
+Who waits in ``close()``
+------------------------
+
+These clients wait, by kind of response:
+
+{summary}
+
+When the app raises, the client waits on nearly every server: the error page comes after the
+callbacks.
+
+{executor}
+
+{table}
+
+The columns are kinds of response:
+
+Content-Length
+    A body with Content-Length: a list, a small file, a large one.
+write()
+    A body sent by what ``start_response`` returned.
+list, stream, empty list
+    No Content-Length: a list of one chunk; a tuple, a generator or an iterator of several; ``[]``.
+redirect
+    A 302 with ``Content-Length: 0``.
+no body
+    A 204, a 304, or the answer to a HEAD.
+early error, first chunk error, mid-body error
+    The app raises before it returns, in the first step of its body, or after the first chunk.
+
+The cells say what the client waits for while a callback runs:
+
+no
+    Nothing: it has the whole response.
+end
+    The end of the response: it has the headers, and what the app has sent.
+all
+    The whole response, headers included.
 unclosed
-    The server did not call ``close()``, and the callbacks ran at garbage collection.
-no response
-    The server sends none, with the middleware or without.
-"""
+    Nothing, but the server does not call ``close()``: the callbacks run after garbage collection.
+none
+    The server sends no response, with the middleware or without.
 
-BY_DEFAULT = """\
-Whether the client waits by default
------------------------------------
+If the app raises before it returns, there is nothing to close: the callbacks run before the server
+sees the exception. If the body raises, PEP 3333 has the server call ``close()`` first, and answer
+then.
 
-The same without ``executor=``: where the client would wait for ``close()``, a small pool of threads
-runs the callbacks, if the server is known, and really runs threads.
-"""
+In HTTP/1.0, the end of the connection is the end of a response without Content-Length. Servers
+close the connection after ``close()``, so the client waits. nginx speaks HTTP/1.0 to the server
+behind it, unless it is told otherwise: :doc:`nginx`.
 
-ORDINARY_REASONS = """\
-An error before the app returns leaves nothing to close, so the callbacks run before the server
-hears of it. After an error in the body, PEP 3333 has the server call ``close()`` first.
-"""
+Notes by server
+---------------
 
-SIGTERM = """\
+{notes}
 SIGTERM
 -------
 
-A callback was running that needed two more seconds when the server got a SIGTERM, in ``close()`` or
-in a pool of threads, as with ``executor=``. Where it was lost, the server ended at once, or did not
-wait for so long: :doc:`hand-off` has what helps. A server that is killed loses every
-callback that has not run: work that must survive belongs in a queue.
-"""
-
-
-def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """A ``list-table`` with the server's name in the first column."""
-    lines = [".. list-table::", "   :header-rows: 1", "   :stub-columns: 1", ""]
-    for row in [header, *rows]:
-        lines += [f"   {'-' if number else '* -'} {cell}" for number, cell in enumerate(row)]
-    return "\n".join(line if not line.startswith("   - ") else "     " + line[3:] for line in lines)
-
-
-def cell(found: Measurements, kinds: list[str]) -> str:
-    """What was measured for some kinds, which is nearly always the same for all."""
-    timings = {kind: found.cells[kind].timing for kind in kinds}
-    if len(set(timings.values())) == 1:
-        return next(iter(timings.values()))
-    return "; ".join(f"{kind}: {timing}" for kind, timing in timings.items())
-
-
-def reasons(name: str) -> list[str]:
-    """The lines on one server: which kinds of response are not as they are elsewhere, and why."""
-    by_reason: dict[str, list[str]] = {}
-    for kinds in COLUMNS.values():
-        for kind in kinds:
-            if reason := expected(name, kind).reason:
-                by_reason.setdefault(reason, []).append(kind)
-    return [f"{', '.join(kinds)}: {reason}" for reason, kinds in by_reason.items()]
-
-
-def timings(found: dict[str, Measurements]) -> str:
-    """One row for each server."""
-    return table(
-        ["server", *COLUMNS],
-        [[name, *(cell(found[name], kinds) for kinds in COLUMNS.values())] for name in found],
-    )
-
-
-def page(found: dict[str, Measurements], default: dict[str, Measurements]) -> str:
-    """The whole page."""
-    impossible = "\n".join(
-        f"{name}\n"
-        + "\n".join(f"    * {', '.join(kinds)}: {reason}" for kinds, reason in cells)
-        + "\n"
-        for name, cells in IMPOSSIBLE.items()
-    )
-    why = "\n".join(
-        f"{name}\n" + "\n".join(f"    * {line}" for line in lines) + "\n"
-        for name in found
-        if (lines := reasons(name))
-    )
-    sigterm = table(
-        ["server", "in close()", "in a pool"],
-        [[name, found[name].sigterm, default[name].sigterm] for name in found],
-    )
-    limits = "\n".join(f"* **{name}**: {reason}. Way out: {out}." for name, reason, out in LIMITS)
-    versions = table(
-        ["server", "measured"],
-        [[server.name, found[server.name].version] for server in SERVERS],
-    )
-    return f"""{HEAD}
-{timings(found)}
-
-{ORDINARY_REASONS}
-{why}
-{BY_DEFAULT}
-{timings(default)}
-
-{impossible}
-{SIGTERM}
 {sigterm}
 
-What a server makes impossible
-------------------------------
-
-{limits}
+A server that is killed loses every callback that has not run. Work that must survive belongs in a
+queue.
 
 Versions
 --------
-
-On CPython {next(iter(found.values())).python}.
 
 {versions}
 """
 
 
+def wrapped(text: str, indent: str = "") -> str:
+    """The lines of a paragraph, or of an item of a list."""
+    return fill(text, 100, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A simple table; each word of the header has a line of its own."""
+    words = [re.split(r" |(?<=-)", cell) for cell in header]
+    height = max(map(len, words))
+    lines = zip(*[[*cell, *[""] * (height - len(cell))] for cell in words], strict=True)
+    cells = [*lines, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+    text = [
+        "  ".join(map(str.ljust, row, widths)).rstrip()  # an empty first cell goes on with the row
+        for row in cells
+    ]
+    return "\n".join([rule, *text[:height], rule, *text[height:], rule])
+
+
+def family(name: str) -> str:
+    """The server itself, in whichever way it is started; or what stands before it."""
+    return re.split("[ ,]", name)[0]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Servers in a sentence; all the ways in which one is started are one item."""
+    names, shown = list(names), {}
+    for name in names:
+        ways = [server.name for server in SERVERS if family(server.name) == family(name)]
+        front, _, behind = name.partition(", ")
+        if front.startswith("nginx"):
+            shown[f"{behind} behind {front}"] = True
+        else:
+            shown[family(name) if set(ways) <= set(names) and len(ways) > 1 else front] = True
+    *most, last = shown
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def waits(found: Measurements, kinds: list[str]) -> str:
+    """What was measured for some kinds, which is the same for all."""
+    [timing] = {found.cells[kind]["wrapped"].timing for kind in kinds}
+    return timing
+
+
+def summary(rows: dict[str, dict[str, str]]) -> str:
+    """Who waits, by kind of response; those that wait for the same are one item."""
+    columns_of: dict[str, list[str]] = {}
+    for column in WITHOUT_ERROR:
+        said = [
+            f"for {what} on {listed(names)}"
+            for timing, what in {END_LATE: "the end", LATE: "everything"}.items()
+            if (names := [name for name, row in rows.items() if row[column] == timing])
+        ]
+        columns_of.setdefault("; ".join(said), []).append(column)
+    items = [f"* **{', '.join(columns)}**: {said}." for said, columns in columns_of.items()]
+    return "\n".join(wrapped(item, "  ") for item in items)
+
+
+def notes() -> str:
+    """What is special about each server, and why."""
+    items: dict[str, list[str]] = {family(server.name): [] for server in SERVERS}
+    for server in SERVERS:
+        columns_of: dict[str, list[str]] = {}
+        for column, kinds in COLUMNS.items():
+            for reason in {expected(server.name, kind).reason for kind in kinds} - {""}:
+                columns_of.setdefault(reason, []).append(column)
+        items[family(server.name)] += [
+            *(f"**{', '.join(columns)}**: {reason}" for reason, columns in columns_of.items()),
+            ELSEWHERE.get(server.name, ([], ""))[1],
+            NOT_FREED.get(server.name, ""),
+        ]
+    for name, advice in ADVICE.items():
+        items[name] += advice
+    return "\n".join(
+        f"{name}\n" + "".join(wrapped(f"    * {item}.", "      ") + "\n" for item in found)
+        for name in items
+        if (found := dict.fromkeys(filter(None, items[name])))
+    )
+
+
+def page(found: dict[str, Measurements]) -> str:
+    """The whole page."""
+    rows = {
+        name: {column: waits(measurements, kinds) for column, kinds in COLUMNS.items()}
+        for name, measurements in found.items()
+    }
+    need_nothing = [
+        name for name, row in rows.items() if {row[column] for column in WITHOUT_ERROR} == {IN_TIME}
+    ]
+    fates = {
+        fate: listed(name for name in found if found[name].sigterm == fate)
+        for fate in ("finishes", "lost")
+    }
+    versions = dict.fromkeys(
+        part for one in found.values() for part in one.version.split(", ") if part
+    )
+    return PAGE.format(
+        count=len({family(name) for name in found} - {"nginx"}),
+        need_nothing=wrapped(
+            f"On {listed(need_nothing)}, no client waits for a callback, whatever the app returns. "
+            "You need no setting and no pool. Only an error page may come after the callbacks."
+        ),
+        summary=summary(rows),
+        executor=wrapped(
+            f"``executor=`` frees these clients, except on {listed(NOT_FREED)}: ``close()`` "
+            "returns at once, and a pool runs the callbacks. The price is another thread, which "
+            "does not have the request's thread-locals: :doc:`hand-off`."
+        ),
+        table=table(["server", *COLUMNS], [[name, *row.values()] for name, row in rows.items()]),
+        notes=notes(),
+        sigterm=wrapped(
+            "A callback was running in ``close()``, and needed two more seconds, when the server "
+            f"got a SIGTERM. The callback finished on {fates['finishes']}. It was lost on "
+            f"{fates['lost']}. For callbacks in a pool see :doc:`hand-off`."
+        ),
+        versions=wrapped(
+            f"CPython {next(iter(found.values())).python}, {', '.join(list(versions))}."
+        ),
+    )
+
+
 def measured_page() -> str:
     """Start every server, and write down what is seen."""
-    return page(*({s.name: measured(s.name, mode) for s in SERVERS} for mode in EXPECTED))
+    return page({server.name: measured(server.name) for server in SERVERS})

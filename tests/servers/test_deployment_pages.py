@@ -9,9 +9,9 @@ import pytest
 from documents import blocks
 
 from .descriptions import BY_NAME, THREADS, Commands, apache_with, nginx_with, uwsgi_command
-from .expectations import CALLBACKS, expected_by_default
+from .expectations import CALLBACKS, expected
 from .harness import Place, Server, find, free_port, require, running
-from .measure import measure
+from .measure import attempt
 
 GUNICORN, UWSGI = blocks("gunicorn.rst"), blocks("uwsgi.rst")
 MOD_WSGI, NGINX = blocks("mod_wsgi.rst"), blocks("nginx.rst")
@@ -58,7 +58,7 @@ SHOWN = {
     "gunicorn gthread": lambda where: [start(GUNICORN, where)],
     "uWSGI --http": lambda where: [start(UWSGI, where)],
     "mod_wsgi daemon": mod_wsgi,
-    "nginx keep-alive, gunicorn": nginx_gunicorn,
+    "nginx HTTP/1.1, gunicorn": nginx_gunicorn,
     "nginx, uWSGI": nginx_uwsgi,
 }
 
@@ -77,9 +77,7 @@ def test_who_waits_on_a_server_that_is_started_as_shown(name: str) -> None:
     tested = BY_NAME[name]
     require(tested.missing())
     with running(Server(name, SHOWN[name], tested.version)) as where:
-        found = {
-            kind: measure(where, "default", kind, expected_by_default(name, kind)) for kind in KINDS
-        }
-    for kind, cell in found.items():
-        assert cell.timing == expected_by_default(name, kind).timing, kind
-        assert cell.measured().callbacks == (CALLBACKS,)
+        found = {kind: attempt(where, "wrapped", kind, expected(name, kind)) for kind in KINDS}
+    for kind, tried in found.items():
+        assert tried.timing == expected(name, kind).timing, kind
+        assert [watch.events for watch in tried.watches] == [CALLBACKS] * len(tried.watches)

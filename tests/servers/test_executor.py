@@ -1,4 +1,4 @@
-"""A pool on servers that fork, that reuse the environ, that are told to end, that run greenlets."""
+"""Servers that fork, that use the environ again, that are told to end, that run greenlets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from . import descriptions
+from .control import Watch
 from .descriptions import BY_NAME, package, uwsgi_server
 from .harness import Place, Server, require, running, send
-from .measure import terminate
+from .measure import measured
 
 pytestmark = pytest.mark.servers
 
@@ -48,7 +49,7 @@ FORKING = {
 def test_each_worker_has_threads_of_its_own(server: Server) -> None:
     """One job has run where the app was imported; more run where they are submitted."""
     with started(server) as where:
-        watches = [send(where, "processes")[1] for _ in range(4)]
+        watches = [send(where, "processes") for _ in range(4)]
         assert all(watch.done.wait(WAIT) for watch in watches), where.log.read_text()[-4000:]
     for watch in watches:
         assert watch.events == [f"{FORKING[server]}, runs here", "last"]
@@ -59,19 +60,34 @@ def test_on_uwsgi_no_callback_reads_another_requests_environ(options: list[str])
     """It waits until others have been served from the very dictionary."""
     with started(uwsgi(*options)) as where:
         first = send(where, "reading")
-        assert first[1].slow.wait(WAIT)
-        requests = [first, *(send(where, "reading") for _ in range(3))]
-        for _, watch in requests:
+        assert first.slow.wait(WAIT)
+        watches = [first, *(send(where, "reading") for _ in range(3))]
+        for watch in watches:
             watch.end.set()
-        assert all(watch.done.wait(WAIT) for _, watch in requests)
-    for key, watch in requests:
-        assert watch.events == ["slow", f"reads {key} of /reading", "last"]
+        assert all(watch.done.wait(WAIT) for watch in watches)
+    for watch in watches:
+        assert watch.events == ["slow", f"reads {watch.query} of /reading", "last"]
 
 
 @pytest.mark.parametrize("name", ["gunicorn sync", "gunicorn gthread"])
 def test_at_sigterm_gunicorn_lets_what_runs_in_close_finish(name: str) -> None:
+    assert measured(name).sigterm == "finishes"
+
+
+@pytest.mark.parametrize("name", ["uWSGI --http-socket", "uWSGI --http", "nginx, uWSGI"])
+def test_in_close_a_callback_reads_its_own_environ_while_others_are_served(name: str) -> None:
+    def visit(patience: float) -> Watch:
+        return send(where, "wrapped/own_environ", connection="keep-alive", patience=patience)
+
     with started(BY_NAME[name]) as where:
-        assert terminate(where, "inline") == "finishes", where.log.read_text()[-4000:]
+        watches = [visit(patience=10)]
+        assert watches[0].slow.wait(WAIT)
+        watches += [visit(patience=0) for _ in range(8)]
+        assert all(watch.done.wait(WAIT) for watch in watches[1:])
+        watches[0].end.set()
+        assert watches[0].done.wait(WAIT)
+    for watch in watches:
+        assert watch.events == ["slow", f"reads {watch.query} of /wrapped/own_environ", "last"]
 
 
 # gevent
@@ -80,9 +96,9 @@ def test_at_sigterm_gunicorn_lets_what_runs_in_close_finish(name: str) -> None:
 def test_gevents_own_threads_do_not_block_the_greenlets() -> None:
     """There is one worker, and its callback blocks the thread that it runs in."""
     with started(gunicorn("--worker-class=gevent")) as where:
-        _, blocked = send(where, "blocking")
+        blocked = send(where, "blocking")
         assert blocked.slow.wait(WAIT)
-        _, other = send(where, "processes")
+        other = send(where, "processes")
         assert other.done.wait(WAIT)
         assert not blocked.done.is_set()
         blocked.end.set()
@@ -92,9 +108,9 @@ def test_gevents_own_threads_do_not_block_the_greenlets() -> None:
 
 def test_under_gevent_a_callback_that_waits_in_close_lets_other_greenlets_run() -> None:
     with started(gunicorn("--worker-class=gevent", app="kinds")) as where:
-        _, waits = send(where, "default/list_with_length")
+        waits = send(where, "wrapped/list_with_length")
         assert waits.slow.wait(WAIT)
-        _, other = send(where, "default/list_with_length")
+        other = send(where, "wrapped/list_with_length")
         other.end.set()
         assert other.done.wait(WAIT)
         assert not waits.done.is_set()

@@ -21,7 +21,7 @@ from wsgi_after.executor import BoundedThreadPoolExecutor
 
 from .descriptions import BY_NAME, PYTHON, Commands, gunicorn, uwsgi
 from .harness import Place, Server, find, require, running, send
-from .measure import measured
+from .measure import sigterm_in_a_pool
 
 PAGE = blocks("hand-off.rst")
 
@@ -62,7 +62,7 @@ def test_its_table_says_what_becomes_of_a_job_at_sigterm(name: str) -> None:
         for row in list(table.findall(nodes.row))[1:]
     ]
     [fate] = [fate for server, fate, _ in rows if name.lower().startswith(server.lower())]
-    assert measured(name, "default").sigterm in fate
+    assert sigterm_in_a_pool(name) in fate
 
 
 def test_the_pool_runs_the_callback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +183,7 @@ def test_at_sigterm_the_pool_is_drained(name: str, commands: Any) -> None:
     server = Server(name, lambda where: where.write("pool.py", POOL) and commands(where), str)
     require([] if find(name) or find_spec(name) else [name])
     with running(server) as where:
-        _, watch = send(where, "reading")
+        watch = send(where, "reading")
         assert watch.slow.wait(10)
         os.kill(where.pid, signal.SIGTERM)
         watch.end.set()
@@ -204,7 +204,7 @@ def test_a_worker_of_gunicorn_that_is_recycled_drains_its_pool_however_long_that
 
     require([] if find("gunicorn") else ["gunicorn"])
     with running(Server("gunicorn", commands, str)) as where:
-        watch = send(where, "reading")[1]
+        watch = send(where, "reading")
         assert watch.slow.wait(10)
         assert not watch.done.wait(6)  # seconds
         watch.end.set()

@@ -1,6 +1,8 @@
-"""Each kind of response on each server: exactly once, the same bytes, and who waits for whom."""
+"""Each kind of response on each server: where and how often callbacks run, and who waits."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -8,64 +10,94 @@ from .descriptions import SERVERS
 from .expectations import (
     CALLBACKS,
     DEVIATIONS,
-    IMPOSSIBLE,
+    ELSEWHERE,
     IN_TIME,
     KINDS,
     ORDINARY,
     RECHUNKED,
     REFRAMED,
     expected,
-    expected_by_default,
+    freed_by_a_pool,
+    runs_elsewhere,
 )
-from .measure import EXPECTED, measured
+from .measure import measured
+from .page import PATH, measured_page
 
 pytestmark = pytest.mark.servers
 
-every_cell = pytest.mark.parametrize("kind", KINDS)
-every_mode = pytest.mark.parametrize("mode", EXPECTED)
-every_server = pytest.mark.parametrize("server", [server.name for server in SERVERS])
+NAMES = [server.name for server in SERVERS]
+every_cell = pytest.mark.parametrize(
+    ("server", "kind"), [(name, kind) for name in NAMES for kind in KINDS]
+)
+GREENLETS = {"gunicorn gevent", "gevent.pywsgi", "eventlet"}
 
 
-@every_mode
 @every_cell
-@every_server
-def test_the_callbacks_run_once_in_order(server: str, kind: str, mode: str) -> None:
-    callbacks = measured(server, mode).cells[kind].callbacks
-    assert callbacks == (CALLBACKS,) * len(callbacks)
+def test_the_callbacks_run_once_in_order(server: str, kind: str) -> None:
+    for mode, tried in measured(server).cells[kind].items():
+        events = [[report["event"] for report in reports] for reports in tried.reports]
+        assert events == [[] if mode == "bare" else CALLBACKS] * len(tried.watches), mode
 
 
-@every_mode
 @every_cell
-@every_server
-def test_the_client_receives_what_the_bare_app_sends(server: str, kind: str, mode: str) -> None:
-    cell = measured(server, mode).cells[kind]
-    if kind in REFRAMED.get(server, ([], ""))[0]:
-        assert without_framing(cell.wire) == without_framing(cell.bare)
+def test_the_client_receives_what_the_bare_app_sends(server: str, kind: str) -> None:
+    tried = measured(server).cells[kind]
+    seen_as: Any = bytes
+    if kind in REFRAMED.get(server, []):
+        seen_as = without_framing
     elif server in RECHUNKED:
-        assert joined(cell.wire) == joined(cell.bare)
-    else:
-        assert cell.wire == cell.bare
+        seen_as = joined
+    for mode in tried.keys() & {"wrapped", "pool"}:
+        assert seen_as(tried[mode].wire) == seen_as(tried["bare"].wire), mode
+
+
+def callbacks(server: str, kind: str) -> list[dict[str, Any]]:
+    """What each callback reported that ran without a pool."""
+    cell = measured(server).cells[kind]
+    return [
+        report for mode in ("closed", "wrapped") for found in cell[mode].reports for report in found
+    ]
 
 
 @every_cell
-@every_server
+def test_the_callbacks_run_where_the_server_calls_close(server: str, kind: str) -> None:
+    """In its thread and greenlet; and a context variable that ``close()`` set is set there."""
+    found = [report for report in callbacks(server, kind) if "closed" in report]
+    assert found or kind in {"error_before_return", "write"}  # not every server has a write()
+    same = [r["here"] == [*r["closed"][:3], f"closed {r['id']}"] for r in found]
+    assert same == [kind not in ELSEWHERE.get(server, ([],))[0]] * len(found)
+
+
+@every_cell
+def test_that_is_where_the_app_was_called(server: str, kind: str) -> None:
+    """In the thread, the greenlet and the context of the request."""
+    found = callbacks(server, kind)
+    same = [r.get("closed", r["here"]) == r["called"] for r in found]
+    assert all(same) or runs_elsewhere(server, kind)
+    assert {r["here"][2] is not None for r in found} == {server in GREENLETS}
+
+
+@every_cell
+def test_the_next_request_of_a_thread_finds_what_a_callback_cleared(server: str, kind: str) -> None:
+    ids = {report["id"] for report in callbacks(server, kind)}
+    assert runs_elsewhere(server, kind) or not ids & measured(server).not_cleared
+
+
+@every_cell
 def test_the_client_waits_for_a_callback_just_where_it_is_expected(server: str, kind: str) -> None:
-    assert measured(server).cells[kind].timing == expected(server, kind).timing
+    assert measured(server).cells[kind]["wrapped"].timing == expected(server, kind).timing
 
 
-@every_cell
-@every_server
-def test_by_default_no_client_waits_where_that_is_possible(server: str, kind: str) -> None:
-    timing = measured(server, "default").cells[kind].timing
-    assert timing == expected_by_default(server, kind).timing
+@pytest.mark.parametrize(
+    ("server", "kind"),
+    [(name, kind) for name in NAMES for kind in KINDS if freed_by_a_pool(name, kind)],
+)
+def test_with_a_pool_that_client_does_not_wait(server: str, kind: str) -> None:
+    assert measured(server).cells[kind]["pool"].timing == IN_TIME
 
 
-def test_each_cell_that_is_impossible_has_its_reason() -> None:
-    for server, cells in IMPOSSIBLE.items():
-        for kinds, reason in cells:
-            assert server in {server.name for server in SERVERS}
-            assert reason
-            assert IN_TIME not in {expected_by_default(server, kind).timing for kind in kinds}
+def test_the_page_says_what_is_measured() -> None:
+    assert PATH.read_text() == measured_page(), "run python -m tests.servers --write"
 
 
 def unchunked(rest: bytes) -> tuple[bytes, bytes]:
@@ -106,8 +138,8 @@ def test_what_is_ignored_of_the_framing_is_not_more_than_that() -> None:
 
 
 def test_every_deviation_deviates_and_names_its_reason() -> None:
-    for server, deviations in DEVIATIONS.items():
+    assert DEVIATIONS.keys() <= set(NAMES)
+    for deviations in DEVIATIONS.values():
         for kinds, timing, reason in deviations:
-            assert server in {server.name for server in SERVERS}
             assert reason
             assert not [kind for kind in kinds if ORDINARY[kind] == timing]

@@ -16,7 +16,6 @@ from configparser import ConfigParser
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 
@@ -96,10 +95,9 @@ both_modes = pytest.mark.parametrize("mode", ["embedded", "daemon"])
 
 def get(where: Place, path: str) -> tuple[Watch, HTTPResponse, bytes]:
     """Send a request; return what is known of it, the response, and its body."""
-    key, watch = control().watch()
-    query = {"control": control().port, "id": key, "file": where.file("small_file")}
+    watch = control().watch()
     with closing(HTTPConnection("127.0.0.1", where.port, timeout=30)) as client:
-        client.request("GET", f"{path}?{urlencode(query)}", headers={"Host": "localhost"})
+        client.request("GET", f"{path}?{watch.query}", headers={"Host": "localhost"})
         response = client.getresponse()
         return watch, response, response.read()
 
@@ -114,7 +112,7 @@ def test_requests_end_in_a_sub_interpreter_of_the_newest_python_as_everywhere(mo
             watch.done.wait(10)
             prepared = response.getheader("X-Prepared")
             responses[kind] = (response.status, prepared, body, watch.events)
-        content = where.file("small_file").read_bytes()
+        content = (where.directory / "small_file.bin").read_bytes()
         log = where.log.read_text()
     assert json.loads(found) == {
         "python": newest_python(),

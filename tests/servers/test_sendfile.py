@@ -31,15 +31,14 @@ SENDFILE = [
 ]
 
 
-def fetch(where: Place, mode: str, kind: str) -> tuple[Watch, bytes]:
+def fetch(where: Place, mode: str) -> tuple[Watch, bytes]:
     """One request for the large file, and the body of its response."""
-    key, watch = control().watch()
-    query = f"control={control().port}&id={key}&file={where.file('large_file')}"
+    watch = control().watch()
     with Connection(where.port) as connection:
-        connection.request(f"/{mode}/{kind}?{query}", connection="close")
+        connection.request(f"/{mode}/large_file?{watch.query}", connection="close")
         connection.read_response("GET", watch.headers.set)
         watch.end.set()
-        if mode == "inline":
+        if mode == "wrapped":
             assert watch.done.wait(10)
         connection.read_to_end()
     return watch, bytes(connection.received.partition(b"\r\n\r\n")[2])
@@ -59,20 +58,20 @@ def test_the_whole_file_goes_by_sendfile_and_the_callbacks_run_once(
     log = tmp_path / "strace"
     strace = ["strace", "-f", "-e", "trace=sendfile", "-o", str(log)]
     with running(server, before=strace) as where:
-        watch, body = fetch(where, "inline", "large_file")
-        assert body == where.file("large_file").read_bytes()
+        watch, body = fetch(where, "wrapped")
+        assert body == (where.directory / "large_file.bin").read_bytes()
     assert watch.events == CALLBACKS
     assert bytes_sent(log) == SIZES["large_file"]
 
 
 def reads(where: Place, mode: str) -> set[int]:
     """The sizes in which a server reads the file."""
-    fetch(where, mode, "counted_file")
+    fetch(where, mode)
     sizes: list[int] = where.about()["reads"]
     return set(sizes)
 
 
-@pytest.mark.parametrize("mode", ["bare", "inline"])
+@pytest.mark.parametrize("mode", ["bare", "wrapped"])
 def test_waitress_reads_as_much_as_it_can_send(mode: str) -> None:
     """Not block by block, which is what it does with a body that it does not know as a file."""
     server = BY_NAME["waitress"]
@@ -87,10 +86,9 @@ def test_on_waitress_a_slow_callback_after_a_large_file_stalls_nobody_else() -> 
     server = BY_NAME["waitress"]
     require(server.missing())
     with running(server) as where:
-        key, watch = control().watch(patience=10)
-        query = f"control={control().port}&id={key}&file={where.file('large_file')}"
+        watch = control().watch(patience=10)
         with Connection(where.port) as connection:
-            connection.request(f"/inline/large_file?{query}")
+            connection.request(f"/wrapped/large_file?{watch.query}")
             connection.read_response("GET", watch.headers.set)
             assert watch.slow.wait(10)
             where.about()  # another connection is served

@@ -72,18 +72,19 @@ class Body:
         if self._closed:
             return
         self._closed = True
-        after = self._after
         try:
             try:
+                if unclosed.must_wait(self):
+                    return
                 close = getattr(self._iterable, "close", None)
                 if close is not None:
                     close()
-                finish(after)
+                finish(self._after)
             except BaseException as error:  # of the app's close(), or let out by a callback
-                finish(after, error)
+                finish(self._after, error)
                 raise
         except BaseException as error:  # a signal handler may have interrupted finish()
-            finish(after, error)
+            finish(self._after, error)
             raise
 
     def __del__(self) -> None:
@@ -107,7 +108,7 @@ atexit.register(unclosed.at_exit, Body)
 class ObjectBody(Body):
     """An iterable with its attributes: a generator, a response object."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     def __getattr__(self, name: str) -> Any:
         # By way of object: a slot that is not set yet must not bring us back here.

@@ -88,7 +88,7 @@ class CallbackList(list[Callable[[], object]]):
         self._observer: Callable[..., object] | None = None  # see integration.observe()
 
     def append(self, fn: Callable[[], object], /) -> None:
-        """Register ``fn()`` to run after the response. (``append(fn())`` would call it at once.)
+        """Register ``fn()`` to run after the response; ``append(fn())`` would call it at once.
 
         :raises RuntimeError: if the callbacks of this request have run already.
         """
@@ -250,8 +250,7 @@ class CallbackList(list[Callable[[], object]]):
 
                 args, kwargs = prepare(self, *status_and_headers(args, kwargs), args, kwargs)
             start_response: Callable[..., Any] = self._server_start_response
-            # Not with ** where there is nothing in it: 30 ns.
-            write = start_response(*args, **kwargs) if kwargs else start_response(*args)
+            write = start_response(*args, **kwargs)
         except BaseException:
             if before == OPEN:
                 self._state = OPEN  # nothing went out: the app may start another response

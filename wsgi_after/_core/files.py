@@ -90,8 +90,7 @@ def arm(result: Any, after: CallbackList, environ: WSGIEnvironment) -> bool:
         return False
     after._progress = UNSEEN
     if recognise(environ).closes_elsewhere:
-        # In the thread of all connections: 2 seconds there stalled another one by 1.8.
-        after._thread = get_ident()
+        after._thread = get_ident()  # in that of all connections, 2 seconds stalled another by 1.8
     return True
 
 

@@ -54,7 +54,7 @@ def run_or_hand_over(callbacks: CallbackList, raised: BaseException | None) -> B
     """Decide who runs the callbacks: the first that takes them.
 
     An open ``capture()`` or the executor; where this thread is not theirs, one of their own; here.
-    ``raised``, which is on its way to the server, is returned, or else what has to go on.
+    Return ``raised``, which is on its way to the server, or what has to go on.
     """
     capture = None if capturing is None else capturing()
     takers = [callbacks._executor if capture is None else capture]

@@ -41,10 +41,9 @@ def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseExceptio
         return error
     try:
         future.add_done_callback(partial(look_at, callbacks, label))
-    except AttributeError:  # no future: a queue's job, or nothing
-        pass
-    except Exception:  # it is accepted, so it must not run again, whatever this was
-        traceback.print_exc()
+    except Exception as error:  # it is accepted, so it must not run again, whatever this was
+        if not isinstance(error, AttributeError):  # no future: a queue's job, or nothing
+            traceback.print_exc()
     return None
 
 

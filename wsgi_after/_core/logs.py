@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import codecs
 import logging
-import sys
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from itertools import count, pairwise
 from reprlib import recursive_repr
@@ -18,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from . import process
+from .let_out import goes_on
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -92,7 +92,9 @@ def log(
     logger.disabled = False
     try:
         method(message, *args, exc_info=exc_info, extra=extra)
-    except Exception:
+    except BaseException as error:
+        if goes_on(error):
+            raise
         traceback.print_exc()
 
 
@@ -159,7 +161,9 @@ def log_failure(
 def log_not_run(
     callback: object, request: str, seconds: float, outcome: object, after: Any
 ) -> None:
-    """Log that calling the callback has run nothing, because of what it returned; as above."""
+    """Log that calling the callback has run nothing, because of what it returned; close that."""
+    if isinstance(outcome, (Coroutine, Generator)):
+        outcome.close()
     if isinstance(outcome, Coroutine):
         _log_failure("coroutine", COROUTINE, callback, request, seconds, None, after)
     else:
@@ -187,8 +191,8 @@ def _log_failure(
         try:
             told = RuntimeError(message % (name, request)) if error is None else error
             maker._on_error(callback, told, after)
-        except Exception as raised:
-            if process.forks != forks:  # it forked, and this is the child
+        except BaseException as raised:
+            if process.forks != forks or goes_on(raised):  # forked: this is the child
                 raise
             log(logger.error, ON_ERROR_FAILED, describe(maker._on_error), request, exc_info=raised)
 
@@ -239,13 +243,11 @@ def log_early_close(environ: WSGIEnvironment, request: str) -> None:
 
 def unreturned(environ: WSGIEnvironment) -> str | None:
     """The innermost WSGI app that was called with ``environ`` and has not returned, if not ours."""
-    frame = sys._getframe().f_back
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(None):
         if is_called_with(environ, frame):
             module = str(frame.f_globals.get("__name__"))
             is_outside = module.partition(".")[0] not in NOT_OUTSIDE
             return f"{module}.{frame.f_code.co_qualname}" if is_outside else None
-        frame = frame.f_back
     return None
 
 

@@ -1,4 +1,4 @@
-"""What belongs to this process, rather than to a request."""
+"""What belongs to this process."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from itertools import repeat
-from math import inf
 from time import monotonic
 
 from . import process
@@ -46,7 +45,7 @@ def run(
     callbacks: list[Callable[[], object]],
     request: str | None,
     raised: BaseException | None = None,
-    patience: float = inf,
+    patience: float = float("inf"),
 ) -> BaseException | None:
     """As :func:`run_callbacks`, but return what has to go on: ``raised``, if there is one.
 
@@ -74,8 +73,6 @@ def run(
                     try:
                         outcome = callback()
                         if outcome is not None and isinstance(outcome, NOT_RUN):
-                            if not isinstance(outcome, AsyncGenerator):
-                                outcome.close()
                             log_not_run(callback, label(), monotonic() - began, outcome, after)
                     # Catch everything: one callback's bug must not stop the others.
                     except BaseException as error:

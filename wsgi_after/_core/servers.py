@@ -1,4 +1,4 @@
-"""The few facts about servers that change what is done. Other servers get nothing special."""
+"""The few facts about servers that change what is done. Others get nothing special."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Responses that nobody closed: run their callbacks at a moment that is safe (rule 7).
 
-The garbage collector stops code that may hold a lock, parse or import. So what it drops waits for
-the next call of a middleware, the next end of a request, or the exit of the process.
+The garbage collector stops code that may hold a lock, parse or import. What it drops waits for the
+next call of a middleware, the next end of a request, or the exit of the process.
 """
 
 from __future__ import annotations
@@ -38,11 +38,18 @@ _collector = Collector()
 gc.callbacks.append(_collector)
 
 
+def must_wait(body: Any) -> bool:
+    """Whether this is called by the collector: then ``body`` is closed later."""
+    if _collector.thread is None or _collector.thread != get_ident():
+        return False
+    body._closed = False
+    waiting.append(body)
+    return True
+
+
 def drop(body: Any) -> None:
     """Close ``body`` in place of the server, which dropped it: for the finalizer only."""
-    if _collector.thread == get_ident():
-        waiting.append(body)
-    elif body._after._forks == process.forks:  # else it is a copy in a forked child
+    if not must_wait(body) and body._after._forks == process.forks:  # else: a copy in a child
         body._after._executor = None  # in place, submit() may wait for a lock held further up
         close_unclosed(body)
 
@@ -62,8 +69,7 @@ def close_unclosed(body: Any) -> None:
 def close_waiting(raised: BaseException | None = None) -> BaseException | None:
     """Close what waits, one after the other; not from within a callback of one of them.
 
-    What they raise is logged: it does not concern this request. ``raised``, which is on its way to
-    the server, is returned, or else what has to go on.
+    What they raise is logged: it is not of this request. Return ``raised``, or what has to go on.
     """
     forks = process.forks
     here = (forks, get_ident())
@@ -92,10 +98,9 @@ def close_waiting(raised: BaseException | None = None) -> BaseException | None:
 
 
 def at_exit(body: type) -> None:
-    """Close what waits; from now on, finalizers run in place.
+    """Close what waits, and what is in cycles; from now on, finalizers run in place.
 
-    Nothing can be imported in the last collection, still to come: so objects of the class ``body``
-    that are in cycles are collected here.
+    The last collection is still to come, but nothing can be imported in it.
     """
     if any(issubclass(type(thing), body) for thing in gc.get_objects()):
         gc.collect()

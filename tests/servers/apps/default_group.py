@@ -10,7 +10,8 @@ import sys
 from threading import get_ident
 
 import _interpreters
-from kinds import KINDS, bare, list_with_length, plain, query_of, say
+from kinds import KINDS, list_with_length, plain, query_of, say
+from kinds import app as of_kinds
 
 from wsgi_after import AfterResponseMiddleware, after_this_request
 
@@ -66,7 +67,7 @@ def dropped(environ, start_response):
 
 
 in_middleware = AfterResponseMiddleware(app)
-OTHERS = {"/bare/about": bare, "/where": where, "/dropped": dropped}
+OTHERS = {"/bare/about": of_kinds, "/where": where, "/dropped": dropped}
 
 
 def application(environ, start_response):

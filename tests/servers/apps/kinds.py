@@ -1,12 +1,13 @@
-"""The app that every server serves: ``/bare/KIND`` as it is, the rest in the middleware.
+"""The app that every server serves, as it is and in the middleware.
 
-Callbacks of ``/inline/KIND`` run in ``close()`` always, those of ``/default/KIND`` where they do by
-default, those of ``/pool/KIND`` in a pool that was asked for.
+``/bare/KIND`` is the app itself, ``/wrapped/KIND`` the app in the middleware, and ``/pool/KIND``
+the same with a pool as its executor. The bodies of ``/closed/KIND`` note where the server closes
+them.
 
-Each kind of response is a function below. Callbacks, and bodies that wait for the client, tell
-the harness what happens through :func:`say`. The query string names the harness's port, the
-request, and the file to send. Imports nothing but the standard library and ``wsgi_after``: mod_wsgi
-runs it on the system's Python.
+Each kind of response is a function below. Callbacks, and bodies that wait for the client, tell the
+harness what happens and where, through :func:`say`. The query string names the harness's port and
+the request. This module imports nothing but the standard library and ``wsgi_after``: mod_wsgi runs
+it on the system's Python.
 """
 
 import gc
@@ -15,13 +16,28 @@ import json
 import os
 import platform
 import socket
+import sys
+import threading
+from contextvars import ContextVar
+from types import GeneratorType
 from urllib.parse import parse_qs
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
-# What nobody closes waits for about(), not for whichever allocation happens to be one too many.
+# Responses that nobody closes stay until about() collects them, not until some later allocation.
 gc.disable()
+
+CONTEXT = ContextVar("CONTEXT", default="nothing")
+LOCAL = threading.local()  # its "request" is set by the app, and cleared by a callback
+not_cleared = []  # ids of requests that left it behind for another request to find
+
+
+def place():
+    """Where this runs: the thread twice, the greenlet, and what a context variable holds there."""
+    greenlet = sys.modules.get("greenlet")
+    current = greenlet and id(greenlet.getcurrent())
+    return [threading.get_ident(), threading.get_native_id(), current, CONTEXT.get()]
 
 
 def plain(length=None):
@@ -29,11 +45,15 @@ def plain(length=None):
     return [("Content-Type", "text/plain"), *([("Content-Length", length)] if length else [])]
 
 
-def say(query, event):
-    """Report ``event`` of this request, and return when the harness says to go on."""
+def say(query, event, notes=None):
+    """Report ``event`` of this request, and return when the harness says to go on.
+
+    :param notes: where the request has been before.
+    """
+    report = {"id": query["id"], "event": event, "here": place(), **(notes or {})}
     address = ("127.0.0.1", int(query["control"]))
     with socket.create_connection(address, timeout=10) as connection:
-        connection.sendall(f"{query['id']} {event}\n".encode())
+        connection.sendall(json.dumps(report).encode() + b"\n")
         connection.recv(1)
 
 
@@ -42,12 +62,28 @@ def query_of(environ):
 
 
 def register(environ):
-    """Three callbacks, if there is a list to register them in: the harness delays the second."""
+    """Register callbacks, if there is a list for them; the harness delays the second.
+
+    :return: what they will report besides: where the app was called, and where its body was closed.
+    """
+    notes = {}
     after = environ.get("wsgi.after")
     if after is not None:
         query = query_of(environ)  # not the environ itself: uWSGI clears it after the request
+        LOCAL.request = query["id"]
+        CONTEXT.set(query["id"])
+        notes["called"] = place()
+        after(setattr, LOCAL, "request", None)
         for event in ("first", "slow", "last"):
-            after(say, query, event)
+            after(say, query, event, notes)
+    return notes
+
+
+def note_close(notes):
+    """Note where the server closes the response, and leave a mark there for the callbacks."""
+    if notes:
+        notes["closed"] = place()
+        CONTEXT.set(f"closed {notes['called'][-1]}")
 
 
 def about(environ, start_response):
@@ -56,7 +92,8 @@ def about(environ, start_response):
     found = {
         "python": platform.python_version(),
         "mod_wsgi": ".".join(map(str, environ.get("mod_wsgi.version", ()))),
-        "reads": CountedFile.reads,
+        "reads": File.reads,
+        "not_cleared": not_cleared,
     }
     body = json.dumps(found).encode()
     start_response("200 OK", plain(str(len(body))))
@@ -89,6 +126,7 @@ class ClassIterator:
     def __init__(self, environ, start_response):
         start_response("200 OK", plain())
         self.chunks = [b"hello ", b"class"]
+        self.notes = environ.get("tests.notes")
 
     def __iter__(self):
         return self
@@ -99,7 +137,7 @@ class ClassIterator:
         return self.chunks.pop(0)
 
     def close(self):  # fastwsgi answers 500 to the next request after an iterator without one
-        self.chunks.clear()
+        note_close(self.notes)
 
 
 def empty_list(environ, start_response):
@@ -127,38 +165,39 @@ def head(environ, start_response):
     return []
 
 
-def in_blocks(opened):
+class File(io.FileIO):
+    """Notes where it is closed, and the size of each read of the latest file."""
+
+    reads = ()
+
+    def __init__(self, path, notes):
+        super().__init__(path)
+        self.notes = notes
+        File.reads = []
+
+    def read(self, size=-1):
+        File.reads.append(size)
+        return super().read(size)
+
+    def close(self):
+        if not self.closed:
+            note_close(self.notes)
+        super().close()
+
+
+def in_blocks(opened, size):
     with opened:
-        while block := opened.read(65536):
+        while block := opened.read(size):
             yield block
 
 
 def file(environ, start_response):
-    path = query_of(environ)["file"]
-    opened = open(path, "rb")  # noqa: SIM115 -- the server closes it
-    start_response("200 OK", plain(str(os.path.getsize(path))))
+    name = environ["PATH_INFO"].split("/")[-1]
+    path = os.path.join(os.path.dirname(__file__), f"{name}.bin")
     wrapper = environ.get("wsgi.file_wrapper")
-    return wrapper(opened, 65536) if wrapper else in_blocks(opened)
-
-
-class CountedFile(io.FileIO):
-    """Notes the size of each read, of the latest file."""
-
-    reads = ()
-
-    def __init__(self, path):
-        super().__init__(path)
-        CountedFile.reads = []
-
-    def read(self, size=-1):
-        CountedFile.reads.append(size)
-        return super().read(size)
-
-
-def counted_file(environ, start_response):
-    path = query_of(environ)["file"]
+    opened = File(path, environ.get("tests.notes") if wrapper else None)
     start_response("200 OK", plain(str(os.path.getsize(path))))
-    return environ["wsgi.file_wrapper"](CountedFile(path), 65536)
+    return (wrapper or in_blocks)(opened, 65536)
 
 
 def own_environ(environ, start_response):
@@ -166,7 +205,7 @@ def own_environ(environ, start_response):
     after = environ.get("wsgi.after")
     after.clear()
     after(say, query, "slow")
-    after(lambda: say(query, f"{environ['PATH_INFO']} {environ['HTTP_COOKIE']}"))
+    after(lambda: say(query, f"reads {environ['QUERY_STRING']} of {environ['PATH_INFO']}"))
     after(say, query, "last")
     return list_with_length(environ, start_response)
 
@@ -230,25 +269,48 @@ KINDS = {
     "error_in_mid_body": error_in_mid_body,
     "hang_up": hang_up,
     "two_requests": list_with_length,
-    "counted_file": counted_file,
     "own_environ": own_environ,
 }
 
 
-def bare(environ, start_response):
-    """The app without the middleware: ``/MODE/KIND``, and whatever follows."""
+def app(environ, start_response):
+    """``/MODE/KIND``, and whatever follows."""
+    if found := getattr(LOCAL, "request", None):
+        not_cleared.append(found)
     kind = environ["PATH_INFO"].split("/")[2]
     if kind == "about":
         return about(environ, start_response)
-    register(environ)
+    environ["tests.notes"] = register(environ)
     return KINDS[kind](environ, start_response)
 
 
+class Body:
+    """A body whose ``close()`` is noted, because its own type cannot note that."""
+
+    def __init__(self, body, notes):
+        self.body = body
+        self.notes = notes
+
+    def __iter__(self):
+        return iter(self.body)
+
+    def close(self):
+        if isinstance(self.body, GeneratorType):
+            self.body.close()
+        note_close(self.notes)
+
+
+def closed(environ, start_response):
+    body = app(environ, start_response)
+    noted = not isinstance(body, (list, tuple, GeneratorType))
+    return body if noted else Body(body, environ["tests.notes"])
+
+
 MODES = {
-    "bare": bare,
-    "inline": AfterResponseMiddleware(bare, executor=None),
-    "default": AfterResponseMiddleware(bare),
-    "pool": AfterResponseMiddleware(bare, executor=BoundedThreadPoolExecutor()),
+    "bare": app,
+    "wrapped": AfterResponseMiddleware(app),
+    "closed": AfterResponseMiddleware(closed),
+    "pool": AfterResponseMiddleware(app, executor=BoundedThreadPoolExecutor()),
 }
 
 

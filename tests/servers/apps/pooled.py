@@ -4,10 +4,12 @@
 says where it runs; ``/blocking`` one that blocks its thread, under gevent too.
 """
 
+import json
 import os
 import sys
 
-from kinds import bare, plain, query_of, say
+from kinds import app as of_kinds
+from kinds import plain, query_of, say
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
@@ -39,7 +41,7 @@ def processes(environ, query):
 def reading(environ, query):
     def read():
         say(query, "slow")
-        say(query, f"reads {query_of(environ)['id']} of {environ['PATH_INFO']}")
+        say(query, f"reads {environ['QUERY_STRING']} of {environ['PATH_INFO']}")
 
     return read
 
@@ -50,7 +52,7 @@ def blocking(environ, query):
 
         with get_original("socket", "socket")() as connection:
             connection.connect(("127.0.0.1", int(query["control"])))
-            connection.sendall(f"{query['id']} slow\n".encode())
+            connection.sendall(json.dumps({"id": query["id"], "event": "slow"}).encode() + b"\n")
             connection.recv(1)
 
     return block
@@ -69,5 +71,5 @@ in_middleware = AfterResponseMiddleware(app, executor=pool)
 
 
 def application(environ, start_response):
-    chosen = bare if environ["PATH_INFO"].startswith("/bare/") else in_middleware
+    chosen = of_kinds if environ["PATH_INFO"].startswith("/bare/") else in_middleware
     return chosen(environ, start_response)

@@ -1,0 +1,375 @@
+"""The pages of Django, Flask and Pyramid, and their example projects: servers, databases, mail."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from commands import ask, ask_all, ask_json, copied_checkout, installs, paste, run, serving
+from conftest import Exchange, make_environ
+from documents import DOCS, blocks, executed
+from paste.deploy import loadapp
+from servers.harness import free_port, wait_until
+
+PAGES = {name: blocks(f"{name}.rst") for name in ("django", "flask", "pyramid")}
+RUN = {
+    "django": [
+        *("install", "settings.py", "urls.py", "runserver", "wsgi.py", "orders.py", "language.py"),
+        *("test_orders.py", "test", "migrate", "gunicorn", "uwsgi", "curl"),
+    ],
+    "flask": [
+        *("install", "shop.py", "run", "order", "factory.py", "factory_used.py", "orders.py"),
+        *("test_orders.py", "gunicorn", "uwsgi"),
+    ],
+    "pyramid": [
+        *("install", "app.py", "serve", "rows.py", "pools.py", "setting.ini", "filter.ini"),
+        *("test_app.py", "needs", "gunicorn", "uwsgi", "curl"),
+    ],
+}
+SERVERS = pytest.mark.parametrize(
+    "server", ["gunicorn", pytest.param("uwsgi", marks=pytest.mark.servers)]
+)
+
+
+def command(page, name):
+    """What a block shows behind its prompt."""
+    return re.findall(r"(?m)^\$ (.*)", PAGES[page][name])[0]
+
+
+def curl(page, name):
+    """Path and form of the request that a block shows, and the answer."""
+    program, _, form, url = shlex.split(command(page, name))
+    path = url.removeprefix("http://127.0.0.1:8000")
+    assert (program, path[0]) == ("curl", "/")
+    return path, form, PAGES[page][name].partition("\n")[2] + "\n"
+
+
+# The pages.
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Make a directory with the files of a page, which can be imported, and such ports in them."""
+
+    def files(page, **ports):
+        for name, text in PAGES[page].items():
+            if name.endswith((".py", ".ini")):
+                text = re.sub(
+                    "8000|8025", lambda found: str(ports.get(f"port_{found[0]}", found[0])), text
+                )
+                (tmp_path / name).write_text(text, encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        return tmp_path
+
+    yield files
+    for name in ("app", "pools", "rows"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_everything_on_the_page_is_run_by_a_test(page):
+    assert list(PAGES[page]) == RUN[page]
+    assert command(page, "install") == f"pip install wsgi-after {page}"  # as the tests' extra does
+
+
+ORDER = ("/order?email=ada@example.com", None, "Thank you.\n")
+MAILS = [
+    ("django", command("django", "runserver"), ORDER, "Thank you."),
+    ("flask", command("flask", "run"), curl("flask", "order"), None),
+    ("flask", command("flask", "run") + " --debug --no-reload", curl("flask", "order"), None),
+    ("pyramid", command("pyramid", "serve"), ORDER, "Thank you."),
+]
+
+
+@pytest.mark.parametrize(("page", "command", "request_", "text"), MAILS)
+def test_the_page_leads_to_a_mail(files, mail_server, page, command, request_, text):
+    path, form, answer = request_
+    port = free_port()
+    where = files(page, port_8025=mail_server.port, port_8000=port)
+    with serving(command, where, port, FLASK_SMTP_PORT=mail_server.port):
+        assert ask(port, path, form) == (200, answer)
+        [mail] = mail_server.wait()
+    assert (mail["To"], mail["Subject"]) == ("ada@example.com", "Your order")
+    expected = text or f"Thank you for your order at 127.0.0.1:{port}"
+    assert mail.get_content().rstrip() == expected
+
+
+def test_the_tests_of_the_pages_pass(files):
+    assert "Ran 5 tests" in run(command("django", "test"), files("django"))
+    pytest_ = "python -m pytest -q -p no:cacheprovider test_orders.py"
+    assert "2 passed" in run(pytest_, files("flask"), PYTEST_ADDOPTS="")
+    files("pyramid")
+    executed(PAGES["pyramid"]["test_app.py"])["test_an_order_sends_a_mail"]()
+
+
+REQUEST = """
+from werkzeug.test import Client
+from wsgi import application
+import django.core.mail
+django.core.mail.outbox = []
+from django.test.utils import override_settings
+with override_settings(EMAIL_BACKEND="django.core.mail.backends.locmem.EmailBackend"):
+    response = Client(application).get("/order?email=alice@example.com", "http://127.0.0.1/")
+    print(response.get_data(as_text=True), len(django.core.mail.outbox))
+    response.close()
+    print(len(django.core.mail.outbox))
+"""
+
+
+def test_the_wrapped_application_of_djangos_page_works(files):
+    project = files("django")
+    (project / "request.py").write_text(REQUEST, encoding="utf-8")
+    lines = run("python request.py", project).split()
+    assert lines == ["Thank", "you.", "0", "1"]
+
+
+def test_the_factory_on_flasks_page(files):
+    run("python -W error factory_used.py", files("flask"))
+
+
+@pytest.mark.servers
+@installs
+def test_what_flasks_page_installs_is_enough(tmp_path):
+    checkout = copied_checkout(tmp_path)
+    (checkout / "shop.py").write_text(PAGES["flask"]["shop.py"], encoding="utf-8")
+    routes = command("flask", "run").partition(" run")[0] + " routes"
+    install = command("flask", "install").replace("wsgi-after", ".")  # from here, not the index
+    out = paste(f"python3 -m venv .venv && . .venv/bin/activate && {install} && {routes}", checkout)
+    assert re.search(r"order +POST +/orders", out)
+
+
+@pytest.mark.parametrize("name", ["setting.ini", "filter.ini"])
+def test_the_ini_files_of_pyramids_page_put_callbacks_into_the_pool(files, mail_server, name):
+    ini = files("pyramid", port_8025=mail_server.port) / name
+    environ = make_environ(PATH_INFO="/order", QUERY_STRING="email=alice@example.com")
+    assert Exchange(loadapp(f"config:{ini}"), environ).finish() == [b"Thank you.\n"]
+    with sys.modules["pools"].pool as pool:
+        assert pool.drain(30)
+    assert [mail["To"] for mail in mail_server.messages] == ["alice@example.com"]
+
+
+# The example projects.
+
+
+@pytest.fixture
+def example(tmp_path):
+    """Make a copy of an example project."""
+    left_out = shutil.ignore_patterns("__pycache__", "*.sqlite3", "instance")
+    return lambda name: shutil.copytree(DOCS / "examples" / name, tmp_path / name, ignore=left_out)
+
+
+@SERVERS
+@pytest.mark.parametrize("name", ["django", "pyramid"])
+def test_the_example_runs_by_the_commands_of_the_page(example, mail_server, name, server):
+    project = example(name)
+    if name == "django":
+        run(command(name, "migrate"), project)
+    else:
+        ini = project / "shop.ini"
+        ini.write_text(ini.read_text().replace("8025", str(mail_server.port)))
+    path, form, thanks = curl(name, "curl")
+    with serving(command(name, server), project, EMAIL_PORT=mail_server.port) as port:
+        assert ask(port, path, form) == (201, thanks)
+        [mail] = mail_server.wait()
+        assert (mail["To"], mail.get_content().strip()) == ("alice@example.com", "We have order 1.")
+        mailed = {"orders": [{"id": 1, "email": "alice@example.com", "mailed": True}]}
+        wait_until(lambda: ask_json(port, "/orders") == mailed, project / "log")
+
+
+@SERVERS
+def test_the_example_of_flask_runs_by_the_command_of_the_page(example, mail_server, server):
+    project = example("flask")
+    path, form, _ = curl("flask", "order")
+    with serving(command("flask", server), project, FLASK_SMTP_PORT=mail_server.port) as port:
+        status, answer = ask(port, path, form)
+        [mail] = mail_server.wait()
+        order = json.loads(answer)["id"]
+        wait_until(lambda: ask_json(port, f"/orders/{order}")["mailed"], project / "log")
+    assert (status, mail["To"], mail["Subject"]) == (201, "ada@example.com", "Your order 1")
+    assert "POST /orders: 201 CREATED" in (project / "log").read_text()
+
+
+# Real databases. Each request leaves a callback that writes a row.
+
+REQUESTS = 1000
+THREADS = 4  # of gunicorn, and of the client
+GUNICORN = f"gunicorn --bind 127.0.0.1:8000 --worker-class gthread --threads {THREADS} "
+
+SERVED = """
+import json
+import os
+import sqlalchemy
+from sqlalchemy import event
+from rows import Row, main
+
+settings = {"sqlalchemy.url": os.environ["TEST_DATABASE"]}
+rows = main({}, **settings, **{"tm.manager_hook": "pyramid_tm.explicit_manager"})
+engine = rows.registry["sessions"].kw["bind"]
+
+if engine.dialect.name == "sqlite":
+    @event.listens_for(engine, "connect")
+    def nothing_is_to_survive(connection, record):
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA journal_mode = WAL")
+    engine.dispose()  # of the connection that made the table
+
+def state():
+    with engine.connect() as connection:
+        paths = connection.scalars(sqlalchemy.text("SELECT path FROM pyramid_rows")).all()
+    numbers = sorted(int(path.rpartition("/")[2]) for path in paths)
+    return {"numbers": numbers, "checked_out": engine.pool.checkedout()}
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] != "/state":
+        return rows(environ, start_response)
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps(state()).encode()]
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "database", "fail"),
+    [
+        # SQLite takes seconds for 1000 transactions
+        pytest.param("flask", "sqlite", REQUESTS // 10, marks=pytest.mark.servers),
+        pytest.param("flask", "postgresql", REQUESTS // 10, marks=pytest.mark.servers),
+        ("pyramid", "sqlite", 0),
+        pytest.param("pyramid", "postgresql", 0, marks=pytest.mark.servers),
+    ],
+)
+def test_each_of_a_thousand_callbacks_writes_a_row_and_gives_its_connection_back(
+    files, request, page, database, fail
+):
+    """To the pool of SQLAlchemy, which has fewer; in Flask, some callbacks fail after that."""
+    project = files(page)
+    shutil.copy(Path(__file__).with_name("flask_rows.py"), project)
+    (project / "pyramid_rows.py").write_text(SERVED)
+    url = f"sqlite:///{project / 'rows.sqlite3'}?timeout=60"
+    if database == "postgresql":
+        url = request.getfixturevalue("postgresql").url("postgresql+psycopg")
+    extra = {"FLASK_SQLALCHEMY_DATABASE_URI": url, "TEST_DATABASE": url}
+    with serving(f"{GUNICORN} {page}_rows:app", project, **extra) as port:
+        answers = ask_all(port, [f"/add/{number}" for number in range(REQUESTS)])
+        assert {status for status, _ in answers} == {200}
+        all_there = {"numbers": list(range(REQUESTS)), "checked_out": 0}
+        wait_until(lambda: ask_json(port, "/state") == all_there, project / "log")
+    assert (project / "log").read_text().count("Traceback") == fail
+
+
+URLS = """
+from django.http import HttpResponse
+from django.urls import path
+from shop.models import Order
+from wsgi_after.django import after_response
+
+def index(request, number):
+    after_response(request, Order.objects.create, email=f"{number}@example.com")
+    return HttpResponse("hello")
+
+urlpatterns = [path("<int:number>", index)]
+"""
+SETTINGS = """
+from shop.settings import *
+ROOT_URLCONF = "load.urls"
+DATABASES = {{"default": {{**{database!r}, "CONN_MAX_AGE": {age!r}}}}}
+
+"""
+ALONE = "from shop.wsgi import application\n"
+WRAPPED = """
+from wsgi_after import AfterResponseMiddleware
+from shop.wsgi import application
+application = AfterResponseMiddleware(application)
+"""
+# It refuses none: those would run in Django's own threads, which may keep connections.
+POOL = """
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
+from shop.wsgi import application
+pool = BoundedThreadPoolExecutor(max_pending=1000)
+application = AfterResponseMiddleware(application, executor=pool)
+"""
+
+
+@contextmanager
+def sqlite(path):
+    """A database as Django's settings have it, and a connection to it."""
+    import sqlite3
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")  # one wait for the disk a row, not three
+        options = {"timeout": 60}
+        yield (
+            {"ENGINE": "django.db.backends.sqlite3", "NAME": str(path), "OPTIONS": options},
+            connection,
+        )
+
+
+@contextmanager
+def of_server(server, directory):
+    import psycopg
+
+    name = f"shop_{directory.name}".lower().replace("-", "_")
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    with psycopg.connect(server.url(), dbname=name, autocommit=True) as connection:
+        found = {"NAME": name, "HOST": server.host, "PORT": server.port, "USER": server.user}
+        yield {"ENGINE": "django.db.backends.postgresql", **found}, connection
+
+
+@pytest.mark.servers  # for the time that it takes: SQLite has its writers wait for the disk
+@pytest.mark.parametrize(
+    ("database", "wsgi", "age", "left"),
+    [
+        ("sqlite", ALONE, 0, 0),
+        ("postgresql", ALONE, 0, 0),
+        ("postgresql", WRAPPED, 0, 0),
+        ("postgresql", POOL, 0, 0),
+        ("postgresql", POOL, None, 0),  # the requests themselves do not use the database
+        ("postgresql", ALONE, None, THREADS),  # Django keeps one for each thread of the server
+        ("postgresql", WRAPPED, 60, THREADS),
+    ],
+    ids=["sqlite", "alone", "wrapped", "pool", "pool, kept", "alone, kept", "wrapped, kept"],
+)
+def test_in_django_a_thousand_callbacks_write_a_thousand_rows(
+    example, request, tmp_path, database, wsgi, age, left
+):
+    project = example("django")
+    (project / "load").mkdir()
+    requests = 100 if left else REQUESTS
+    paths = [f"/{number}" for number in range(requests)]
+    extra = {"DJANGO_SETTINGS_MODULE": "load.settings"}
+    with (
+        sqlite(tmp_path / "load.sqlite3")
+        if database == "sqlite"
+        else of_server(request.getfixturevalue("postgresql"), tmp_path)
+    ) as (settings, connection):
+        text = SETTINGS.format(database=settings, age=age)
+        for name, source in {"settings": text, "urls": URLS, "wsgi": wsgi}.items():
+            (project / "load" / f"{name}.py").write_text(source, encoding="utf-8")
+        run(f"{command('django', 'migrate')} --verbosity 0", project, **extra)
+
+        def ask_for(query):
+            return [value for (value,) in connection.execute(query).fetchall()]
+
+        def open_connections():
+            [count] = ask_for(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            )
+            return int(count) - 1  # this one
+
+        with serving(f"{GUNICORN} load.wsgi", project, **extra) as port:
+            assert ask_all(port, paths, THREADS) == {(200, "hello")}
+            log = project / "log"
+            emails = "SELECT email FROM shop_order"
+            wait_until(lambda: len(ask_for(emails)) >= requests, log)
+            assert sorted(ask_for(emails)) == sorted(f"{path[1:]}@example.com" for path in paths)
+            if database == "postgresql":
+                # The last row may be there a moment before the end of its callback.
+                wait_until(lambda: open_connections() <= left, log)
+                assert (open_connections() > 0) == (left > 0)

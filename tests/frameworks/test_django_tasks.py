@@ -1,0 +1,812 @@
+"""wsgi_after.django_tasks, the backend for Django's tasks: of Django itself, or of the backport."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import copy_context
+from datetime import datetime, timedelta
+from functools import partial
+from http.client import HTTPConnection
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import django
+import pytest
+from commands import ask, environment, run, serving
+from conftest import Exchange, make_environ, served
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_finished
+from django.db import connection, connections, transaction
+from django.http import HttpResponse, StreamingHttpResponse
+from django.test import Client, RequestFactory
+from django.test.utils import override_settings
+from django.urls import path
+from django.utils import timezone, translation
+from documents import blocks
+from mail import MailServer
+
+from wsgi_after import AfterResponseMiddleware, after_this_response
+from wsgi_after.django import AfterResponseMiddleware as Entry
+from wsgi_after.django import after_response
+from wsgi_after.testing import capture, strict
+
+try:
+    from django import tasks
+except ImportError:
+    reason = "neither Django 6.0 nor django-tasks is installed"
+    tasks = pytest.importorskip("django_tasks", reason=reason)
+
+settings.configured or settings.configure(SECRET_KEY="x")
+django.setup()
+
+from wsgi_after.django import AfterResponseBackend  # noqa: E402
+
+checks, exceptions, signals = (
+    import_module(f"{tasks.__name__}.{name}") for name in ("checks", "exceptions", "signals")
+)
+InvalidTask = getattr(exceptions, "InvalidTask", None) or exceptions.InvalidTaskError
+ENTRY = "wsgi_after.django.AfterResponseMiddleware"
+BACKEND = "wsgi_after.django.AfterResponseBackend"
+
+happened: list[Any] = []  # what tasks do, which have to be functions of a module
+
+
+@tasks.task
+def note(*args: Any, **kwargs: Any) -> None:
+    happened.append((*args, *kwargs.items()))
+
+
+@tasks.task
+async def note_asynchronously(text: str) -> None:
+    happened.append(text)
+
+
+@tasks.task(takes_context=True)
+def note_context(context: Any, text: str) -> None:
+    happened.append((text, context.attempt, context.task_result.status))
+
+
+@tasks.task
+def fail(kind: str) -> None:
+    raise {"ValueError": ValueError, "SystemExit": SystemExit, "interrupt": KeyboardInterrupt}[
+        kind
+    ]("on purpose")
+
+
+@tasks.task
+async def fail_asynchronously() -> None:
+    raise ValueError("on purpose")
+
+
+@tasks.task
+def return_what_is_no_json() -> object:
+    return object()
+
+
+@tasks.task
+def enqueue_another() -> None:
+    happened.append(note.enqueue("nested").status)
+
+
+@pytest.fixture
+def events() -> Iterator[list[Any]]:
+    """What tasks do, among all that happened."""
+    happened.clear()
+    yield happened
+    happened.clear()
+
+
+@pytest.fixture
+def handler() -> Iterator[Callable[..., Any]]:
+    """Make Django's WSGI application of a view and its settings, in force to the test's end."""
+    with ExitStack() as stack:
+
+        def make(
+            view: Callable[..., Any], options: dict[str, Any] | None = None, **extra: Any
+        ) -> WSGIHandler:
+            named = {
+                "ALLOWED_HOSTS": ["*"],
+                "MIDDLEWARE": [ENTRY],
+                "ROOT_URLCONF": type("Urls", (), {"urlpatterns": [path("", view)]}),
+                "TASKS": configured(OPTIONS=options or {}),
+                **extra,
+            }
+            stack.enter_context(override_settings(**named))
+            return WSGIHandler()
+
+        yield make
+
+
+def configured(**parameters: Any) -> dict[str, Any]:
+    """A setting ``TASKS``."""
+    return {"default": {"BACKEND": BACKEND, **parameters}}
+
+
+@pytest.fixture
+def signalled(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Note the signals of tasks: status, and the hours of enqueued_at, started_at, finished_at.
+
+    Each look at the clock takes one hour.
+    """
+    began = datetime(2027, 1, 1)
+    hours = iter(range(1, 24))
+    monkeypatch.setattr(timezone, "now", lambda: began + timedelta(hours=next(hours)))
+
+    def hour(time: datetime | None) -> int | None:
+        return None if time is None else time.hour
+
+    def receive(name: str, sender: type, task_result: Any, **kwargs: Any) -> None:
+        result = task_result
+        assert (sender, result.last_attempted_at) == (AfterResponseBackend, result.started_at)
+        times = map(hour, (result.enqueued_at, result.started_at, result.finished_at))
+        events.append((name, result.status.name, *times))
+
+    receivers = {name: partial(receive, name) for name in ("enqueued", "started", "finished")}
+    for name, receiver in receivers.items():
+        getattr(signals, f"task_{name}").connect(receiver)
+    yield
+    for name, receiver in receivers.items():
+        getattr(signals, f"task_{name}").disconnect(receiver)
+
+
+@contextmanager
+def results() -> Iterator[list[Any]]:
+    """The results of the tasks that finish in the block."""
+    finished: list[Any] = []
+
+    def receiver(task_result: Any, **kwargs: Any) -> None:
+        finished.append(task_result)
+
+    signals.task_finished.connect(receiver)
+    try:
+        yield finished
+    finally:
+        signals.task_finished.disconnect(receiver)
+
+
+def exchange(app: Any, **environ: Any) -> Exchange:
+    return Exchange(app, make_environ(PATH_INFO="/", SCRIPT_NAME="", **environ))
+
+
+def enqueues(*enqueued: Callable[[], object]) -> Callable[..., HttpResponse]:
+    """A view that calls these."""
+
+    def view(request: Any) -> HttpResponse:
+        for enqueue in enqueued:
+            enqueue()
+        return HttpResponse("hello", headers={"Content-Length": "5"})
+
+    return view
+
+
+# In a request.
+
+
+def test_a_task_runs_after_the_response_in_one_order_with_the_other_callbacks(
+    handler: Any, events: list[Any]
+) -> None:
+    def view(request: Any) -> HttpResponse:
+        after_response(request, events.append, "first")
+        result = note.enqueue("second", and_="more")
+        after_this_response(events.append, "third")
+        events.append(result.status)
+        return HttpResponse("hello")
+
+    def receiver(**kwargs: Any) -> None:
+        events.append("request_finished")
+
+    request_finished.connect(receiver)
+    try:
+        request = exchange(handler(view))
+        assert [*request.result] == [b"hello"]
+        events.append("response")
+        request.result.close()
+    finally:
+        request_finished.disconnect(receiver)
+    assert events == [
+        *("READY", "response", "first", ("second", ("and_", "more")), "third", "request_finished")
+    ]
+
+
+def test_on_a_server_the_client_has_the_response_before_the_task_runs(
+    handler: Any, events: list[Any]
+) -> None:
+    client_has_it.clear()
+    task_ran.clear()
+    with served(handler(enqueues(partial(wait_for_the_client.enqueue, 7)))) as port:
+        client = HTTPConnection("127.0.0.1", port, timeout=30)
+        client.request("GET", "/")
+        body = client.getresponse().read()
+        client.close()
+        client_has_it.set()
+        assert task_ran.wait(30)
+    assert (body, events) == (b"hello", [(7, True)])
+
+
+client_has_it, task_ran = threading.Event(), threading.Event()
+
+
+@tasks.task
+def wait_for_the_client(number: int) -> None:
+    happened.append((number, client_has_it.wait(30)))
+    task_ran.set()
+
+
+@pytest.mark.usefixtures("signalled")
+@pytest.mark.parametrize(
+    ("task", "ran", "end"),
+    [
+        (note, [("text",)], "SUCCESSFUL"),
+        (note_asynchronously, ["text"], "SUCCESSFUL"),
+        (note_context, [("text", 1, "RUNNING")], "SUCCESSFUL"),
+        (fail_asynchronously, [], "FAILED"),  # it takes no argument
+    ],
+    ids=["function", "coroutine function", "takes_context", "wrong arguments"],
+)
+def test_signals_tell_times_and_statuses(
+    handler: Any, events: list[Any], task: Any, ran: list[Any], end: str
+) -> None:
+    request = exchange(handler(enqueues(partial(task.enqueue, "text"))))
+    events.append("response")
+    request.finish()
+    assert events == [
+        ("enqueued", "READY", 1, None, None),
+        "response",
+        ("started", "RUNNING", 1, 2, None),
+        *ran,
+        ("finished", end, 1, 2, 3),
+    ]
+
+
+def test_the_result_that_enqueue_returns_stays_as_it_was(handler: Any, events: list[Any]) -> None:
+    given: list[Any] = [[1]]
+    returned: list[Any] = []
+
+    def view(request: Any) -> HttpResponse:
+        returned.append(note.enqueue(given))
+        returned[0].args[0].append("changed")
+        given.append("changed")
+        return HttpResponse("hello")
+
+    with results() as finished:
+        exchange(handler(view)).finish()
+    assert events == [([[1]],)]
+    [mine], [theirs] = returned, finished
+    assert (mine.id, mine.task, mine.backend) == (theirs.id, note, "default")
+    assert (mine.status, mine.worker_ids, mine.finished_at) == ("READY", [], None)
+    assert (theirs.status, len(theirs.worker_ids), theirs.return_value) == ("SUCCESSFUL", 1, None)
+
+
+@pytest.mark.parametrize(
+    ("enqueue", "error", "text"),
+    [
+        (partial(fail.enqueue, "ValueError"), ValueError, "ValueError: on purpose"),
+        (partial(fail.enqueue, "SystemExit"), SystemExit, "SystemExit: on purpose"),
+        (fail_asynchronously.enqueue, ValueError, "ValueError: on purpose"),
+        (return_what_is_no_json.enqueue, TypeError, "Unsupported type: <class 'object'>"),
+    ],
+    ids=["Exception", "SystemExit", "coroutine function", "no JSON"],
+)
+def test_what_a_task_raises_is_in_its_result_and_in_both_logs_and_the_others_run(
+    handler: Any,
+    events: list[Any],
+    caplog: pytest.LogCaptureFixture,
+    enqueue: Any,
+    error: type[BaseException],
+    text: str,
+) -> None:
+    with results() as finished:
+        exchange(handler(enqueues(enqueue, partial(note.enqueue, "other")))).finish()
+    assert events == [("other",)]
+    failed, _ = finished
+    [task_error] = failed.errors
+    assert (failed.status, task_error.exception_class) == ("FAILED", error)
+    assert text in task_error.traceback.splitlines()[-1]
+    with pytest.raises(ValueError, match="failed"):
+        failed.return_value  # noqa: B018
+    records = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.name for record in records] == [tasks.__name__, "wsgi_after"]
+    assert [record.exc_info[0] for record in records if record.exc_info] == [error, error]
+    assert failed.id in records[0].getMessage()
+    function = failed.task.module_path
+    assert records[1].getMessage().startswith(f"Callback {function} of GET /")
+
+
+@pytest.mark.usefixtures("signalled")
+def test_a_keyboard_interrupt_goes_on_behind_the_others_and_is_not_recorded(
+    handler: Any, events: list[Any]
+) -> None:
+    view = enqueues(partial(fail.enqueue, "interrupt"), partial(note.enqueue, "other"))
+    request = exchange(handler(view))
+    events.clear()
+    with pytest.raises(KeyboardInterrupt):
+        request.finish()
+    assert events == [
+        ("started", "RUNNING", 1, 3, None),
+        ("started", "RUNNING", 2, 4, None),
+        ("other",),
+        ("finished", "SUCCESSFUL", 2, 4, 5),
+    ]
+
+
+def test_a_task_that_a_task_enqueues_runs_last(handler: Any, events: list[Any]) -> None:
+    exchange(handler(enqueues(enqueue_another.enqueue, partial(note.enqueue, "other")))).finish()
+    assert events == ["READY", ("other",), ("nested",)]
+
+
+def test_an_asynchronous_view_enqueues_too(handler: Any, events: list[Any]) -> None:
+    async def view(request: Any) -> HttpResponse:
+        events.append((await note.aenqueue("aenqueue")).status)
+        events.append(note.enqueue("enqueue").status)
+        return HttpResponse("hello")
+
+    exchange(handler(view)).finish()
+    assert events == ["READY", "READY", ("aenqueue",), ("enqueue",)]
+
+
+def test_a_receiver_of_task_enqueued_that_raises_prevents_the_task(
+    handler: Any, events: list[Any]
+) -> None:
+    def view(request: Any) -> HttpResponse:
+        with pytest.raises(ZeroDivisionError):
+            note.enqueue("text")
+        return HttpResponse("hello")
+
+    def receiver(**kwargs: Any) -> None:
+        raise ZeroDivisionError
+
+    app = handler(view)
+    signals.task_enqueued.connect(receiver)
+    try:
+        exchange(app).finish()
+    finally:
+        signals.task_enqueued.disconnect(receiver)
+    assert events == []
+
+
+@pytest.mark.usefixtures("events")
+def test_what_the_backend_does_not_support_is_refused_as_django_does() -> None:
+    with override_settings(TASKS=configured(QUEUES=["default", "mail"])):
+        note.using(queue_name="mail")
+        for unsupported in ({"priority": 1}, {"run_after": timezone.now()}, {"queue_name": "x"}):
+            with pytest.raises(InvalidTask, match=r"support|not valid"):
+                note.using(**unsupported)
+        with pytest.raises(InvalidTask, match="module level"):
+            tasks.task(lambda: None)
+        with pytest.raises(InvalidTask, match="first argument of 'context'"):
+            tasks.task(takes_context=True)(fail.func)
+        with pytest.raises(TypeError, match="Unsupported type"):
+            note.enqueue(object())
+        with pytest.raises(NotImplementedError):
+            note.get_result("id")
+    mail = note.using(queue_name="default")
+    with override_settings(TASKS=configured(QUEUES=["mail"])), pytest.raises(InvalidTask):
+        mail.enqueue()  # it is validated again
+    backend = AfterResponseBackend("default", {})
+    supported = [name for name in dir(backend) if name.startswith("supports_")]
+    assert [name for name in supported if getattr(backend, name)] == ["supports_async_task"]
+
+
+# What a task finds.
+
+
+def test_a_task_has_the_language_and_the_time_zone_of_its_request(
+    handler: Any, events: list[Any]
+) -> None:
+    def view(request: Any) -> HttpResponse:
+        translation.activate("de")
+        timezone.activate("Asia/Tokyo")
+        return enqueues(note_language.enqueue, note_language_asynchronously.enqueue)(request)
+
+    try:
+        exchange(handler(view, USE_TZ=True)).finish()
+    finally:
+        translation.deactivate()
+        timezone.deactivate()
+    assert events == [("de", "Asia/Tokyo")] * 2
+
+
+@tasks.task
+def note_language() -> None:
+    happened.append((translation.get_language(), timezone.get_current_timezone_name()))
+
+
+@tasks.task
+async def note_language_asynchronously() -> None:
+    note_language.call()
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Make a database of SQLite, with these options, the one of the project."""
+
+    def make(**options: Any) -> None:
+        named = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "sqlite3", **options}
+        configured = connections.configure_settings({"default": named})
+        monkeypatch.setitem(vars(connections), "settings", configured)
+        connection.cursor().execute("CREATE TABLE notes (text TEXT)")
+        connection.close()
+
+    forget_connection()
+    yield make
+    forget_connection()
+
+
+def forget_connection() -> None:
+    for known in connections.all(initialized_only=True):
+        known.close()
+        del connections[known.alias]
+
+
+def rows() -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT text FROM notes ORDER BY rowid")
+        return [text for (text,) in cursor.fetchall()]
+
+
+@tasks.task
+def insert(text: str) -> None:
+    connection.cursor().execute("INSERT INTO notes VALUES (%s)", [text])
+    opened_in.append(connection.connection and connections["default"])
+
+
+opened_in: list[Any] = []
+
+
+@pytest.mark.parametrize("age", [0, None])
+@pytest.mark.parametrize("where", ["alone", "wrapped", "pool"])
+def test_tasks_write_and_leave_no_connection_open_that_django_would_close(
+    handler: Any, database: Any, where: str, age: int | None
+) -> None:
+    database(CONN_MAX_AGE=age)
+    opened_in.clear()
+    app = handler(enqueues(partial(insert.enqueue, "first"), partial(insert.enqueue, "second")))
+    with ThreadPoolExecutor(1) as pool:
+        executor = pool if where == "pool" else None
+        app = app if where == "alone" else AfterResponseMiddleware(app, executor=executor)
+        exchange(app).finish()
+    [used] = {*opened_in}
+    assert (used.connection is None) == (where == "pool" or age == 0)
+    assert rows() == ["first", "second"]
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+@pytest.mark.parametrize("atomic", ["ATOMIC_REQUESTS", "atomic()"])
+def test_in_a_transaction_enqueue_does_not_ask_what_becomes_of_it_but_on_commit_does(
+    handler: Any, database: Any, events: list[Any], atomic: str, commits: bool
+) -> None:
+    database(ATOMIC_REQUESTS=atomic == "ATOMIC_REQUESTS")
+
+    def view(request: Any) -> HttpResponse:
+        with transaction.atomic() if atomic == "atomic()" else nullcontext():
+            insert.call("row")
+            note_rows.enqueue("enqueue")
+            transaction.on_commit(partial(note_rows.enqueue, "on_commit"))
+            events.append("view")
+            if not commits:
+                raise ValueError
+        return HttpResponse("hello")
+
+    exchange(handler(view)).finish()
+    row = ["row"] * commits
+    assert events == ["view", ("enqueue", row), *[("on_commit", row)] * commits]
+
+
+@tasks.task
+def note_rows(text: str) -> None:
+    happened.append((text, rows()))
+
+
+# With executor=.
+
+
+def test_an_executor_runs_tasks_in_its_thread(handler: Any, events: list[Any]) -> None:
+    with ThreadPoolExecutor(1, thread_name_prefix="pool") as pool:
+        app = handler(enqueues(note_thread.enqueue, note_thread.enqueue))
+        exchange(AfterResponseMiddleware(app, executor=pool)).finish()
+    assert events == ["pool_0"] * 2
+
+
+@tasks.task
+def note_thread() -> None:
+    happened.append(threading.current_thread().name)
+
+
+class Pickles:
+    """An executor that sends its jobs away, as one in another process does."""
+
+    def submit(self, fn: Callable[..., object], *args: object) -> None:
+        self.sent = pickle.dumps((fn, args))
+
+    def run(self) -> None:
+        fn, args = pickle.loads(self.sent)
+        fn(*args)
+
+
+def test_an_executor_may_pickle_tasks(handler: Any, events: list[Any]) -> None:
+    executor = Pickles()
+    returned: list[Any] = []
+
+    def view(request: Any) -> HttpResponse:
+        returned.append(note.using(queue_name="mail").enqueue(["text"], number=7))
+        note_context.enqueue("context")
+        return HttpResponse("hello")
+
+    app = handler(view, TASKS=configured(QUEUES=["default", "mail"]))
+    exchange(AfterResponseMiddleware(app, executor=executor)).finish()
+    with results() as finished:
+        executor.run()
+    assert events == [(["text"], ("number", 7)), ("context", 1, "RUNNING")]
+    [sent, _] = finished
+    assert (sent.id, sent.enqueued_at) == (returned[0].id, returned[0].enqueued_at)
+    assert (sent.task.queue_name, sent.status) == ("mail", "SUCCESSFUL")
+
+
+# Outside a request.
+
+
+@pytest.mark.usefixtures("signalled")
+def test_outside_a_request_a_task_runs_at_once(handler: Any, events: list[Any]) -> None:
+    view = enqueues(lambda: events.append(enqueue_another.enqueue().status))
+    handler(view)
+    view(RequestFactory().get("/"))
+    assert events == [
+        ("enqueued", "READY", 1, None, None),
+        ("started", "RUNNING", 1, 2, None),
+        ("enqueued", "READY", 3, None, None),
+        "READY",
+        ("finished", "SUCCESSFUL", 1, 2, 4),
+        ("started", "RUNNING", 3, 5, None),  # in order, as in a request
+        ("nested",),
+        ("finished", "SUCCESSFUL", 3, 5, 6),
+        "SUCCESSFUL",
+    ]
+
+
+@pytest.mark.usefixtures("events")
+def test_a_failure_outside_a_request_is_contained_as_in_one(
+    handler: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler(HttpResponse)
+    assert fail.enqueue("SystemExit").status == "FAILED"
+    assert (
+        caplog.records[-1]
+        .getMessage()
+        .startswith(f"Callback {__name__}.fail of an enqueue() outside a request raised SystemExit")
+    )
+    with pytest.raises(KeyboardInterrupt):
+        fail.enqueue("interrupt")
+
+
+@pytest.mark.usefixtures("signalled")
+def test_outside_a_request_an_option_has_enqueue_raise(handler: Any, events: list[Any]) -> None:
+    handler(HttpResponse, options={"outside_request": "raise"})
+    with pytest.raises(RuntimeError, match=rf"The task {__name__}\.note was enqueued outside"):
+        note.enqueue("text")
+    assert events == []
+
+
+def test_a_streaming_body_is_outside(handler: Any, events: list[Any]) -> None:
+    def view(request: Any) -> StreamingHttpResponse:
+        return StreamingHttpResponse(note.enqueue(text).status for text in ["text"])
+
+    assert exchange(handler(view)).finish() == [b"SUCCESSFUL"]
+    assert events == [("text",)]
+
+
+def test_a_thread_that_outlives_its_request_is_outside_then(
+    handler: Any, events: list[Any]
+) -> None:
+    """Though it took the context of the request with it."""
+    contexts: list[Any] = []
+    exchange(handler(lambda request: contexts.append(copy_context()) or HttpResponse())).finish()
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(contexts[0].run, note.enqueue, "text").result()
+    assert (events, result.status) == ([("text",)], "SUCCESSFUL")
+
+
+def test_another_value_of_the_option_is_refused(handler: Any) -> None:
+    handler(HttpResponse, options={"outside_request": "ignore"})
+    with pytest.raises(ImproperlyConfigured, match='"run" or "raise" was expected'):
+        note.enqueue("text")
+
+
+# The check.
+
+
+class Mine(Entry):
+    """A subclass of the entry."""
+
+
+COMMON = "django.middleware.common.CommonMiddleware"
+
+
+@pytest.mark.parametrize(
+    ("middleware", "options", "ids"),
+    [
+        ([COMMON, ENTRY], {"outside_request": "raise"}, []),
+        ([f"{__name__}.Mine"], {}, []),
+        ([], {}, ["wsgi_after.W001"]),
+        ([COMMON, "no.such.Middleware"], {}, ["wsgi_after.W001"]),
+        ([f"{__name__}.enqueues"], {"outside": "x"}, ["wsgi_after.W001", "wsgi_after.W002"]),
+    ],
+)
+def test_the_check_warns_if_the_middleware_is_absent_and_of_unknown_options(
+    middleware: list[str], options: dict[str, str], ids: list[str]
+) -> None:
+    with override_settings(MIDDLEWARE=middleware, TASKS=configured(OPTIONS=options)):
+        warnings = list(checks.check_tasks())
+    assert [(warning.id, warning.level) for warning in warnings] == [(id, 30) for id in ids]
+    assert all(f'Add "{ENTRY}"' in warning.hint for warning in warnings[:1])
+
+
+# Tests.
+
+
+def test_capture_shows_the_tasks_and_runs_them(handler: Any, events: list[Any]) -> None:
+    handler(enqueues(partial(note.enqueue, "text", number=7)))
+    with capture() as captured:
+        Client().get("/")
+    [callback] = captured.callbacks
+    assert (callback.func, callback.args, callback.keywords) == (
+        *(note.func, ("text",), {"number": 7}),
+    )
+    assert (callback.task_result.task, callback.task_result.status) == (note, "READY")
+    assert events == []
+    captured.run()
+    assert (events, callback.task_result.status) == ([("text", ("number", 7))], "SUCCESSFUL")
+
+
+def test_a_task_that_fails_fails_a_strict_test(handler: Any) -> None:
+    handler(enqueues(partial(fail.enqueue, "ValueError")))
+    with pytest.raises(ValueError, match="on purpose"), strict():
+        Client().get("/")
+
+
+# Who does not use it.
+
+
+def test_a_django_without_tasks_imports_the_rest() -> None:
+    """And who does not ask for the backend does not import it."""
+    code = """
+import sys
+sys.modules["django.tasks"] = sys.modules["django_tasks"] = None
+import wsgi_after.django
+print([name for name in sys.modules if name == "wsgi_after.django_tasks"])
+print(hasattr(wsgi_after.django, "AnotherBackend"))
+try:
+    wsgi_after.django.AfterResponseBackend
+except ImportError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code]
+    printed = subprocess.check_output(command, env=environment(), text=True)
+    halted = "import of django_tasks halted; None in sys.modules"
+    assert printed.splitlines() == ["[]", "False", halted]
+
+
+def test_a_request_that_enqueues_nothing_does_what_it_does_without_the_backend(
+    handler: Any,
+) -> None:
+    """Call by call. A request that does enqueue shows that a call of the backend is seen."""
+
+    def calls(app: Any) -> list[str]:
+        exchange(app).finish()  # what happens only once has happened
+        seen: list[str] = []
+
+        def profile(frame: Any, event: str, argument: Any) -> None:
+            if event == "call":
+                seen.append(f"{frame.f_code.co_filename}:{frame.f_code.co_name}")
+
+        request = partial(exchange, app)
+        sys.setprofile(profile)
+        try:
+            request().finish()
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    view = enqueues()
+    immediate = f"{tasks.__name__}.backends.immediate.ImmediateBackend"
+    without = calls(handler(view, TASKS={"default": {"BACKEND": immediate}}))
+    assert calls(handler(view)) == without
+    used = calls(handler(enqueues(partial(note.enqueue, "text"))))
+    ours = import_module("wsgi_after.django_tasks").__file__
+    assert [any(ours in call for call in seen) for seen in (without, used)] == [False, True]
+
+
+# The page.
+
+PAGE = blocks("django-tasks.rst")
+FILES = {name: text for name, text in PAGE.items() if name.endswith(".py")}
+COMMANDS = {name: text.removeprefix("$ ") for name, text in PAGE.items() if name not in FILES}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A directory with the files of the page, changed for the backport as the page says."""
+    for name, text in FILES.items():
+        if name == "settings.py" and tasks.__name__ == "django_tasks":
+            text += '\nINSTALLED_APPS = ["django_tasks"]\n'
+        (tmp_path / name).write_text(text.replace("django.tasks", tasks.__name__), "utf-8")
+    return tmp_path
+
+
+def test_everything_on_the_page_is_run_by_a_test() -> None:
+    assert list(FILES) == [
+        *("settings.py", "tasks.py", "urls.py", "strict_settings.py", "orders.py"),
+        "test_orders.py",
+    ]
+    assert list(COMMANDS) == ["install", "runserver", "test"]
+    assert COMMANDS["install"] == 'pip install wsgi-after "django>=6.0"'  # or the backport
+
+
+def test_the_page_leads_to_a_mail(project: Path, mail_server: MailServer) -> None:
+    settings = (project / "settings.py").read_text("utf-8")
+    settings = settings.replace("8025", str(mail_server.port))
+    (project / "settings.py").write_text(settings, "utf-8")
+    with serving(COMMANDS["runserver"], project) as port:
+        query = urlencode({"email": "alice@example.com"})
+        assert ask(port, f"/order?{query}") == (200, "Thank you.\n")
+        [mail] = mail_server.wait()
+    assert (mail["To"], mail["Subject"]) == ("alice@example.com", "Your order")
+    assert "wsgi_after.W" not in (project / "log").read_text("utf-8")
+
+
+def test_the_tests_of_the_page_pass(project: Path) -> None:
+    assert "Ran 5 tests" in run(COMMANDS["test"], project)
+
+
+APP = """
+from django.apps import AppConfig
+
+class Shop(AppConfig):
+    name = "shop"
+
+    def ready(self):
+        import tasks
+"""
+
+
+def test_the_check_is_one_of_manage_py_if_an_app_imports_the_tasks(project: Path) -> None:
+    (project / "shop").mkdir()
+    (project / "shop" / "apps.py").write_text(APP, "utf-8")
+    with (project / "settings.py").open("a", encoding="utf-8") as file:
+        file.write('\nMIDDLEWARE = []\nINSTALLED_APPS = ["shop"]\n')
+        if tasks.__name__ == "django_tasks":
+            file.write('INSTALLED_APPS += ["django_tasks"]\n')
+    assert "(wsgi_after.W001)" in run(
+        "python -m django check --pythonpath . --settings settings", project
+    )
+
+
+def test_with_the_other_settings_of_the_page_the_last_of_its_tests_raises(project: Path) -> None:
+    command = COMMANDS["test"].replace("--settings settings", "--settings strict_settings")
+    with pytest.raises(AssertionError, match=r"was enqueued outside a request(.|\n)*errors=1\)"):
+        run(command, project)
+
+
+# Django's own tests.
+
+
+@pytest.mark.skipif(
+    "DJANGO_TESTS" not in os.environ,
+    reason="DJANGO_TESTS does not name the directory tests/ of Django's source distribution",
+)
+@pytest.mark.parametrize("stands_for", ["immediate", "dummy", "base"])
+def test_the_tests_that_django_has_for_backends_pass(stands_for: str) -> None:
+    script = Path(__file__).with_name("django_own_tests.py")
+    command = [sys.executable, "-W", "error", script, os.environ["DJANGO_TESTS"], stands_for]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
