@@ -9,6 +9,7 @@ import codecs
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from functools import partial
 from itertools import count, pairwise
 from reprlib import recursive_repr
@@ -109,6 +110,8 @@ def describe(callback: Any) -> str:
 
 def call_text(callback: Any) -> str:
     """How a callback will be called, such as ``shop.send_mail('ada@example.com', copies=2)``."""
+    if not callable(callback):
+        return short_repr(callback)
     arguments: list[str] = []
     if isinstance(callback, partial):
         arguments += map(short_repr, callback.args)
@@ -231,14 +234,12 @@ def log_early_close(environ: WSGIEnvironment, request: str) -> None:
 
     That costs the time of a callback or two, so only the first requests of a process are looked at.
     """
-    try:
+    with suppress(Exception):  # another thread has taken the last look, or a frame is odd
         looks.pop()
         culprit = unreturned(environ)
         if culprit is not None:
             looks.clear()
             log(logger.warning, EARLY_CLOSE, culprit, request)
-    except Exception:  # another thread has taken the last look, or a frame is odd
-        pass
 
 
 def unreturned(environ: WSGIEnvironment) -> str | None:
