@@ -655,11 +655,8 @@ def test_no_callback_begins_before_the_last_byte_is_received_if_the_client_does_
     """The client's thread reads the last byte late: when it gets the interpreter."""
     source = HELLO.replace("lambda: None", "lambda: sum(range(100_000))")
     for _ in range(20):
-        _, out, _ = run(source)
-        assert (list(times(out))[-2:], masked(out)) == (
-            ["callback began", "callback ended"],
-            NOT_WRAPPED + TIMELINE,
-        )
+        ms = times(run(source)[1])
+        assert ms["last byte received"] <= ms["callback began"] <= ms["callback ended"]
 
 
 def test_the_events_of_a_client_that_waits_are_in_order_of_time(run: Run) -> None:
