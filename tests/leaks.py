@@ -17,6 +17,8 @@ import tracemalloc
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 from wsgiref.util import FileWrapper
 
@@ -50,44 +52,21 @@ def ok(environ: dict[str, Any], start_response: Callable[..., Any]) -> Callable[
     return write
 
 
-def list_(environ, start_response):
-    ok(environ, start_response)
-    return CHUNKS
+def answers(make: Callable[..., Any]) -> Callable[..., Any]:
+    """An app that registers callbacks, and returns ``make(environ, write)``."""
+
+    def app(environ, start_response):
+        return make(environ, ok(environ, start_response))
+
+    return app
 
 
-def no_callbacks(environ, start_response):
-    start_response("200 OK", [])
-    return CHUNKS
+def raises(error: type[BaseException], *arguments: object) -> None:
+    raise error(*arguments)
 
 
-def generator(environ, start_response):
-    ok(environ, start_response)
+def stream(environ, write=None):
     yield from CHUNKS
-
-
-def sized(environ, start_response):
-    ok(environ, start_response)
-    return tuple(CHUNKS)
-
-
-def empty(environ, start_response):
-    ok(environ, start_response)
-    return []
-
-
-def written(environ, start_response):
-    ok(environ, start_response)(b"written")
-    return []
-
-
-def file(environ, start_response):
-    ok(environ, start_response)
-    return environ["wsgi.file_wrapper"](open(os.devnull, "rb"))
-
-
-def fails_when_called(environ, start_response):
-    ok(environ, start_response)
-    raise ValueError
 
 
 def fails_in_the_middle(environ, start_response):
@@ -96,24 +75,19 @@ def fails_in_the_middle(environ, start_response):
     raise ValueError
 
 
-class fails_when_closed:  # noqa: N801
-    def __init__(self, environ, start_response):
-        ok(environ, start_response)
-
-    def __iter__(self):
-        return iter(CHUNKS)
-
+class FailsWhenClosed(list[bytes]):
     def close(self):
         raise ValueError
 
 
-def callbacks_fail(environ, start_response):
-    def fail(error):
-        raise error(environ)
+def send_file(environ, write):
+    return environ["wsgi.file_wrapper"](open(os.devnull, "rb"))
 
+
+def callbacks_fail(environ, write):
     for error in (ValueError, SystemExit, KeyboardInterrupt):
-        environ["wsgi.after"](fail, error)
-    return list_(environ, start_response)
+        environ["wsgi.after"].insert(0, partial(raises, error, environ))
+    return CHUNKS
 
 
 def prepared(environ, start_response):
@@ -129,6 +103,11 @@ def within(environ, start_response):
     return list_(environ, start_response)
 
 
+def no_callbacks(environ, start_response):
+    start_response("200 OK", [])
+    return CHUNKS
+
+
 def error_handled(environ, start_response):
     try:
         raise ValueError
@@ -137,7 +116,22 @@ def error_handled(environ, start_response):
     return list_(environ, start_response)
 
 
+list_ = answers(lambda environ, write: CHUNKS)
+generator = answers(stream)
+sized = answers(lambda environ, write: tuple(CHUNKS))
+file = answers(send_file)
+fails_when_called = answers(lambda environ, write: raises(ValueError))
 MIDDLEWARE = AfterResponseMiddleware
+LIST = MIDDLEWARE(list_)
+FAILS_IN_THE_MIDDLE = MIDDLEWARE(fails_in_the_middle)
+
+
+def twice(environ, start_response):
+    """A second call with the same environ, as an error page is made."""
+    LIST(environ, start_response).close()
+    return LIST(environ, start_response)
+
+
 SHARED = MIDDLEWARE(MIDDLEWARE(MIDDLEWARE(list_)))
 APP_WIDE = MIDDLEWARE(sized)
 APP_WIDE.after_response(ran)
@@ -145,18 +139,19 @@ KINDS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     *(
         (MIDDLEWARE(app), {})
         for app in (
-            *(list_, no_callbacks, generator, sized, empty, written, file, fails_when_called),
-            *(fails_in_the_middle, fails_when_closed, callbacks_fail, prepared, within),
-            error_handled,
+            *(list_, no_callbacks, generator, sized, file, fails_when_called),
+            *(prepared, within, error_handled, answers(callbacks_fail)),
+            answers(lambda environ, write: write(b"written") or []),
+            answers(lambda environ, write: FailsWhenClosed(CHUNKS)),
         )
     ),
+    (FAILS_IN_THE_MIDDLE, {}),
     *((MIDDLEWARE(app, executor=Immediately()), {}) for app in (list_, generator, file)),
     *((MIDDLEWARE(app, executor=Refuses()), {}) for app in (list_, fails_when_called)),
     (MIDDLEWARE(list_, executor=pool), {}),
     (MIDDLEWARE(file), {"wsgi.file_wrapper": lambda file, size=8192: file}),  # uWSGI's is one
     (MIDDLEWARE(list_), {"uwsgi.version": b"2"}),  # whose headers are flushed
-    (SHARED, {}),
-    (APP_WIDE, {}),
+    *((application, {}) for application in (SHARED, APP_WIDE, twice)),
 ]
 
 
@@ -167,17 +162,17 @@ def make(marker: Marker, **extra: Any) -> dict[str, Any]:
 ENVIRON = {**make_environ(), "wsgi.file_wrapper": FileWrapper}
 
 
-def start_response(*args: object) -> Callable[[bytes], object]:
-    return WRITTEN
-
-
-def WRITTEN(data: bytes) -> None:  # noqa: N802
+def written(data: bytes) -> None:
     pass
+
+
+def start_response(*args: object) -> Callable[[bytes], object]:
+    return written
 
 
 def serve(application: Callable[..., Any], environ: dict[str, Any], ending: int) -> None:
     """One request, of which the server reads all, one chunk or none, or forgets to close it."""
-    try:
+    with suppress(ValueError, KeyboardInterrupt):
         body = application(environ, start_response)
         try:
             for _ in body if ending else ():
@@ -186,8 +181,6 @@ def serve(application: Callable[..., Any], environ: dict[str, Any], ending: int)
         finally:
             if ending != 2:
                 body.close()
-    except (ValueError, KeyboardInterrupt):
-        pass
 
 
 def wait_until_gone(reference: weakref.ref[Marker]) -> bool:
@@ -211,15 +204,12 @@ def in_use() -> dict[str, int]:
 
 
 def kinds() -> Iterator[tuple[Callable[..., Any], dict[str, Any], int]]:
-    """All kinds, with all endings; one of 80 goes to a thread."""
+    """All kinds, with all endings; one of 90 goes to a thread."""
     for application, extra in KINDS:
         for ending in (3, 0, 1, 2):
-            # A server that drops these unclosed leaves their end to the garbage collector: the
-            # app's exception refers to the body, and the environ to the file that is armed.
-            collected = application.app is fails_in_the_middle or (
-                application.app is file and extra
-            )
-            if not (ending == 2 and collected):
+            # A server that drops this unclosed leaves its end to the garbage collector: the app's
+            # exception refers to the body.
+            if not (ending == 2 and application is FAILS_IN_THE_MIDDLE):
                 yield application, extra, ending
 
 

@@ -1,8 +1,8 @@
 """Serve requests in a sub-interpreter, and print what happens, a line for each event.
 
 ``python sub_interpreter.py KIND NAME``: KIND is ``legacy``, the kind that mod_wsgi makes, or
-``isolated``, which allows less and has its own lock from Python 3.12 on. NAME is a function of this
-module that runs in the sub-interpreter.
+``isolated``, which allows less and has its own lock from Python 3.12 on. NAME is one of APPS, or a
+function of this module, and runs in the sub-interpreter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
@@ -30,12 +29,12 @@ sub_interpreter.run({name!r})
 """
 
 
-def say(event: str, write: Callable[[int, bytes], int] = os.write) -> None:
+def say(event, write=os.write):
     """Print the event at once, even while the interpreter ends and this module loses its names."""
     write(1, f"{event}\n".encode())
 
 
-def main(kind: str, name: str) -> None:
+def main(kind, name):
     """Run a function in a new sub-interpreter, then end that interpreter."""
     if (3, 12) <= sys.version_info < (3, 12, 4):
         use_extension_modules()
@@ -51,7 +50,7 @@ def main(kind: str, name: str) -> None:
     say("the interpreter has ended")
 
 
-def use_extension_modules() -> None:
+def use_extension_modules():
     """Call first in the main interpreter what the sub-interpreter will call.
 
     Otherwise CPython aborts at the end of the sub-interpreter, whatever that has imported:
@@ -65,28 +64,31 @@ def use_extension_modules() -> None:
         executor.submit(int)
 
 
-def run(name: str) -> None:
+def run(name):
     """Run a function of this module in this interpreter, which is not the main one."""
     assert _interpreters.get_current() != _interpreters.get_main()
     warnings.simplefilter("always")
     warnings.showwarning = lambda message, category, *rest: say(f"warned: {category.__name__}")
     logging.getLogger("wsgi_after").addHandler(Says())
-    globals()[name]()
+    if name in APPS:
+        serve(APPS[name])
+    else:
+        globals()[name]()
 
 
 class Says(logging.Handler):
     """Prints the level of each record, and its exception."""
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record):
         error = f" {record.exc_info[1]!r}" if record.exc_info else ""
         say(f"logged: {record.levelname}{error}")
 
 
-def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+def start_response(status, headers, exc_info=None):
     say(f"{status} {headers}")
 
 
-def call(app: Callable[..., Any], **options: Any) -> Any:
+def call(app, **options):
     """Call an app in the middleware, as a server does, and return what the server gets."""
     from wsgi_after import AfterResponseMiddleware
 
@@ -95,7 +97,7 @@ def call(app: Callable[..., Any], **options: Any) -> Any:
     return AfterResponseMiddleware(app, **options)(environ, start_response)
 
 
-def serve(app: Callable[..., Any], **options: Any) -> None:
+def serve(app, **options):
     """Serve one request; say what the app raises."""
     try:
         body = call(app, **options)
@@ -110,13 +112,13 @@ def serve(app: Callable[..., Any], **options: Any) -> None:
     say("served")
 
 
-def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
+def hello(environ, start_response):
     """An app with two callbacks, which streams two chunks."""
     get_ident = threading.get_ident
     thread = get_ident()
     after = environ["wsgi.after"]
 
-    def first() -> None:
+    def first():
         where = "in its thread" if get_ident() == thread else "elsewhere"
         say(f"callback after {after.status}, {where}")
 
@@ -126,94 +128,91 @@ def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterat
     return (chunk for chunk in (b"hello", b"world"))
 
 
-def drop_in_a_cycle(app: Callable[..., Any] = hello) -> None:
+def drop_in_a_cycle(app=hello):
     """Start a response, and leave it to the cycle collector."""
     cycle = [call(app)]
     cycle.append(cycle)
 
 
-def ordinary() -> None:
-    serve(hello)
+# The apps, each of which serves one request.
 
 
-def error_in_callback() -> None:
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        environ["wsgi.after"](int, "one")
+def after(step):
+    """An app that calls ``step(environ)`` before it answers."""
+
+    def app(environ, start_response):
+        step(environ)
         return hello(environ, start_response)
 
-    serve(app)
+    return app
 
 
-def error_in_app() -> None:
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        hello(environ, start_response)
-        raise LookupError("on purpose")
-
-    serve(app)
+def raises(environ, start_response):
+    hello(environ, start_response)
+    raise LookupError("on purpose")
 
 
-def error_in_body() -> None:
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        yield next(hello(environ, start_response))
-        raise LookupError("on purpose")
-
-    serve(app)
+def raises_in_the_body(environ, start_response):
+    yield next(hello(environ, start_response))
+    raise LookupError("on purpose")
 
 
-def without_the_environ() -> None:
+def registers_without_the_environ(environ):
     from wsgi_after import after_this_response
 
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        after_this_response(after_this_response, say, "registered by a callback")
-        return hello(environ, start_response)
-
-    serve(app)
+    after_this_response(after_this_response, say, "registered by a callback")
 
 
-def prepared() -> None:
+def prepares(environ):
     from wsgi_after import after_this_request
 
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        after_this_request(lambda response: response.headers.set("X-Prepared", "yes"))
-        return hello(environ, start_response)
-
-    serve(app)
+    after_this_request(lambda response: response.headers.set("X-Prepared", "yes"))
 
 
-def pool() -> None:
+APPS = {
+    "ordinary": hello,
+    "error_in_callback": after(lambda environ: environ["wsgi.after"](int, "one")),
+    "error_in_app": raises,
+    "error_in_body": raises_in_the_body,
+    "without_the_environ": after(registers_without_the_environ),
+    "prepared": after(prepares),
+}
+
+
+# What else a server does.
+
+
+def pool():
     from wsgi_after.executor import BoundedThreadPoolExecutor
 
     with BoundedThreadPoolExecutor() as executor:
         call(hello, executor=executor).close()
 
 
-def dropped() -> None:
+def dropped():
     body = call(hello)
     say("dropped")
     del body
     say("later")
 
 
-def collected() -> None:
+def collected():
     drop_in_a_cycle()
     gc.collect()
     say("collected")
     serve(hello)
 
 
-def collected_last() -> None:
+def collected_last():
     drop_in_a_cycle()
     gc.collect()
 
 
-def never_collected() -> None:
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        environ["wsgi.after"](__import__, "colorsys")  # as anything may that a callback calls
-        return hello(environ, start_response)
-
+def never_collected():
     assert "colorsys" not in sys.modules
     gc.disable()
-    drop_in_a_cycle(app)
+    # As anything may that a callback calls.
+    drop_in_a_cycle(after(lambda environ: environ["wsgi.after"](__import__, "colorsys")))
 
 
 if __name__ == "__main__":

@@ -9,28 +9,13 @@ import pytest
 from documents import ROOT
 from servers.harness import find, require
 
+#: The modules, and the programs, that each needs.
 MODULES = {
-    "request": (
-        "bottle",
-        "django",
-        "flask",
-        "opentelemetry.sdk",
-        "paste",
-        "repoze.tm",
-        "sentry_sdk",
-    ),
-    "memory": (),
-    "imports": (),
-    "latency": ("flask", "gunicorn", "waitress"),
-    "instructions": (),
-    "growth": (),
-    "throughput": ("gunicorn", "granian"),
+    "request": ["bottle", "django", "flask", "opentelemetry", "paste", "repoze", "sentry_sdk"],
+    "latency": ["flask", "gunicorn", "waitress"],
+    "throughput": ["gunicorn", "granian"],
 }
-PROGRAMS = {
-    "instructions": ("valgrind",),
-    "growth": ("valgrind",),
-    "throughput": ("wrk", "uwsgi"),
-}
+PROGRAMS = {"instructions": ["valgrind"], "growth": ["valgrind"], "throughput": ["wrk", "uwsgi"]}
 #: How many benchmarks of pyperf each has, and words of its tables.
 WRITTEN = {
     "request": (89, ["list of one chunk", "+Sentry", "wsgi_after to the recipe"]),
@@ -43,20 +28,12 @@ WRITTEN = {
 }
 
 
-def missing(benchmark):
-    """What of it is not installed."""
-    modules = [
-        name
-        for name in MODULES[benchmark]
-        if importlib.util.find_spec(name.partition(".")[0]) is None
-    ]
-    return modules + [name for name in PROGRAMS.get(benchmark, ()) if not find(name)]
-
-
 @pytest.mark.servers
 @pytest.mark.parametrize("benchmark", WRITTEN)
 def test_it_runs_and_writes_what_pyperf_reads(benchmark, tmp_path):
-    require(missing(benchmark))
+    modules, programs = MODULES.get(benchmark, []), PROGRAMS.get(benchmark, [])
+    require([name for name in modules if not importlib.util.find_spec(name)])
+    require([name for name in programs if not find(name)])
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{benchmark}", "--fast", "--json", str(tmp_path)],
         cwd=ROOT,

@@ -13,9 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
-from conftest import Exchange, FailingFile, File, Refuses, make_environ, registers, send_file
+from conftest import (
+    Exchange,
+    FailingFile,
+    File,
+    Refuses,
+    forgets_close,
+    make_environ,
+    registers,
+    send_file,
+)
 from gunicorn.http.wsgi import FileWrapper as GunicornFileWrapper
 from waitress.buffers import ReadOnlyFileBasedBuffer as WaitressFileWrapper
+
+from wsgi_after import AfterResponseMiddleware
 
 
 def function(file):
@@ -34,6 +45,17 @@ WRAPPERS = {
 }
 
 each_wrapper = pytest.mark.parametrize(("wrapper", "found"), WRAPPERS.values(), ids=WRAPPERS)
+
+
+def test_whoever_keeps_the_iterator_of_a_file_alone_can_read_it(events):
+    """A function that returns the file, behind a middleware that forgets close()."""
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return environ["wsgi.file_wrapper"](File(events))
+
+    environ = make_environ(**{"wsgi.file_wrapper": function})
+    assert [*forgets_close(AfterResponseMiddleware(app))(environ, print)] == [b"content\n"]
 
 
 @each_wrapper
@@ -116,7 +138,6 @@ class Slots:
     ("wrapper", "give_back"),
     [
         (wsgiref.util.FileWrapper, lambda made: made.filelike),
-        (function, iter),
         (Slots, lambda made: made),
     ],
 )
@@ -124,6 +145,13 @@ def test_what_the_server_cannot_send_by_itself_is_wrapped_as_ever(wrapper, give_
     exchange = send_file(wrapper, File(events), events, give_back=give_back)
     assert exchange.finish() == [b"content\n"]
     assert events == ["file closed", "callback True None"]
+
+
+def test_a_file_is_its_own_iterator_as_it_is_bare(events):
+    exchange = send_file(function, File(events), events, give_back=iter)
+    assert isinstance(exchange.result, type(exchange.environ["wsgi.file_wrapper"](File([]))))
+    exchange.finish()
+    assert events == ["file closed", "callback None None"]
 
 
 def test_a_wrapper_that_is_switched_off_stays_as_it_is():

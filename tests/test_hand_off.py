@@ -370,7 +370,7 @@ def test_what_comes_after_a_job_has_left_the_process_is_refused(late):
 def test_a_copy_of_the_list_while_its_job_waits_ends_nothing(copies, queue, events):
     """Debug toolbars and error reporters copy what they can."""
     after = serve(queue, partial(events.append, 1))
-    copies(after)
+    assert copies(after) == after
     after.append(partial(events.append, 2))
     queue.run()
     assert events == [1, 2]

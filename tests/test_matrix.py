@@ -7,41 +7,25 @@ independent telling of the contract, in the order in which things have to happen
 from __future__ import annotations
 
 import gc
-import io
 import itertools
-import logging
 import sys
 import warnings
-import wsgiref.util
-from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from wsgiref.util import FileWrapper
 
 import pytest
 
 from wsgi_after import AfterResponseMiddleware
 
 PLACES = [
-    "nowhere",
-    "before start_response",
-    "after start_response",
-    "first chunk",
-    "mid-body",
-    "inner close",
-    "one callback",
-    "all callbacks",
+    *("nowhere", "before start_response", "after start_response", "first chunk", "mid-body"),
+    *("inner close", "one callback", "all callbacks"),
 ]
 KINDS = [
-    "list",
-    "tuple",
-    "generator",
-    "class iterator",
-    "separate iterator",
-    "sized class",
-    "empty list",
-    "file wrapper",
-    "bytes",
-    "not iterable",
+    *("list", "tuple", "generator", "class iterator", "separate iterator", "sized class"),
+    *("empty list", "file wrapper", "bytes", "not iterable"),
 ]
-CALLBACKS = ["none", "one", "three", "nested"]
+CALLBACKS = {"none": 0, "one": 1, "three": 3, "nested": 2}
 SERVERS = ["reads all", "reads one chunk", "reads nothing", "closes twice", "never closes"]
 
 #: Kinds in which the app's own code runs when a chunk is read, and when they are closed.
@@ -49,7 +33,7 @@ LIVE = ["generator", "class iterator", "separate iterator", "sized class", "file
 CLOSABLE = ["class iterator", "separate iterator", "sized class", "file wrapper"]
 
 
-def possible(place: str, kind: str, callbacks: str, server: str) -> bool:
+def possible(place, kind, callbacks, server):
     if place in ("first chunk", "mid-body"):
         return kind in LIVE
     if place == "inner close":
@@ -65,63 +49,54 @@ class Boom(Exception):
 
 
 class Iterable:
-    """The app's own iterables: they log their close, and fail where they are told to."""
+    """The app's own iterables log their close, and fail where they are told to."""
 
-    def __init__(self, log: list[str], place: str) -> None:
-        self.log = log
-        self.place = place
+    def __init__(self, log, place):
+        self.log, self.place = log, place
+        self.only_pass = self.chunks()
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self):
         for number, chunk in enumerate((b"1", b"2", b"3")):
             if self.place == ("first chunk", "mid-body", "")[number]:
                 raise Boom(self.place)
             yield chunk
 
-    def close(self) -> None:
+    def close(self):
         self.log.append("app's iterable closed")
         if self.place == "inner close":
             raise Boom(self.place)
 
 
 class SeparateIterator(Iterable):
-    def __iter__(self) -> Iterator[bytes]:
-        return self.chunks()
+    __iter__ = Iterable.chunks
 
 
 class SizedClass(SeparateIterator):
-    def __len__(self) -> int:
+    def __len__(self):
         return 3
 
 
 class ClassIterator(Iterable):
-    def __init__(self, log: list[str], place: str) -> None:
-        super().__init__(log, place)
-        self.pass_ = self.chunks()
-
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self):
         return self
 
-    def __next__(self) -> bytes:
-        return next(self.pass_)
+    def __next__(self):
+        return next(self.only_pass)
 
 
 class File(Iterable):
-    def __init__(self, log: list[str], place: str) -> None:
-        super().__init__(log, place)
-        self.pass_ = self.chunks()
-
-    def read(self, size: int = -1) -> bytes:
-        return next(self.pass_, b"")
+    def read(self, size=-1):
+        return next(self.only_pass, b"")
 
 
-def generator(log: list[str], place: str) -> Iterator[bytes]:
+def generator(log, place):
     try:
         yield from Iterable(log, place).chunks()
     finally:
         log.append("app's iterable closed")
 
 
-MAKE: dict[str, Callable[[list[str], str], object]] = {
+MAKE = {
     "list": lambda log, place: [b"1", b"2", b"3"],
     "tuple": lambda log, place: (b"1", b"2", b"3"),
     "generator": generator,
@@ -129,18 +104,18 @@ MAKE: dict[str, Callable[[list[str], str], object]] = {
     "separate iterator": SeparateIterator,
     "sized class": SizedClass,
     "empty list": lambda log, place: [],
-    "file wrapper": lambda log, place: wsgiref.util.FileWrapper(File(log, place)),
+    "file wrapper": lambda log, place: FileWrapper(File(log, place)),
     "bytes": lambda log, place: b"123",
     "not iterable": lambda log, place: object(),
 }
 
 
-def make_app(place: str, kind: str, callbacks: str, log: list[str]):
+def make_app(place, kind, callbacks, log):
     def app(environ, start_response):
         after = environ["wsgi.after"]
 
-        def register(name: str, nested: str | None = None) -> None:
-            def callback() -> None:
+        def register(name, nested=None):
+            def callback():
                 log.append(f"{name}: {after.status}, {after.completed}, {after.error!r}")
                 if nested:
                     register(nested)
@@ -149,7 +124,7 @@ def make_app(place: str, kind: str, callbacks: str, log: list[str]):
 
             after.append(callback)
 
-        for number in range({"none": 0, "one": 1, "three": 3, "nested": 2}[callbacks]):
+        for number in range(CALLBACKS[callbacks]):
             nested = callbacks == "nested" and number == 0
             register(f"callback {number + 1}", "nested callback" if nested else None)
         log.append("app called")
@@ -163,40 +138,34 @@ def make_app(place: str, kind: str, callbacks: str, log: list[str]):
     return app
 
 
-def serve(application, server: str, kind: str, log: list[str]) -> None:
+def serve(application, server, kind, log):
     """Do what a server does, in the given manner."""
+
+    @contextmanager
+    def caught():
+        try:
+            yield
+        except Boom as error:
+            log.append(f"server caught {error!r}")
 
     def start_response(status, headers, exc_info=None):
         log.append(f"start_response {status}")
 
-    environ = {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": "/",
-        "wsgi.file_wrapper": wsgiref.util.FileWrapper,
-    }
-    try:
-        result = application(environ, start_response)
-    except Boom as error:
-        log.append(f"server caught {error!r}")
-        return
-    if kind == "not iterable":
-        log.append(f"server got {type(result).__name__}")
-        return
-    try:
+    with caught():
+        result = application({"wsgi.file_wrapper": FileWrapper}, start_response)
+        if kind == "not iterable":
+            log.append(f"server got {type(result).__name__}")
+            return
         limit = {"reads one chunk": 1, "reads nothing": 0}.get(server)
-        for chunk in itertools.islice(result, limit) if limit is not None else result:
-            log.append(f"server read {chunk!r}")
-    except Boom as error:
-        log.append(f"server caught {error!r}")
-    if server != "never closes":
-        for _ in range(2 if server == "closes twice" else 1):
-            try:
+        with caught():
+            for chunk in itertools.islice(result, limit) if limit is not None else result:
+                log.append(f"server read {chunk!r}")
+        for _ in range({"closes twice": 2, "never closes": 0}.get(server, 1)):
+            with caught():
                 result.close()
-            except Boom as error:
-                log.append(f"server caught {error!r}")
 
 
-def expected(place: str, kind: str, callbacks: str, server: str) -> Iterator[str]:
+def expected(place, kind, callbacks, server):
     """Tell the contract once more."""
     boom = repr(Boom(place))
     yield "app called"
@@ -242,9 +211,9 @@ def expected(place: str, kind: str, callbacks: str, server: str) -> Iterator[str
             yield f"server caught {boom}"
 
 
-def expected_callbacks(place: str, callbacks: str, seen: str) -> Iterator[str]:
+def expected_callbacks(place, callbacks, seen):
     names = ["callback 1", "callback 2", "callback 3"]
-    names = names[: {"none": 0, "one": 1, "three": 3, "nested": 2}[callbacks]]
+    names = names[: CALLBACKS[callbacks]]
     if callbacks == "nested":
         names.append("nested callback")
     for name in names:
@@ -253,24 +222,15 @@ def expected_callbacks(place: str, callbacks: str, seen: str) -> Iterator[str]:
             yield f"ERROR logged: {Boom(name)!r}"
 
 
-class LogHandler(logging.Handler):
-    def __init__(self, log: list[str]) -> None:
-        super().__init__()
-        self.log = log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        assert record.exc_info
-        self.log.append(f"{record.levelname} logged: {record.exc_info[1]!r}")
-
-
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def log(monkeypatch, caplog):
     """Everything that happens: what app and server append, warnings, log records, finalizers."""
-    log: list[str] = []
-    handler = LogHandler(log)
-    logger = logging.getLogger("wsgi_after")
-    logger.addHandler(handler)
-    monkeypatch.setattr(logger, "propagate", False)
+    log = []
+
+    def emit(record):
+        log.append(f"{record.levelname} logged: {record.exc_info[1]!r}")
+
+    monkeypatch.setattr(caplog.handler, "emit", emit)
     monkeypatch.setattr(
         sys, "unraisablehook", lambda args: log.append(f"finalizer raised {args.exc_value!r}")
     )
@@ -280,15 +240,12 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             warnings, "showwarning", lambda message, kind, *_: log.append(kind.__name__)
         )
         yield log
-    logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize(
     ("place", "kind", "callbacks", "server"), CELLS, ids=[" | ".join(cell) for cell in CELLS]
 )
-def test_the_event_log_is_the_one_that_the_contract_tells(
-    place: str, kind: str, callbacks: str, server: str, log: list[str]
-) -> None:
+def test_the_event_log_is_the_one_that_the_contract_tells(place, kind, callbacks, server, log):
     gc.disable()  # reference counting alone has to be enough, with one exception:
     try:
         serve(AfterResponseMiddleware(make_app(place, kind, callbacks, log)), server, kind, log)
@@ -301,12 +258,3 @@ def test_the_event_log_is_the_one_that_the_contract_tells(
     finally:
         gc.enable()
     assert log == list(expected(place, kind, callbacks, server))
-
-
-def test_the_file_wrapper_of_the_matrix_comes_back_as_it_was() -> None:
-    """Else its column would only be one more iterator class."""
-    file_wrapper = wsgiref.util.FileWrapper(io.BytesIO(b"123"))
-    environ = {"wsgi.file_wrapper": wsgiref.util.FileWrapper}
-    application = AfterResponseMiddleware(lambda environ, start_response: file_wrapper)
-    assert application(environ, lambda *args: None) is file_wrapper
-    file_wrapper.close()

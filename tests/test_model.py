@@ -17,10 +17,10 @@ import logging
 import sys
 import warnings
 from collections import Counter
+from contextvars import copy_context
 
 import pytest
 import sentry_sdk
-import wsgi_after.callbacks
 from conftest import count
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -36,9 +36,11 @@ from model.apps import FAILS, KINDS, PLACES, STARTS, Plan
 from model.callbacks import DOES, WAYS, WAYS_IN_CONTEXT, clock
 from model.executors import EXECUTORS, pool
 from model.faults import FAULTS, Faulty
-from model.requests import CANCELS, FILE_WRAPPERS, Log, Request, Stack
-from model.stacks import INSIDE, STACK
-from wsgi_after.callbacks import set_current
+from model.requests import CANCELS, FILE_WRAPPERS, Log, Request, Stack, end_garbage
+from model.stacks import AROUND, INSIDE, STACK
+
+import wsgi_after._core.run
+from wsgi_after import CallbackList
 
 log = Log()
 counts: Counter[str] = Counter(examples=0)
@@ -53,16 +55,17 @@ def setup_module():
     until_the_end.enter_context(finalizers_may_fail())
     logging.getLogger("wsgi_after").addHandler(log)
     logging.getLogger("opentelemetry.context").disabled = True  # at each close in another thread
-    patched[:] = [wsgi_after.run.monotonic]
-    wsgi_after.run.monotonic = clock
+    patched[:] = [wsgi_after._core.run.monotonic]
+    wsgi_after._core.run.monotonic = clock
     sentry_sdk.get_global_scope().set_client(traces_to_nowhere())
 
 
 def teardown_module():
-    wsgi_after.run.monotonic = patched[0]
+    gc.collect()  # what a failed run left; not in another module's test
+    end_garbage()
+    wsgi_after._core.run.monotonic = patched[0]
     logging.getLogger("opentelemetry.context").disabled = False
     logging.getLogger("wsgi_after").removeHandler(log)
-    gc.collect()  # what a failed run left; not in another module's test
     until_the_end.close()
     sentry_sdk.get_global_scope().set_client(None)
     pool.drain()
@@ -109,6 +112,7 @@ def garbage_of_its_own():
         yield
     finally:
         gc.collect()
+        end_garbage()
         gc.unfreeze()
         gc.enable()
 
@@ -141,9 +145,9 @@ class Server(RuleBasedStateMachine):
             ),
             "registers": st.lists(st.tuples(st.sampled_from([*WAYS_IN_CONTEXT]), does), max_size=4),
             "app_wide": st.lists(does, max_size=2),
-            "around": st.lists(st.sampled_from([*STACK]), max_size=2),
+            "around": st.lists(st.sampled_from([*STACK, *AROUND]), max_size=2),
             "inside": st.lists(st.sampled_from([*STACK, *INSIDE]), max_size=2),
-            "executor": st.sampled_from(EXECUTORS),
+            "executor": st.sampled_from([*EXECUTORS]),
             "file_wrapper": st.sampled_from([*FILE_WRAPPERS]),
         }
     )
@@ -229,6 +233,8 @@ TestServer.settings = settings(
 def run_with(middleware, monkeypatch, **options):
     """No example is kept, and none made shorter: it is enough that one fails."""
     monkeypatch.setattr("model.requests.AfterResponseMiddleware", middleware)
+    for name, value in middleware.reads:
+        monkeypatch.setattr(CallbackList, name, property(lambda after, value=value: value))
     generate = settings(
         TestServer.settings,
         phases=[Phase.generate],
@@ -238,11 +244,10 @@ def run_with(middleware, monkeypatch, **options):
     )
     counted = counts.copy()
     try:
-        run_state_machine_as_test(Server, settings=generate)
+        copy_context().run(run_state_machine_as_test, Server, settings=generate)
     finally:
         counts.clear()
         counts.update(counted, runs_with_planted_faults=1)
-        set_current(None)
 
 
 def test_the_model_finds_nothing_in_what_only_looks_like_a_fault(monkeypatch):

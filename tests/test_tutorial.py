@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shlex
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from commands import ask, masked, run, serving
 from documents import blocks
-from mail import MailServer, mail_server
+from mail import mail_server
 from servers.harness import wait_until
 
 PAGE = blocks("tutorial.rst")
@@ -23,19 +21,19 @@ ORDER = "/order?email=ada@example.com"
 
 
 @pytest.fixture
-def mails() -> Iterator[MailServer]:
+def mails():
     """In place of the one in the second terminal."""
     with mail_server() as server:
         yield server
 
 
-def write(directory: Path, name: str, mail_port: int, sleep: str = "pass") -> None:
+def write(directory, name, mail_port, sleep="pass"):
     """``shop.py``, as this block of the page has it."""
     source = PAGE[name].replace("8025", str(mail_port)).replace("time.sleep(2)", sleep)
     (directory / "shop.py").write_text(source, encoding="utf-8")
 
 
-def test_everything_on_the_page_is_run_by_a_test() -> None:
+def test_everything_on_the_page_is_run_by_a_test():
     assert list(PAGE) == [
         *("begin", "mails", "waits.py", "gunicorn", "order", "shop.py", "timeline", "failed"),
         *("test_shop.py", "pytest"),
@@ -47,14 +45,14 @@ def test_everything_on_the_page_is_run_by_a_test() -> None:
     assert shlex.split(COMMANDS["order"]) == ["curl", f"http://127.0.0.1:8000{ORDER}"]
 
 
-def test_the_first_shop_sends_the_mail_before_its_answer(tmp_path: Path, mails: MailServer) -> None:
+def test_the_first_shop_sends_the_mail_before_its_answer(tmp_path, mails):
     write(tmp_path, "waits.py", mails.port)
     with serving(COMMANDS["gunicorn"], tmp_path) as port:
         assert ask(port, ORDER) == (200, "Thank you.\n")
     assert [message["To"] for message in mails.messages] == ["ada@example.com"]
 
 
-def test_the_second_one_after_it(tmp_path: Path, mails: MailServer) -> None:
+def test_the_second_one_after_it(tmp_path, mails):
     """The callback connects to the test, and waits for a word from there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(30)
@@ -69,16 +67,14 @@ def test_the_second_one_after_it(tmp_path: Path, mails: MailServer) -> None:
     assert (message["To"], message["Subject"]) == ("ada@example.com", "Your order")
 
 
-def test_the_timeline(tmp_path: Path, mails: MailServer) -> None:
+def test_the_timeline(tmp_path, mails):
     write(tmp_path, "shop.py", mails.port, sleep="time.sleep(0.1)")
     shown = PAGE["timeline"].split("\n", 1)[1]
     assert masked(run(COMMANDS["timeline"], tmp_path)).strip() == masked(shown).strip()
     assert len(mails.messages) == 1
 
 
-def test_without_a_mail_server_the_client_has_its_answer_and_the_log_the_error(
-    tmp_path: Path,
-) -> None:
+def test_without_a_mail_server_the_client_has_its_answer_and_the_log_the_error(tmp_path):
     write(tmp_path, "shop.py", mail_port=9)  # where nobody listens
     with serving(COMMANDS["gunicorn"], tmp_path) as port:
         assert ask(port, ORDER) == (200, "Thank you.\n")
@@ -87,7 +83,7 @@ def test_without_a_mail_server_the_client_has_its_answer_and_the_log_the_error(
     assert f"\n{PAGE['failed']}\nTraceback (most recent call last):\n" in log.read_text()
 
 
-def test_two_seconds_are_reported_as_slow(tmp_path: Path) -> None:
+def test_two_seconds_are_reported_as_slow(tmp_path):
     write(tmp_path, "shop.py", mail_port=9, sleep="time.sleep(2)")
     with serving(COMMANDS["gunicorn"], tmp_path) as port:
         assert ask(port, ORDER) == (200, "Thank you.\n")
@@ -95,7 +91,7 @@ def test_two_seconds_are_reported_as_slow(tmp_path: Path) -> None:
         wait_until(lambda: "shop.send_mail of GET /order took 2." in log.read_text(), log)
 
 
-def test_the_test(tmp_path: Path) -> None:
+def test_the_test(tmp_path):
     write(tmp_path, "shop.py", mail_port=9)
     (tmp_path / "test_shop.py").write_text(PAGE["test_shop.py"], encoding="utf-8")
     assert run(COMMANDS["pytest"], tmp_path).splitlines()[-1].startswith("1 passed")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flask
 import pytest
 from conftest import make_environ
@@ -13,10 +11,10 @@ from django.http import HttpResponse
 from werkzeug.wrappers import Response
 
 
-def serve(app: Any, events: list[str]) -> None:
+def serve(app, events):
     """Serve one request, noting when headers and body go out, and when the body is closed."""
 
-    def start_response(*args: Any) -> None:
+    def start_response(*args):
         events.append("headers")
 
     body = app(make_environ(PATH_INFO="/"), start_response)
@@ -25,9 +23,7 @@ def serve(app: Any, events: list[str]) -> None:
     getattr(body, "close", lambda: None)()
 
 
-def test_flask_runs_its_functions_before_the_headers_and_before_the_body(
-    events: list[str],
-) -> None:
+def test_flask_runs_its_functions_before_the_headers_and_before_the_body(events):
     app = flask.Flask(__name__)
     app.after_request(lambda response: events.append("after_request") or response)
     app.teardown_request(lambda error: events.append("teardown_request"))
@@ -37,11 +33,11 @@ def test_flask_runs_its_functions_before_the_headers_and_before_the_body(
 
 
 @pytest.mark.filterwarnings("ignore:.*pkg_resources")  # Pyramid imports it
-def test_pyramid_runs_its_callbacks_before_any_byte(events: list[str]) -> None:
+def test_pyramid_runs_its_callbacks_before_any_byte(events):
     import pyramid.config
     import pyramid.response
 
-    def view(request: Any) -> Any:
+    def view(request):
         request.add_response_callback(lambda request, response: events.append("response"))
         request.add_finished_callback(lambda request: events.append("finished"))
         return pyramid.response.Response("hello")
@@ -53,7 +49,7 @@ def test_pyramid_runs_its_callbacks_before_any_byte(events: list[str]) -> None:
     assert events == ["response", "finished", "headers", "body", "close"]
 
 
-def test_werkzeug_runs_them_on_close_and_loses_the_rest_when_one_raises(events: list[str]) -> None:
+def test_werkzeug_runs_them_on_close_and_loses_the_rest_when_one_raises(events):
     response = Response("hello")
     response.call_on_close(lambda: events.append("first"))
     response.call_on_close(lambda: 1 / 0)
@@ -63,9 +59,7 @@ def test_werkzeug_runs_them_on_close_and_loses_the_rest_when_one_raises(events: 
     assert events == ["headers", "body", "close", "first"]
 
 
-def test_django_sends_its_signal_on_close_and_loses_the_rest_when_one_raises(
-    events: list[str],
-) -> None:
+def test_django_sends_its_signal_on_close_and_loses_the_rest_when_one_raises(events):
     receivers = [lambda **kwargs: events.append("first"), lambda **kwargs: 1 / 0]
     receivers.append(lambda **kwargs: events.append("lost"))
     for receiver in receivers:

@@ -23,7 +23,7 @@ from ._core import let_out, logs
 from ._core import middleware as middleware_module
 from ._core.body import Body
 from ._core.callbacks import UNSEEN, CallbackList, register
-from ._core.current import reset_current, set_current
+from ._core.current import current
 from ._core.files import file_of
 from ._core.finish import finish
 from ._core.logs import Nobody, describe, request_line
@@ -88,7 +88,7 @@ class OpenRequest:
             self.after = environ[KEY] = CallbackList((), Nobody, environ, _start, executor)
 
     def __enter__(self) -> OpenRequest:
-        self._token = set_current(self.after)
+        self._token = current.set(self.after)
         return self
 
     def __exit__(
@@ -101,7 +101,7 @@ class OpenRequest:
             if error is not None and not self.is_shared:
                 finish(self._own(), error)
         finally:
-            reset_current(self._token)
+            current.reset(self._token)
 
     def start(
         self, status: str, headers: list[tuple[str, str]]

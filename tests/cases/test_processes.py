@@ -14,6 +14,7 @@ from . import run_script
 #: A server's worker in one file. The process in which something happens prints it.
 WORKER = """
 import gc, logging, os, sys
+from contextlib import closing
 from wsgiref.util import setup_testing_defaults
 from wsgi_after import AfterResponseMiddleware, after_this_response, run_callbacks
 
@@ -27,12 +28,10 @@ def tell(what):
 def fork(leave):
     if pid := os.fork():
         os.waitpid(pid, 0)
-    elif leave == "os._exit":
-        os._exit(0)
-    elif leave == "sys.exit":
-        sys.exit()
     elif leave == "raises":
         raise ValueError("on purpose")
+    elif leave != "returns":
+        {"os._exit": os._exit, "sys.exit": sys.exit}[leave](0)
 
 def get(app, path="/", **options):
     environ = {"PATH_INFO": path}
@@ -40,17 +39,13 @@ def get(app, path="/", **options):
     return AfterResponseMiddleware(app, **options)(environ, lambda *args: print)
 
 def serve(app, **options):
-    seen, body = ["served"], []
-    def attempt(step):
-        try:
-            return step()
-        except BaseException as error:
-            seen.append(type(error).__name__)
-            return []
-    body = attempt(lambda: get(app, **options))
-    attempt(lambda: list(body))
-    attempt(lambda: getattr(body, "close", bool)())
-    tell(" ".join(seen))
+    seen = "served"
+    try:
+        with closing(get(app, **options)) as body:
+            list(body)
+    except BaseException as error:
+        seen += f" {type(error).__name__}"
+    tell(seen)
     if os.getpid() != parent:
         os._exit(0)
 

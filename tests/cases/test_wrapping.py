@@ -187,8 +187,7 @@ def test_one_file_wrapper_goes_out_again_and_again(kind, order, events):
         return served(Exchange(AfterResponseMiddleware(app), environ).result)
 
     if order == "at once":
-        sent = [send(), send()]
-        for file in sent:
+        for file in [send(), send()]:
             file.close()
         assert sorted(events) == ["callback"] * 2 + ["rewound"] * 2
     else:
@@ -200,25 +199,19 @@ def test_one_file_wrapper_goes_out_again_and_again(kind, order, events):
 
 
 @pytest.mark.parametrize("kind", WRAPPERS)
-def test_isinstance_against_the_file_wrapper_answers_as_it_does_bare(kind, events):
+def test_isinstance_against_the_file_wrapper_answers_as_it_does_bare(kind, events, request_):
     wrapper, _ = WRAPPERS[kind]
 
-    def answers(file_wrapper):
-        made = file_wrapper(Logo(events))
-        yield outcome(lambda thing: isinstance(thing, file_wrapper), made)
-        yield outcome(lambda thing: isinstance(thing, (str, file_wrapper)), made)
-        yield outcome(lambda thing: isinstance(thing, file_wrapper), [b"chunk"])
-        yield callable(file_wrapper)
+    def answers(found):
+        made = found(Logo(events))
+        for thing, kinds in [(made, found), (made, (str, found)), ([b"chunk"], found)]:
+            yield outcome(lambda thing, kinds=kinds: isinstance(thing, kinds), thing)
+        yield callable(found)
 
-    found = []
+    def view(environ):
+        assert [*answers(environ["wsgi.file_wrapper"])] == [*answers(wrapper)]
 
-    def app(environ, start_response):
-        found.extend(answers(environ["wsgi.file_wrapper"]))
-        return hello(environ, start_response)
-
-    environ = make_environ(**{"wsgi.file_wrapper": wrapper})
-    Exchange(AfterResponseMiddleware(app), environ).finish()
-    assert found == [*answers(wrapper)]
+    assert request_(view, **{"wsgi.file_wrapper": wrapper}) == [b"hello"]
 
 
 APP = """

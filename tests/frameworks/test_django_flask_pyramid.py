@@ -102,8 +102,11 @@ class InPyramid:
 
     def app(self, view, on_error=None, **options):
         def called(view, request):
-            after = request.after
-            return view(after.append if type(after) is list else after, request.environ)
+            def register(*args, **kwargs):
+                after = request.after  # each time, in the stream too
+                return (after.append if type(after) is list else after)(*args, **kwargs)
+
+            return view(register, request.environ)
 
         settings = {f"wsgi_after.{name}": value for name, value in options.items()}
         with Configurator(settings=settings) as config:

@@ -17,7 +17,11 @@ from documents import DOCS, blocks, executed
 from paste.deploy import loadapp
 from servers.harness import free_port, wait_until
 
-PAGES = {name: blocks(f"{name}.rst") for name in ("django", "flask", "pyramid")}
+PAGES = {
+    "django": blocks("django.rst"),
+    "flask": blocks("flask.rst"),
+    "pyramid": blocks("pyramid.rst"),
+}
 RUN = {
     "django": [
         *("install", "settings.py", "urls.py", "runserver", "wsgi.py", "orders.py", "language.py"),

@@ -7,6 +7,7 @@ a file that is only appended to. Runs on the system's Python, too: imports nothi
 import os
 import random
 import time
+from collections import deque
 from functools import partial
 
 from wsgi_after import AfterResponseMiddleware, after_this_response
@@ -22,9 +23,9 @@ def write(*words):
     os.write(WRITTEN, f"{' '.join(words)}\n".encode())
 
 
-def started(environ, start_response, status="200 OK", length=None):
+def started(environ, start_response, length=None):
     headers = [("X-Request", environ["QUERY_STRING"])]
-    return start_response(status, headers + ([("Content-Length", str(length))] if length else []))
+    return start_response("200 OK", headers + [("Content-Length", str(length))] * bool(length))
 
 
 def sized(environ, start_response):
@@ -44,9 +45,7 @@ def redirect(environ, start_response):
 
 
 def written(environ, start_response):
-    write = started(environ, start_response, length=11)
-    write(b"hello ")
-    write(b"write")
+    started(environ, start_response, length=11)(b"hello write")
     return []
 
 
@@ -73,12 +72,8 @@ def fails_when_called(environ, start_response):
 
 
 def fails_at_first(environ, start_response):
-    def body():
-        raise RuntimeError("raised on purpose, in the first chunk")
-        yield b""
-
     started(environ, start_response)
-    return body()
+    return (1 / 0 for _ in "1")
 
 
 def fails_in_the_middle(environ, start_response):
@@ -87,15 +82,14 @@ def fails_in_the_middle(environ, start_response):
     raise RuntimeError("raised on purpose, in mid-body")
 
 
-class fails_when_closed:  # noqa: N801
-    def __init__(self, environ, start_response):
-        started(environ, start_response, length=5)
-
-    def __iter__(self):
-        return iter([b"hello"])
-
+class Fails(deque):
     def close(self):
         raise RuntimeError("raised on purpose, in close()")
+
+
+def fails_when_closed(environ, start_response):
+    started(environ, start_response, length=5)
+    return Fails([b"hello"])
 
 
 def fail():
@@ -129,8 +123,7 @@ def app(environ, start_response):
 
 
 MODES = {
-    "inline": AfterResponseMiddleware(app, executor=None),
-    "default": AfterResponseMiddleware(app),
+    "closed": AfterResponseMiddleware(app),
     "pool": AfterResponseMiddleware(app, executor=BoundedThreadPoolExecutor()),
 }
 

@@ -8,6 +8,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +34,7 @@ KINDS = {
 }
 #: For requests that a restart is to meet in flight.
 SLOW_KINDS = {"slow": 30, "slow_after": 40, "stream": 10, "redirect": 10, "fails_in_the_middle": 10}
-MODES = ("inline", "default", "pool")
+MODES = ("closed", "pool")
 
 
 def new_seed() -> int:
@@ -68,38 +70,27 @@ class Crowd:
     sent: int = 0
     answered: set[str] = field(default_factory=set)
     mixed: list[str] = field(default_factory=list)  # requests that got another one's response
-    errors: list[BaseException] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
         """Send all requests; return when the last client has done so, or nobody listens."""
-        threads = [threading.Thread(target=self._client, args=(n,)) for n in range(self.clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if self.errors:
-            raise self.errors[0]
+        with ThreadPoolExecutor(self.clients) as pool:
+            list(pool.map(self._client, range(self.clients)))
 
     def _client(self, number: int) -> None:
         chance = random.Random(f"{self.seed} {number}")
         connection = None
-        try:
+        with suppress(ConnectionRefusedError):  # the server has ended
             while self._next():
                 if connection is None or not connection.reusable:
                     connection = Client(self.where.port)
                 connection = self._send(connection, chance)
-        except ConnectionRefusedError:  # the server has ended
-            pass
-        except BaseException as error:
-            self.errors.append(error)
-        finally:
-            if connection is not None:
-                connection.socket.close()
+        if connection is not None:
+            connection.socket.close()
 
     def _next(self) -> bool:
         with self._lock:
-            if self.sent == self.requests or self.errors:
+            if self.sent == self.requests:
                 return False
             self.on_progress(self.sent)
             self.sent += 1
@@ -117,10 +108,8 @@ class Crowd:
         connection.socket.settimeout(0.1 if kind.startswith("fails") else 20)
         try:
             if client < 0.02:
-                cut = chance.randrange(1, 30)
-                connection.socket.sendall(
-                    f"GET {target} HTTP/1.1\r\nHost: localhost"[:cut].encode()
-                )
+                head = f"GET {target} HTTP/1.1\r\nHost: localhost".encode()
+                connection.socket.sendall(head[: chance.randrange(1, 30)])
                 return leave(connection, chance)
             connection.request(target)
             if client < 0.07:
@@ -136,18 +125,15 @@ class Crowd:
             if not kind.startswith("fails"):
                 raise
             return leave(connection, chance)
-        self._look_at(request, connection)
-        if connection.reusable and self.keep_alive:
-            return connection
-        connection.socket.close()
-        return None
-
-    def _look_at(self, request: str, connection: Client) -> None:
         head = bytes(connection.received.partition(b"\r\n\r\n")[0]).decode()
         if f"X-Request: {request}" in head:
             self.answered.add(request)
         elif "X-Request" in head:
             self.mixed.append(request)
+        if connection.reusable and self.keep_alive:
+            return connection
+        connection.socket.close()
+        return None
 
 
 def leave(connection: Client, chance: random.Random) -> None:
@@ -169,12 +155,13 @@ class Written:
     @classmethod
     def read(cls, path: Path) -> Written:
         lines = [line.split() for line in path.read_text().splitlines()]
-        by_word = {
-            word: Counter(line[1] for line in lines if line[0] == word)
+        counters = [
+            Counter(line[1] for line in lines if line[0] == word)
             for word in ("arrived", "ran", "nested")
-        }
-        mixed = [line[1] for line in lines if line[0] == "ran" and line[1] != line[2]]
-        return cls(**by_word, mixed=mixed)
+        ]
+        return cls(
+            *counters, [line[1] for line in lines if line[0] == "ran" and line[1] != line[2]]
+        )
 
     @property
     def lost(self) -> list[str]:

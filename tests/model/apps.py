@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from greenlet import GreenletExit
+
 PLACES = ["call", "return", "first chunk", "mid-body", "close"]
 STARTS = ["call", "return", "first chunk", "never"]
 
@@ -19,7 +21,7 @@ class Boom(Exception):
 
 
 class BaseBoom(BaseException):
-    """A greenlet's kill, a timeout."""
+    """A timeout of gevent's, a task that is cancelled."""
 
 
 FAILS = {
@@ -28,7 +30,10 @@ FAILS = {
     "exit": SystemExit,
     "base": BaseBoom,
     "interrupt": KeyboardInterrupt,
+    "kill": GreenletExit,
 }
+#: Of these, what leaves ``close()`` if a callback raises it.
+GO_ON = (KeyboardInterrupt, GreenletExit)
 
 
 class Plan(NamedTuple):

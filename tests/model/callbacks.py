@@ -5,14 +5,10 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import wsgi_after.callbacks
+import wsgi_after
+from wsgi_after.integration import current_list
 
 from .apps import FAILS
-
-DOES = [
-    *("nothing", "registers", "inserts", "removes", "clears", "returns a coroutine", "takes long"),
-    *FAILS,
-]
 
 #: How one is registered: on any list, on ours, and while the app is called. Where one is not
 #: possible, it is appended.
@@ -57,6 +53,23 @@ async def coroutine() -> None:
     """Never runs."""
 
 
+async def async_generator() -> Any:
+    """Likewise."""
+    yield
+
+
+NOT_RUN = {
+    "returns a coroutine": coroutine,
+    "returns a generator": lambda: (None for _ in ()),
+    "returns an async generator": async_generator,
+}
+DOES = [
+    *("nothing", "registers", "inserts", "removes", "clears", "takes long"),
+    *NOT_RUN,
+    *FAILS,
+]
+
+
 class Callback:
     """An entry of a list.
 
@@ -88,8 +101,8 @@ class Callback:
             after.clear()
         elif self.does == "takes long":
             clock.now += 2
-        elif self.does == "returns a coroutine":
-            return coroutine()
+        elif self.does in NOT_RUN:
+            return NOT_RUN[self.does]()
         elif self.does in FAILS:
             raise FAILS[self.does]
         return None
@@ -100,11 +113,15 @@ class Callback:
 
     def is_mine(self) -> bool:
         """Whether the current list is that of this request, where one is told to be current."""
-        return not self.is_real or wsgi_after.callbacks.current.get(None) is self.after
+        return not self.is_real or current_list() is self.after
 
 
-def for_each(name: str, does: str, environ: dict[str, Any]) -> object:
-    """What ``AfterResponseMiddleware.after_response`` calls, with the environ of the request."""
-    after, side = environ["wsgi.after"], environ["model.side"]
+def for_each(name: str, does: str, environ: dict[str, Any], after: Any = None) -> object:
+    """What ``AfterResponseMiddleware.after_response`` calls, with the environ of the request.
+
+    :param after: the list that it is in, if that is not ours.
+    """
+    side = environ["model.side"]
+    after = current_list() if after is None else after
     name = f"{name} of {environ['PATH_INFO']}"
     return Callback(after, side.log, side.ran, side.is_real, name, does)()

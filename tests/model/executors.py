@@ -10,8 +10,6 @@ from conftest import Loses, Refuses
 
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
-EXECUTORS = ["default", "None", "pool", "refuses", "loses", "later"]
-
 
 class Gated:
     """The package's pool, whose jobs wait until the step of the test that submits them is over."""
@@ -40,16 +38,22 @@ class Later:
     """Keeps the jobs, for the test to run."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Any] = {}  # by the label of the request
+        self.jobs: dict[str, list[Any]] = {}  # by the label of the request
 
     def submit(self, fn: Any, callbacks: Any, label: str) -> None:
-        self.jobs[label] = partial(fn, callbacks, label)
+        self.jobs.setdefault(label, []).append(partial(fn, callbacks, label))
 
     def run(self, label: str) -> None:
-        self.jobs.pop(label, lambda: None)()
+        for job in self.jobs.pop(label, []):
+            job()
 
 
-def arguments(kind: str, later: Later) -> dict[str, Any]:
-    """What ``AfterResponseMiddleware`` is made with."""
-    made = {"None": None, "pool": pool, "refuses": Refuses(), "loses": Loses(), "later": later}
-    return {"executor": made[kind]} if kind in made else {}
+#: What ``AfterResponseMiddleware`` gets as ``executor``.
+EXECUTORS = {
+    "none": lambda later: None,
+    "pool": lambda later: pool,
+    "refuses": lambda later: Refuses(),
+    "interrupts": lambda later: Refuses(KeyboardInterrupt),
+    "loses": lambda later: Loses(),
+    "later": lambda later: later,
+}

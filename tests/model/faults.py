@@ -10,9 +10,8 @@ import contextlib
 import threading
 from typing import Any
 
-from wsgi_after.callbacks import set_current
-
 import wsgi_after
+from wsgi_after.integration import open_request
 
 FAULTS: dict[str, type[Faulty]] = {}
 
@@ -55,6 +54,9 @@ class Faulty(wsgi_after.AfterResponseMiddleware):
     """As it is, it has none."""
 
     Result = Passing
+    reads: tuple[
+        tuple[str, Any], ...
+    ] = ()  # what callbacks read of the list, in place of what is so
 
     def __init_subclass__(cls) -> None:
         FAULTS[" ".join(cls.__doc__.split()).rstrip(".")] = cls
@@ -223,31 +225,75 @@ class SharesList(Faulty):
 
 
 class LeavesCurrent(Faulty):
-    """The list stays the current one."""
+    """A list stays the current one."""
 
     def __call__(self, environ, start_response):
         try:
             return super().__call__(environ, start_response)
         finally:
-            set_current(environ["wsgi.after"])
+            open_request({}).__enter__()
 
 
 class WrongError(Faulty):
     """Callbacks read no error."""
 
-    def spoil(self, after):
-        after.insert(0, lambda: setattr(after, "_error", None))
+    reads = (("error", None),)
 
 
 class WrongCompleted(Faulty):
     """Callbacks read that all was sent."""
 
-    def spoil(self, after):
-        after.insert(0, lambda: setattr(after, "_completed", True))
+    reads = (("completed", True),)
 
 
 class WrongStatus(Faulty):
     """Callbacks read another status."""
 
+    reads = (("status", "200 Fine"),)
+
+
+class SharesAcrossCalls(Faulty):
+    """A second call takes the callbacks of the first."""
+
+    def __call__(self, environ, start_response):
+        self.left = [*environ.get("wsgi.after", [])]
+        with contextlib.suppress(KeyError):
+            environ["wsgi.after"].clear()
+        return super().__call__(environ, start_response)
+
     def spoil(self, after):
-        after.insert(0, lambda: setattr(after, "_started", ("200 Fine", [])))
+        after[:0] = self.left
+
+
+class SharesNothing(Faulty):
+    """A call within the call has a list of its own."""
+
+    def __call__(self, environ, start_response):
+        environ.pop("wsgi.after", None)
+        return super().__call__(environ, start_response)
+
+
+class LetsOut(Faulty):
+    """Any BaseException of a callback leaves close()."""
+
+    def spoil(self, after):
+        for fn in after:
+            if getattr(fn, "does", None) == "base":
+                fn.does = "interrupt"
+
+
+class IteratesOver(Faulty):
+    """A generator that a callback returns is iterated over, and not reported."""
+
+    def spoil(self, after):
+        for index, fn in enumerate(after):
+            if getattr(fn, "does", None) == "returns a generator":
+                after[index] = lambda fn=fn: [*fn()]
+
+
+class EndsInCollector(Faulty):
+    """What is dropped is closed at once, wherever that is."""
+
+    class Result(Passing):
+        def __del__(self):
+            self.result.close()

@@ -7,20 +7,49 @@ has to become of them with the real one, too.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import gc
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from functools import partial
+from threading import get_ident
 from typing import Any
 from wsgiref.util import FileWrapper
 
-from .apps import File
+from .apps import GO_ON, File
+
+collecting: list[int] = []  # the thread in which the garbage collector runs, if it does
+waiting: list[Result] = []  # what it has dropped
+
+
+@gc.callbacks.append
+def note(phase: str, info: object) -> None:
+    collecting[:] = [get_ident()] if phase == "start" else []
+
+
+def close_waiting(raised: BaseException | None = None) -> BaseException | None:
+    """Close what the collector has dropped: rule 7. Return what has to go on."""
+    while waiting:
+        result = waiting.pop(0)
+        expected = result.after.expected
+        try:
+            result.close()
+        except BaseException as error:
+            if raised is None and isinstance(error, GO_ON):
+                raised = error.with_traceback(None)
+            else:
+                expected.logged.append("closing failed")
+    return raised
+
+
+def let_out(error: BaseException | None) -> None:
+    """Raise another one of its kind: that one would hold the frames that hold it."""
+    if error is not None:
+        raise type(error)
 
 
 class Expected:
     """What becomes of a request. The test holds it, and so nothing of the request."""
 
     def __init__(self) -> None:
-        self.ended = False
-        self.finalized = False  # closed by nobody but the reference's finalizer
         self.differs = False  # from the bare app: something was let out, or closed by a finalizer
         self.logged: list[str] = []
         self.lost = 0
@@ -29,7 +58,7 @@ class Expected:
     def drain(self) -> None:
         """Run what is in the pool."""
         while self.pool:
-            if self.pool.pop().run(None) is not None:
+            if self.pool.pop(0).run(None) is not None:
                 self.logged.append("let out")
 
 
@@ -42,9 +71,11 @@ class ReferenceList(list[Any]):
         self.later, self.expected = environ["model.side"].later, environ["model.side"].expected
         self.status = self.headers = self.error = None
         self.completed: bool | None = False
+        self.ended = False
+        self.in_call = True  # of the instance that made it
 
     def insert(self, index: Any, fn: Any) -> None:
-        if self.expected.ended:
+        if self.ended:
             raise RuntimeError("ended")
         super().insert(index, fn)
 
@@ -60,54 +91,58 @@ class ReferenceList(list[Any]):
         return self
 
     def fail(self, error: BaseException) -> None:
-        # The first one counts. Not that very one: its traceback would keep what is to be dropped.
-        self.error = self.error or type(error).__new__(type(error), *error.args)
+        self.error = self.error or error
 
     def finish(self, error: BaseException | None = None, in_place: bool = False) -> None:
         """The callbacks run, here or elsewhere: rules 4 and 6, and those of executors."""
         if error is not None:
             self.fail(error)
-        executor = "None" if in_place else self.executor
-        if not self:
-            self.expected.ended = True
-        elif executor == "loses":
+        out, executor = error, "none" if in_place or not self else self.executor
+        if executor == "loses":
             self.expected.lost += len(self)
             self.expected.logged.append("lost")
             self.clear()
-            self.expected.ended = True
+            self.run(None)  # which ends it
         elif executor == "later":
             self.later.submit(ReferenceList.run_job, self, self.label)
         elif executor == "pool":
             self.expected.pool.append(self)
-        elif (out := self.run(error)) is not error:
+        else:
+            out = self.run(error or (KeyboardInterrupt() if executor == "interrupts" else None))
+        out = close_waiting(out)
+        if out is not error:
             self.expected.differs = True
-            raise out
+            let_out(out)
 
     def run_job(self, label: str) -> None:
-        out = self.run(None)
-        if out is not None:
-            raise out
+        let_out(self.run(None))
 
     def run(self, out: BaseException | None) -> BaseException | None:
         """Run all; what is to be let out, which is ``out`` if that is on its way."""
-        logged = self.expected.logged
         while self:
-            try:
-                outcome = self.pop(0)()
-                if isinstance(outcome, Coroutine):
-                    outcome.close()
-                    logged.append("coroutine")
-            except SystemExit:
-                logged.append("system exit")
-            except Exception:
-                logged.append("failed")
-            except BaseException as error:
-                if out is not None:
-                    logged.append("failed")
-                out = out or error
-        self.expected.ended = True
+            error = self.run_first()
+            if error is None:
+                continue
+            if out is None and isinstance(error, GO_ON):
+                out = error
+            else:
+                is_exit = isinstance(error, SystemExit)
+                self.expected.logged.append("system exit" if is_exit else "failed")
+        self.ended = True
         self.error = None
         return out
+
+    def run_first(self) -> BaseException | None:
+        try:
+            outcome = self.pop(0)()
+        except BaseException as error:
+            return error.with_traceback(None)  # whose frames would hold what is to be dropped
+        if isinstance(outcome, Coroutine):
+            outcome.close()
+            self.expected.logged.append("coroutine")
+        elif isinstance(outcome, (Generator, AsyncGenerator)):
+            self.expected.logged.append("generator")
+        return None
 
 
 class Result:
@@ -115,6 +150,7 @@ class Result:
 
     def __init__(self, result: Any, after: ReferenceList) -> None:
         self.result, self.after = result, after
+        self.is_closed = False
         self.next: Any = None
         # The server sends a file itself: nothing is known of that.
         self.is_file = isinstance(result, (File, FileWrapper))
@@ -122,66 +158,72 @@ class Result:
             after.completed = None
 
     def __iter__(self) -> Any:
-        # A file that a function returned as it is: ours has its close() alone, too.
-        return iter(self.result) if isinstance(self.result, File) else self.chunks()
-
-    def chunks(self) -> Any:
-        after = self.after  # until the pass ends, even if somebody closes meanwhile
-        self.completed(False, after)
+        self.completed(False)
         try:
             for chunk in self.result:  # yield from would close it
                 yield chunk
         except GeneratorExit:
             raise
         except BaseException as error:
-            self.failed(error, after)
+            self.failed(error)
             raise
-        self.completed(True, after)
+        self.completed(True)
 
     def __next__(self) -> Any:
         try:
             if self.next is None:
-                self.completed(False, self.after)
+                self.completed(False)
                 self.next = iter(self.result)
             return next(self.next)
         except StopIteration:
-            self.completed(True, self.after)
+            self.completed(True)
             raise
         except BaseException as error:
-            self.failed(error, self.after)
+            self.failed(error)
             raise
 
-    def completed(self, completed: bool, after: ReferenceList | None) -> None:
-        if after is not None and not self.is_file:
-            after.completed = completed
+    def completed(self, completed: bool) -> None:
+        if not self.is_file:
+            self.after.completed = completed
 
-    def failed(self, error: BaseException, after: ReferenceList | None) -> None:
-        if after is not None and not self.is_file:
-            after.fail(error)
+    def failed(self, error: BaseException) -> None:
+        if not self.is_file:
+            self.completed(False)
+            if not self.is_closed:
+                self.after.fail(error)
 
     def close(self, in_place: bool = False) -> None:
-        after, self.after = self.after, None
-        if after is None:
+        if self.is_closed:
             return
+        self.is_closed = True
         try:
             close = getattr(self.result, "close", None)
             if close is not None:
                 close()
         except BaseException as error:
-            after.finish(error, in_place)
+            self.after.finish(error, in_place)
             raise
-        after.finish(in_place=in_place)
+        self.after.finish(in_place=in_place)
 
     def __del__(self) -> None:
-        if self.after is not None:
-            expected = self.after.expected
-            expected.finalized = expected.differs = True  # the bare app's iterable is not closed
-            self.close(in_place=True)
+        if not self.is_closed:
+            self.after.expected.differs = True  # the bare app's iterable is not closed
+            if collecting == [get_ident()]:
+                waiting.append(self)
+            else:
+                self.close(in_place=True)
 
 
 class SizedResult(Result):
     def __len__(self) -> int:
         return len(self.result)
+
+
+class OneChunk(bytes):
+    """Bytes as the server gets them: the one thing that is otherwise than from the bare app."""
+
+    def __iter__(self) -> Any:
+        return iter([bytes(self)])
 
 
 class Reference:
@@ -191,8 +233,16 @@ class Reference:
         self.app, self.app_wide, self.executor = app, app_wide, executor
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        raised = close_waiting()
+        if raised is not None:
+            environ["model.side"].expected.differs = True
+            let_out(raised)
+        present = environ["wsgi.after"]
+        if isinstance(present, ReferenceList) and present.in_call:  # rule 2
+            present.extend([partial(fn, environ, present) for fn in self.app_wide])
+            return self.app(environ, start_response)
         after = environ["wsgi.after"] = ReferenceList(self.executor, environ)
-        after.extend([partial(fn, environ) for fn in self.app_wide])
+        after.extend([partial(fn, environ, after) for fn in self.app_wide])
 
         def recording(status: str, headers: Any, *exc_info: Any) -> Any:
             write = start_response(status, headers, *exc_info)
@@ -202,16 +252,15 @@ class Reference:
         try:
             result = self.app(environ, recording)
         except BaseException as error:
+            after.in_call = False
             after.finish(error)
             raise
-        if isinstance(result, bytes):  # the one thing that the server gets otherwise
-            after.expected.differs, result = True, [result]
+        after.in_call = False
+        if isinstance(result, bytes):
+            after.expected.differs, result = True, OneChunk(result)
         if hasattr(result, "__len__"):
             return SizedResult(result, after)
         if hasattr(result, "__iter__") or hasattr(result, "__getitem__"):
-            made = Result(result, after)
-            if isinstance(result, File):  # a function for a file wrapper: nothing else can know it
-                environ["model.made"] = made  # so if it is not closed, it waits for the environ
-            return made
+            return Result(result, after)
         after.finish()
         return result

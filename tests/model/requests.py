@@ -11,16 +11,17 @@ from functools import partial
 from typing import Any
 from wsgiref.util import FileWrapper
 
-from conftest import make_environ
-from wsgi_after.callbacks import EndedCallbackList, current
+from conftest import Exchange, hello, make_environ
 
+import wsgi_after
 from wsgi_after import AfterResponseMiddleware
+from wsgi_after.integration import current_list
 
 from .apps import Plan, Script
 from .callbacks import WAYS_IN_CONTEXT, WAYS_OF_LISTS, Callback, for_each
-from .executors import Later, arguments, pool
-from .reference import Expected, Reference
-from .stacks import OF_REFERENCE, stacked
+from .executors import EXECUTORS, Later, pool
+from .reference import Expected, Reference, close_waiting
+from .stacks import LATE, OF_REFERENCE, stacked
 
 FILE_WRAPPERS = {"class": FileWrapper, "function": lambda file, size=8192: file}
 NOTHING = object()
@@ -32,6 +33,13 @@ CANCELS = {
 }
 
 
+SAID = {
+    "are lost": "lost",
+    "let this out": "let out",
+    "which its server had dropped": "closing failed",
+}
+
+
 class Log(logging.Handler):
     """The errors that the package logs, by the number in the path of their request."""
 
@@ -40,10 +48,11 @@ class Log(logging.Handler):
         self.of: dict[int, list[str]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
+        record.exc_info = None  # pytest keeps the record, and its frames hold unclosed bodies
         text = record.getMessage()
         number = int(re.search(r"GET /(\d+)", text)[1])
-        ends = "lost" if "are lost" in text else "let out"
-        self.of.setdefault(number, []).append(getattr(record, "outcome", ends))
+        [of_request] = [said for words, said in SAID.items() if words in text] or [record.outcome]
+        self.of.setdefault(number, []).append(of_request)
 
 
 def same(what: str, real: Any, expected: Any) -> None:
@@ -58,17 +67,34 @@ def attempt(fn: Any, *args: Any) -> Any:
         return type(error)
 
 
+def end_garbage() -> tuple[Any, Any]:
+    """Send a request that has nothing to do with the others: it ends what the collector dropped.
+
+    :return: what goes on of that, with ours and with the reference.
+    """
+    real = attempt(Exchange, wsgi_after.AfterResponseMiddleware(hello))
+    raised = close_waiting()
+    return isinstance(real, type) and real, raised is not None and type(raised)
+
+
 class Side:
     """The server's view of one of the three, which is all that may be compared."""
 
     def __init__(
-        self, number: int, expected: Expected, later: Later, is_real: bool = False
+        self,
+        number: int,
+        expected: Expected,
+        later: Later,
+        is_late: bool,
+        is_real: bool = False,
     ) -> None:
-        self.number, self.expected, self.later, self.is_real = number, expected, later, is_real
+        self.number, self.expected, self.later = number, expected, later
+        self.is_late, self.is_real = is_late, is_real
         self.log: list[Any] = []  # what app and server see
         self.started = self.sent = False
         self.ran: list[Any] = []
         self.after: Any = None
+        self.middleware: Any = None
         self.environ: Any = None
         self.result: Any = NOTHING
         self.pass_: Any = None  # by iter()
@@ -77,12 +103,14 @@ class Side:
     def is_current(self, place: str) -> bool:
         """Whether the current list is that of this request while the app is called, or else none.
 
-        A middleware around the app may read the body in the call already.
+        A middleware around the app may read the body in the call already. And the error of another
+        list, which that lets go of at its end, may be the last to hold this body.
         """
-        list_ = current.get(None)
-        if not self.is_real or (list_ is self.after and self.result is NOTHING):
-            return True
-        return list_ is None and place not in ("call", "return")
+        list_, in_call = current_list(), place in ("call", "return")
+        if not self.is_real or list_ is None:
+            return not self.is_real or not in_call
+        may_be_called = in_call or self.result is NOTHING or self.is_late
+        return (may_be_called and list_ is self.after) or (place == "close" and list_.ended)
 
     def register(self, name: str, way: str, does: str) -> None:
         callback = Callback(self.after, self.log, self.ran, self.is_real, name, does)
@@ -103,7 +131,12 @@ class Side:
         self.log.append(("write", chunk))
         self.sent = True
 
-    def call(self, application: Any, file_wrapper: Any) -> Any:
+    def call(self, middleware: Any, application: Any, file_wrapper: Any) -> Any:
+        """Send the request.
+
+        :param middleware: what stands in the place of ours within the application.
+        """
+        self.middleware = middleware
         self.environ = make_environ(
             **{"PATH_INFO": f"/{self.number}", "HTTP_ACCEPT_ENCODING": "gzip", "wsgi.after": []},
             **{"wsgi.file_wrapper": file_wrapper, "model.side": self},
@@ -146,6 +179,7 @@ class Side:
 
     def drop(self) -> None:
         self.result = self.pass_ = self.direct = self.after = self.environ = None
+        self.middleware = None
 
     def run_job(self) -> None:
         self.later.run(f"GET /{self.number}")
@@ -173,12 +207,15 @@ class Stack:
         self.executor, self.later = executor, Later()
         self.file_wrapper = FILE_WRAPPERS[file_wrapper]
         for_all = [partial(for_each, f"app-wide {i}", does) for i, does in enumerate(app_wide)]
-        real = AfterResponseMiddleware(stacked(inside, self.app), **arguments(executor, self.later))
+        app = stacked(inside, self.app)
+        real = AfterResponseMiddleware(app, executor=EXECUTORS[executor](self.later))
         for fn in for_all:
             real.after_response(fn)
         told = stacked(inside, self.app, OF_REFERENCE)
         middlewares = told, Reference(told, for_all, executor), real
-        self.applications = [stacked(around, middleware) for middleware in middlewares]
+        self.applications = [(each, stacked(around, each)) for each in middlewares]
+        #: Whether the app is called where its body is read.
+        self.is_late = LATE in inside
 
     def app(self, environ: dict[str, Any], start_response: Any) -> Any:
         side = environ["model.side"]
@@ -197,12 +234,12 @@ class Request:
         self.names = len(stack.registers)
         self.expected = Expected()
         self.sides = self.bare, self.reference, self.real = (
-            Side(number, self.expected, Later()),
-            Side(number, self.expected, Later()),
-            Side(number, self.expected, stack.later, is_real=True),
+            Side(number, self.expected, Later(), stack.is_late),
+            Side(number, self.expected, Later(), stack.is_late),
+            Side(number, self.expected, stack.later, stack.is_late, is_real=True),
         )
         applications = iter(stack.applications)
-        self.step(lambda side: side.call(next(applications), stack.file_wrapper))
+        self.step(lambda side: side.call(*next(applications), stack.file_wrapper))
         self.is_open = self.real.result is not NOTHING and self.real.result is not None
 
     def step(self, do: Any, in_thread: bool = False, bare: bool = True) -> None:
@@ -214,7 +251,7 @@ class Request:
         ]
         self.settle()
         real, logged = self.real, self.log.of.get(self.number, [])
-        same("the context", current.get(None), None)
+        same("the context", current_list(), None)
         same("the outcome", outcomes[-1], outcomes[-2])
         same("what app and server see", real.log, self.reference.log)
         same("what callbacks see", self.told(real), self.told(self.reference))
@@ -233,28 +270,36 @@ class Request:
 
     def settle(self) -> None:
         """Wait for the pool; and for garbage, where the environ, or an error, holds the body."""
-        pool.drain()
-        self.expected.drain()
-        ended = isinstance(self.real.after, EndedCallbackList)
-        if self.real.after is not None and self.expected.ended and not self.expected.finalized:
-            same("whether the list has ended", ended, True)
+        self.drain()
         real, reference = (
-            (side.log, self.told(side), has_ended)
-            for side, has_ended in ((self.real, ended), (self.reference, self.expected.ended))
+            (side.log, self.told(side), side.after is not None and side.after.ended)
+            for side in (self.real, self.reference)
         )
         if real != reference:
-            ran = self.ran()
             for side in self.sides:
                 side.environ = side.after = None
-            gc.collect()
-            self.is_garbage |= self.ran() != ran
+            self.collect()
+
+    def drain(self) -> None:
+        pool.drain()
+        self.expected.drain()
+
+    def collect(self, *generation: int) -> None:
+        """Collect garbage, which waits for the next request (rule 7), and send that."""
+        ran = self.ran()
+        gc.collect(*generation)
+        same("what runs while the collector runs", self.ran(), ran)
+        same("what goes on of garbage", *end_garbage())
+        self.drain()
+        self.is_garbage |= self.ran() != ran
 
     def ran(self) -> list[int]:
         return [len(side.ran) for side in self.sides]
 
     def read(self, how: str, in_thread: bool) -> None:
         # After the end, our start_response is none any more.
-        if not self.is_closed or not {self.stack.plan.starts, self.stack.plan.restarts} & CHUNKS:
+        starts = self.stack.is_late or CHUNKS & {self.stack.plan.starts, self.stack.plan.restarts}
+        if not self.is_closed or not starts:
             self.step(lambda side: side.read(how), in_thread)
 
     def close(self, in_thread: bool = False) -> None:
@@ -281,7 +326,7 @@ class Request:
     def drop(self) -> None:
         self.expected.differs = self.is_garbage = True
         self.forget()
-        gc.collect(0)
+        self.collect(0)
         self.step(lambda side: None)
         self.is_open = False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import webob.dec
-from conftest import forgets_close
+from conftest import Refuses, forgets_close
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 from paste.cascade import Cascade
@@ -25,6 +25,7 @@ from whitenoise import WhiteNoise
 from wsgi_after import AfterResponseMiddleware
 
 from .callbacks import for_each
+from .reference import ReferenceList
 
 HERE = str(Path(__file__).parent)
 tracers = TracerProvider()
@@ -61,31 +62,106 @@ STACK = {
 }
 
 
-def ours_again(app: Any) -> Any:
-    """An instance of the package within another: it shares the list of the outer one."""
-    application = AfterResponseMiddleware(app)
-    application.after_response(partial(for_each, "app-wide, of an inner one", "nothing"))
-    return application
+# A second call with the same environ, by rule 2 of the contract.
 
 
-def told_of_ours(app: Any) -> Any:
-    """What that does, told again."""
+def quiet(*args: Any) -> Any:
+    """The ``start_response`` of a response that nobody gets."""
+    return lambda chunk: None
+
+
+def twice(app: Any) -> Any:
+    """Calls the app, and then for the response, as a retry or an error page is made."""
 
     def middleware(environ: dict[str, Any], start_response: Any) -> Any:
-        fn = partial(for_each, "app-wide, of an inner one", "nothing")
-        environ["wsgi.after"].append(partial(fn, environ))
+        first = app(environ, quiet)
+        getattr(first, "close", lambda: None)()
         return app(environ, start_response)
 
     return middleware
 
 
+def twice_at_once(app: Any) -> Any:
+    """The same, with the first response being read, and closed when there is the second."""
+
+    def middleware(environ: dict[str, Any], start_response: Any) -> Any:
+        first = app(environ, quiet)
+        for _ in () if first is None else first:
+            break
+        second = app(environ, start_response)
+        getattr(first, "close", lambda: None)()
+        return second
+
+    return middleware
+
+
+def again(app: Any) -> Any:
+    """Has the request handled once more by the whole of the application, in its call."""
+
+    def middleware(environ: dict[str, Any], start_response: Any) -> Any:
+        if "model.again" in environ:
+            return app(environ, start_response)
+        environ["model.again"] = True
+        return environ["model.side"].middleware(environ, start_response)
+
+    return middleware
+
+
+def lazy(app: Any) -> Any:
+    """Calls the app when its body is read."""
+
+    def read(environ: dict[str, Any], start_response: Any) -> Any:
+        body = app(environ, start_response)
+        try:
+            for chunk in body:
+                yield chunk
+        finally:
+            getattr(body, "close", lambda: None)()
+
+    return read
+
+
+def ours_again(app: Any, executor: Any = None) -> Any:
+    """An instance of the package within another: it shares the list of the outer one."""
+    application = AfterResponseMiddleware(app, executor=executor)
+    application.after_response(partial(for_each, "app-wide, of an inner one", "nothing"))
+    return application
+
+
+def told_of_ours(app: Any, executor: str | None = None) -> Any:
+    """What that does, told again."""
+
+    def middleware(environ: dict[str, Any], start_response: Any) -> Any:
+        after = environ["wsgi.after"]
+        fn = partial(for_each, "app-wide, of an inner one", "nothing")
+        after.append(partial(fn, environ, after))
+        if executor is not None and isinstance(after, ReferenceList):
+            after.executor = executor
+        return app(environ, start_response)
+
+    return middleware
+
+
+#: What may stand around ours only.
+AROUND = {"twice": twice, "twice at once": twice_at_once}
 #: What may stand between ours and the app only, and what it is where ours is not.
-INSIDE = {"ours": ours_again}
-OF_REFERENCE = {"ours": told_of_ours}
+LATE = "ours, while the body is read"
+INSIDE = {
+    "again": again,
+    "ours": ours_again,
+    "ours, with an executor": lambda app: ours_again(app, Refuses()),
+    LATE: lambda app: lazy(ours_again(app)),
+}
+OF_REFERENCE = {
+    "again": again,
+    "ours": told_of_ours,
+    "ours, with an executor": lambda app: told_of_ours(app, "refuses"),
+    LATE: lambda app: lazy(told_of_ours(app)),
+}
 
 
 def stacked(names: list[str], app: Any, inside: dict[str, Any] = INSIDE) -> Any:
     """The app, with these around it; the first is the outermost."""
     for name in reversed(names):
-        app = (STACK | inside)[name](app)
+        app = (STACK | AROUND | inside)[name](app)
     return app

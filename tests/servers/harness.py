@@ -129,8 +129,11 @@ def prepared() -> Iterator[Place]:
 def running(server: Server, before: Sequence[str] = ()) -> Iterator[Place]:
     """Run ``server``, from when it answers to the end of the block.
 
+    Skips the test if something of it is not installed; where CI is set, fails it.
+
     :param before: what to put before the first command, such as ``strace``.
     """
+    require(server.missing())
     with prepared() as where:
         where.log = where.directory / "log"
         environment = {**os.environ, "PYTHONPATH": str(where.directory), "PYTHONUNBUFFERED": "1"}

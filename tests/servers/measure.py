@@ -98,7 +98,6 @@ def _measured_once(name: str) -> Measurements | RuntimeError:
 @cache
 def sigterm_in_a_pool(name: str) -> str:
     """What becomes of a callback in a pool that still has 2 seconds to go at a SIGTERM."""
-    require(BY_NAME[name].missing())
     with running(BY_NAME[name]) as where:
         return terminate(where, "pool")
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
-from pathlib import Path
 
 import pytest
 from documents import blocks
 
-from .descriptions import BY_NAME, THREADS, Commands, apache_with, nginx_with, uwsgi_command
+from .descriptions import BY_NAME, THREADS, apache_with, nginx_with, uwsgi_command
 from .expectations import CALLBACKS, expected
-from .harness import Place, Server, find, free_port, require, running
+from .harness import find, free_port, running
 from .measure import attempt
 
 GUNICORN, UWSGI = blocks("gunicorn.rst"), blocks("uwsgi.rst")
@@ -18,37 +18,37 @@ MOD_WSGI, NGINX = blocks("mod_wsgi.rst"), blocks("nginx.rst")
 KINDS = ["list_with_length", "generator", "redirect", "head"]
 
 
-def ours(text: str, where: Place, behind: int = 0) -> str:
+def ours(text, where, behind=0):
     """What a page shows, for the app of the tests, where that is, and on free ports."""
     ports = text.replace("8000", str(where.port)).replace("8001", str(behind))
     return ports.replace("/srv/shop", str(where.directory)).replace("shop", "kinds")
 
 
-def start(page: dict[str, str], where: Place) -> list[str | Path]:
+def start(page, where):
     """The command of a page, with the configuration that it names."""
     program, *options, name = shlex.split(page["start"].removeprefix("$ "))
     return [find(program) or program, *options, where.write(name, ours(page[name], where))]
 
 
-def behind_nginx(name: str, where: Place, command: list[str | Path], port: int) -> Commands:
+def behind_nginx(name, where, command, port):
     block = ours(NGINX[name], where, behind=port)
     # Where Debian has it: the path is one from the directory of the main configuration.
     return [command, nginx_with(where, block.replace("uwsgi_params;", "/etc/nginx/uwsgi_params;"))]
 
 
-def nginx_gunicorn(where: Place) -> Commands:
+def nginx_gunicorn(where):
     port = free_port()
     options = (f"--bind=127.0.0.1:{port}", "--threads=4", "kinds:application")
     return behind_nginx("gunicorn.conf", where, [find("gunicorn") or "gunicorn", *options], port)
 
 
-def nginx_uwsgi(where: Place) -> Commands:
+def nginx_uwsgi(where):
     port = free_port()
     command = uwsgi_command(f"--socket=127.0.0.1:{port}", *THREADS)
     return behind_nginx("uwsgi.conf", where, [*command], port)
 
 
-def mod_wsgi(where: Place) -> Commands:
+def mod_wsgi(where):
     """But for the virtual environment: Debian's Python 3 has all that the tests' app needs."""
     shown = MOD_WSGI["shop.conf"].replace(" python-home=/srv/shop/.venv", "")
     return [apache_with(where, ours(shown, where).splitlines())]
@@ -63,7 +63,7 @@ SHOWN = {
 }
 
 
-def test_everything_on_the_pages_is_run_by_a_test() -> None:
+def test_everything_on_the_pages_is_run_by_a_test():
     assert [*GUNICORN, *UWSGI, *MOD_WSGI, *NGINX] == [
         *("gunicorn.conf.py", "start", "uwsgi.ini", "start", "shop.conf"),
         *("gunicorn.conf", "uwsgi.conf"),
@@ -72,11 +72,9 @@ def test_everything_on_the_pages_is_run_by_a_test() -> None:
 
 @pytest.mark.servers
 @pytest.mark.parametrize("name", SHOWN)
-def test_who_waits_on_a_server_that_is_started_as_shown(name: str) -> None:
+def test_who_waits_on_a_server_that_is_started_as_shown(name):
     """The same clients as where the tests start it in their own way."""
-    tested = BY_NAME[name]
-    require(tested.missing())
-    with running(Server(name, SHOWN[name], tested.version)) as where:
+    with running(dataclasses.replace(BY_NAME[name], commands=SHOWN[name])) as where:
         found = {kind: attempt(where, "wrapped", kind, expected(name, kind)) for kind in KINDS}
     for kind, tried in found.items():
         assert tried.timing == expected(name, kind).timing, kind

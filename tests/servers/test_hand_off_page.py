@@ -8,25 +8,24 @@ import subprocess
 import threading
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from conftest import Exchange, hello
+from conftest import Exchange, hello, registers
 from documents import blocks, executed, parse
 from docutils import nodes
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
-from .descriptions import BY_NAME, PYTHON, Commands, gunicorn, uwsgi
-from .harness import Place, Server, find, require, running, send
+from .descriptions import BY_NAME, PYTHON, gunicorn, uwsgi
+from .harness import Server, find, require, running, send
 from .measure import sigterm_in_a_pool
 
 PAGE = blocks("hand-off.rst")
 
 
-def test_its_examples_are_those_that_are_tested() -> None:
+def test_its_examples_are_those_that_are_tested():
     assert list(PAGE) == [
         *("one_line.py", "pool.py", "gunicorn.conf.py", "on_uwsgi.py", "on_waitress.py"),
         *("celery.py", "rq.py"),
@@ -34,11 +33,11 @@ def test_its_examples_are_those_that_are_tested() -> None:
     ]
 
 
-def test_a_callback_fills_a_queue(events: list[Any]) -> None:
+def test_a_callback_fills_a_queue(events):
     """The queues are real ones in test_queues.py."""
     task, queue = SimpleNamespace(delay=events.append), SimpleNamespace(enqueue=apply)
 
-    def app(environ: Any, start_response: Any) -> list[bytes]:
+    def app(environ, start_response):
         names = {"environ": environ, "task": task, "queue": queue, "send_mail": events.append}
         for name in ("celery.py", "rq.py"):
             executed(PAGE[name], **names, user_id=name)
@@ -49,13 +48,13 @@ def test_a_callback_fills_a_queue(events: list[Any]) -> None:
     assert events == ["celery.py", "rq.py"]
 
 
-def apply(fn: Any, *args: Any) -> None:
+def apply(fn, *args):
     fn(*args)
 
 
 @pytest.mark.servers
 @pytest.mark.parametrize("name", [name for name in BY_NAME if not name.startswith("nginx")])
-def test_its_table_says_what_becomes_of_a_job_at_sigterm(name: str) -> None:
+def test_its_table_says_what_becomes_of_a_job_at_sigterm(name):
     [table] = parse("hand-off.rst").findall(nodes.table)
     rows = [
         [entry.astext() for entry in row.findall(nodes.entry)]
@@ -65,38 +64,33 @@ def test_its_table_says_what_becomes_of_a_job_at_sigterm(name: str) -> None:
     assert sigterm_in_a_pool(name) in fate
 
 
-def test_the_pool_runs_the_callback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_pool_runs_the_callback(capsys):
     page = executed(PAGE["pool.py"])
     assert Exchange(page["application"]).finish() == [b"Hello\n"]
     assert page["pool"].drain(10)
     assert capsys.readouterr().out == "after the response\n"
 
 
-def test_one_line_gives_the_callbacks_to_a_pool(events: list[Any]) -> None:
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        environ["wsgi.after"].append(lambda: events.append(threading.current_thread()))
-        return hello(environ, start_response)
-
+def test_one_line_gives_the_callbacks_to_a_pool(events):
     with BoundedThreadPoolExecutor() as pool:
         names = {
+            "app": registers(lambda: events.append(threading.current_thread().name)).app,
             "AfterResponseMiddleware": AfterResponseMiddleware,
             "BoundedThreadPoolExecutor": lambda: pool,
         }
-        Exchange(executed(PAGE["one_line.py"], app=app, **names)["application"]).finish()
-    assert [thread.name.split("_")[:2] for thread in events] == [["wsgi", "after"]]
+        Exchange(executed(PAGE["one_line.py"], **names)["application"]).finish()
+    assert [name.split("_")[:2] for name in events] == [["wsgi", "after"]]
 
 
 # What a pool costs.
 
 
 @pytest.mark.parametrize(("executor", "left"), [(None, []), (BoundedThreadPoolExecutor, ["ada"])])
-def test_a_callback_clears_a_thread_local_of_its_request_but_not_from_a_pool(
-    executor: Any, left: list[str]
-) -> None:
+def test_a_callback_clears_a_thread_local_of_its_request_but_not_from_a_pool(executor, left):
     local = threading.local()
     pool = executor and executor()
 
-    def app(environ: Any, start_response: Any) -> list[bytes]:
+    def app(environ, start_response):
         local.users = ["ada"]
         environ["wsgi.after"].append(lambda: vars(local).setdefault("users", []).clear())
         return hello(environ, start_response)
@@ -108,7 +102,6 @@ def test_a_callback_clears_a_thread_local_of_its_request_but_not_from_a_pool(
 
 
 FORKING = """
-import sys
 from socketserver import ForkingMixIn
 from threading import Event
 from wsgiref.simple_server import WSGIServer, make_server
@@ -116,34 +109,28 @@ from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
 def app(environ, start_response):
+    pool.submit(Event().wait)    # the job of another request
     environ["wsgi.after"].append(lambda: print(environ["PATH_INFO"], flush=True))
     start_response("200 OK", [("Content-Length", "0")])
     return []
 
-class Busy(BoundedThreadPoolExecutor):
-    def submit(self, fn, *args):
-        super().submit(Event().wait)    # the job of another request
-        return super().submit(fn, *args)
-
-applications = {
-    "/close": AfterResponseMiddleware(app),
-    "/pool": AfterResponseMiddleware(app, executor=Busy(max_workers=1)),
-}
+pool = BoundedThreadPoolExecutor(max_workers=1)
+in_close, in_pool = AfterResponseMiddleware(app), AfterResponseMiddleware(app, executor=pool)
 
 def application(environ, start_response):
-    return applications[environ["PATH_INFO"]](environ, start_response)
+    return (in_pool if environ["PATH_INFO"] == "/pool" else in_close)(environ, start_response)
 
 class Server(ForkingMixIn, WSGIServer):
-    block_on_close = True
+    pass
 
 with make_server("127.0.0.1", 0, application, Server) as server:
     print(server.server_port, flush=True)
-    for _ in applications:
-        server.handle_request()
+    server.handle_request()
+    server.handle_request()
 """
 
 
-def test_a_server_that_forks_for_each_request_loses_the_jobs_of_a_pool() -> None:
+def test_a_server_that_forks_for_each_request_loses_the_jobs_of_a_pool():
     with subprocess.Popen(
         [PYTHON, "-c", FORKING], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
@@ -154,22 +141,22 @@ def test_a_server_that_forks_for_each_request_loses_the_jobs_of_a_pool() -> None
         assert server.stdout.read() == "/close\n"
 
 
-# Each server is started as the page shows, with the app of test_executor.py in place of its own.
+# Each server is started as the page shows, with the app of test_pools.py in place of its own.
 POOL = "from pooled import application, pool\n"
 
 
-def on_gunicorn(where: Place) -> Commands:
+def on_gunicorn(where):
     where.write("gunicorn.conf.py", PAGE["gunicorn.conf.py"])
     return gunicorn("--threads=2", app="pool")(where)
 
 
-def on_uwsgi(where: Place) -> Commands:
+def on_uwsgi(where):
     where.write("on_uwsgi.py", PAGE["on_uwsgi.py"])
     options = ("--enable-threads", "--lazy-apps")
     return uwsgi("--http-socket", *options, app="on_uwsgi")(where)
 
 
-def on_waitress(where: Place) -> Commands:
+def on_waitress(where):
     source = PAGE["on_waitress.py"].replace("8000", str(where.port))
     return [[PYTHON, str(where.write("on_waitress.py", source))]]
 
@@ -179,7 +166,7 @@ def on_waitress(where: Place) -> Commands:
     ("name", "commands"),
     [("gunicorn", on_gunicorn), ("uwsgi", on_uwsgi), ("waitress", on_waitress)],
 )
-def test_at_sigterm_the_pool_is_drained(name: str, commands: Any) -> None:
+def test_at_sigterm_the_pool_is_drained(name, commands):
     server = Server(name, lambda where: where.write("pool.py", POOL) and commands(where), str)
     require([] if find(name) or find_spec(name) else [name])
     with running(server) as where:
@@ -194,10 +181,10 @@ def test_at_sigterm_the_pool_is_drained(name: str, commands: Any) -> None:
 
 
 @pytest.mark.servers
-def test_a_worker_of_gunicorn_that_is_recycled_drains_its_pool_however_long_that_takes() -> None:
+def test_a_worker_of_gunicorn_that_is_recycled_drains_its_pool_however_long_that_takes():
     """Its job takes longer than the timeout: without the heartbeat, gunicorn would kill it."""
 
-    def commands(where: Place) -> Commands:
+    def commands(where):
         where.write("pool.py", POOL)
         where.write("gunicorn.conf.py", PAGE["gunicorn.conf.py"])
         return gunicorn("--threads=2", "--max-requests=1", "--timeout=3", app="pool")(where)

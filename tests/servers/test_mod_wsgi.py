@@ -11,17 +11,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from configparser import ConfigParser
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
-from .control import Watch
-from .descriptions import Commands, apache_with
-from .harness import Place, Server, control, require, running
+from .descriptions import apache_with
+from .harness import Server, control, running
 
 pytestmark = pytest.mark.servers
 
@@ -32,7 +30,7 @@ KINDS = ["list_with_length", "generator", "small_file", "error_before_return"]
 LEFT_OUT = ("__pycache__", "config-*", "ensurepip", "idlelib", "pip", "site-packages", "test")
 
 
-def newest_python() -> str:
+def newest_python():
     """The newest version that ``setup.cfg`` names."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -40,12 +38,12 @@ def newest_python() -> str:
     return f"3.{max(int(version.split()[0]) for version in named[1:])}"
 
 
-def said(*command: str | Path) -> str:
+def said(*command):
     """What a command of the virtual environment prints."""
     return subprocess.check_output([VENV / "bin" / command[0], *command[1:]], text=True).strip()
 
 
-def copy_python(where: Place) -> Path:
+def copy_python(where):
     """Copy that Python to where every user may read it: Apache's workers run as another user."""
     code = "import json, sysconfig; print(json.dumps(sysconfig.get_paths()))"
     paths = json.loads(said("python", "-c", code))
@@ -57,7 +55,7 @@ def copy_python(where: Place) -> Path:
     return home
 
 
-def apache(where: Place, daemon: bool) -> Commands:
+def apache(where, daemon):
     """Apache with one process, and without ``WSGIApplicationGroup``."""
     directory = where.directory
     settings = [
@@ -77,7 +75,7 @@ def apache(where: Place, daemon: bool) -> Commands:
 
 
 @contextmanager
-def started(mode: str) -> Iterator[Place]:
+def started(mode):
     """Run Apache, with mod_wsgi ``embedded`` in its process or in a ``daemon`` process."""
     server = Server(
         f"mod_wsgi {mode}",
@@ -85,7 +83,6 @@ def started(mode: str) -> Iterator[Place]:
         version=str,
         programs=("apache2", str(VENV / "bin/mod_wsgi-express")),
     )
-    require(server.missing())
     with running(server) as where:
         yield where
 
@@ -93,7 +90,7 @@ def started(mode: str) -> Iterator[Place]:
 both_modes = pytest.mark.parametrize("mode", ["embedded", "daemon"])
 
 
-def get(where: Place, path: str) -> tuple[Watch, HTTPResponse, bytes]:
+def get(where, path):
     """Send a request; return what is known of it, the response, and its body."""
     watch = control().watch()
     with closing(HTTPConnection("127.0.0.1", where.port, timeout=30)) as client:
@@ -103,7 +100,7 @@ def get(where: Place, path: str) -> tuple[Watch, HTTPResponse, bytes]:
 
 
 @both_modes
-def test_requests_end_in_a_sub_interpreter_of_the_newest_python_as_everywhere(mode: str) -> None:
+def test_requests_end_in_a_sub_interpreter_of_the_newest_python_as_everywhere(mode):
     with started(mode) as where:
         _, _, found = get(where, "/where")
         responses = {}
@@ -131,7 +128,7 @@ def test_requests_end_in_a_sub_interpreter_of_the_newest_python_as_everywhere(mo
 
 
 @both_modes
-def test_callbacks_of_an_unclosed_response_run_where_the_sub_interpreter_ends(mode: str) -> None:
+def test_callbacks_of_an_unclosed_response_run_where_the_sub_interpreter_ends(mode):
     with started(mode) as where:
         watch, _, body = get(where, "/dropped")
         assert (body, watch.events) == (b"dropped", [])

@@ -8,5 +8,3 @@ from contextvars import ContextVar
 #: Reset when the app, or the callback, returns: kept, it would keep a failed response that nobody
 #: closed.
 current: ContextVar[list[Callable[[], object]]] = ContextVar("wsgi.after")
-# Bound once: CPython 3.11 takes 7 % of the cost of a request to look these two up.
-set_current, reset_current = current.set, current.reset

@@ -26,13 +26,17 @@ class File:
     """The app's file, with a ``close`` that can be set."""
 
     def __init__(self, file: Any) -> None:
-        self._file = file
+        self._file = self._iterator = file  # most files are their own iterators
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_file"), name)
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._file)
+        self._iterator = iter(self._file)
+        return self  # which has to live as long as the iterator is used
+
+    def __next__(self) -> bytes:
+        return next(self._iterator)  # type: ignore[no-any-return]
 
 
 #: By the ``id`` of what a server's file wrapper made, which holds the file as long as it lives.

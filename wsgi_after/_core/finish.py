@@ -57,9 +57,9 @@ def run_or_hand_over(callbacks: CallbackList, raised: BaseException | None) -> B
     Return ``raised``, which is on its way to the server, or what has to go on.
     """
     capture = None if capturing is None else capturing()
-    takers = [callbacks._executor if capture is None else capture]
-    if callbacks._state == RUNNING:  # interrupted after submit() had raised: do not ask it again
-        takers = []
+    executor = callbacks._executor if capture is None else capture
+    # Interrupted after submit() had raised, do not ask it again.
+    takers = [executor] if callbacks._state < RUNNING else []
     if callbacks._thread is not None and callbacks._thread != get_ident():
         takers.append(OwnThread())
     forks, refusal = process.forks, None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OwnThread:
-    """Takes callbacks that must not run here, into a thread that lives as long as they run."""
+    """Takes callbacks that must not run here into a thread that lives as long as they run."""
 
     def submit(self, fn: Callable[..., object], /, *args: object) -> None:
         Thread(target=fn, args=args, name="wsgi_after").start()
@@ -58,3 +58,4 @@ def look_at(callbacks: CallbackList, label: str, future: Any) -> None:
         callbacks.clear()
     if error is not None:
         log(logger.error, LET_OUT if ran else LOST, label, exc_info=error)
+    del error  # or this frame and the traceback would hold each other

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import unclosed
 from .body import body_class
 from .callbacks import UNREAD, CallbackList
-from .current import reset_current, set_current
+from .current import current
 from .files import arm, watch
 from .finish import finish
 from .logs import is_get_response, no_application, no_executor, no_list
@@ -98,7 +98,7 @@ class AfterResponseMiddleware:
             watch(environ)
         if self._app_wide:
             after.extend(partial(fn, environ) for fn in self._app_wide)
-        token = set_current(after)
+        token = current.set(after)
         try:
             try:
                 result = self.app(environ, after._start_response)
@@ -106,7 +106,7 @@ class AfterResponseMiddleware:
                 finish(after, error)
                 raise
             finally:
-                reset_current(token)
+                current.reset(token)
             after._progress = UNREAD
             if "wsgi.file_wrapper" in environ and arm(result, after, environ):
                 return result
@@ -128,11 +128,11 @@ class AfterResponseMiddleware:
             if recognise(environ).reuses_environ:
                 environ = rebound(present, environ)
         present.extend(partial(fn, environ) for fn in self._app_wide)
-        token = set_current(present)
+        token = current.set(present)
         try:
             return self.app(environ, start_response)
         finally:
-            reset_current(token)
+            current.reset(token)
 
 
 def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:

@@ -25,7 +25,7 @@ from typing import Any
 from werkzeug import datastructures
 from werkzeug.sansio import response as sansio
 
-from .current import reset_current, set_current
+from .current import current
 from .logs import describe
 
 Prepare = Callable[[sansio.Response], sansio.Response | None]
@@ -113,7 +113,7 @@ def prepare(
     draft = after._draft = Draft(status, headers)
     # The list of this request may not be the current one: the app may be a body by now, or may have
     # called another app, whose start_response led here.
-    token = set_current(after)
+    token = current.set(after)
     try:
         done = 0
         while after._draft is not None or done < len(pending):
@@ -125,7 +125,7 @@ def prepare(
                 draft.call(entry.fn)
     finally:
         after._draft = None
-        reset_current(token)
+        current.reset(token)
     return draft.arguments(args, kwargs)
 
 

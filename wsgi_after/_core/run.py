@@ -8,7 +8,7 @@ from time import monotonic
 
 from . import process
 from .callbacks import HANDED_OVER, IN_JOB, RUNNING, CallbackList
-from .current import reset_current, set_current
+from .current import current
 from .let_out import goes_on
 from .logs import OTHER_PROCESS, Nobody, log_failure, log_interruption, log_not_run, log_slow
 
@@ -62,7 +62,7 @@ def run(
         elif after._state < RUNNING:
             after._state = RUNNING
     forks = process.forks
-    token = set_current(callbacks)
+    token = current.set(callbacks)
     try:
         while True:
             try:
@@ -100,5 +100,5 @@ def run(
                 else:
                     log_interruption(label(), error)
     finally:
-        reset_current(token)
+        current.reset(token)
         del raised  # or this frame and the traceback would hold each other

@@ -75,8 +75,8 @@ def close_waiting(raised: BaseException | None = None) -> BaseException | None:
     here = (forks, get_ident())
     if here in _closing:
         return raised
-    _closing.add(here)
     try:
+        _closing.add(here)
         while waiting:
             body = waiting.popleft()
             label = body._after._request_line()
