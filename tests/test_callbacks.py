@@ -277,3 +277,14 @@ def test_no_request_header_reaches_the_key():
     forged = [key for key, value in environs[0].items() if "forged" in str(value)]
     assert all(key.startswith("HTTP_") for key in forged)
     assert forged
+
+
+def test_a_repr_shows_names_and_arguments():
+    after = CallbackList([len, "not callable"])
+    after(print, "ada@example.com", sep="-" * 80)
+    after(print, after)  # as an app-wide callback has the environ, which has the list
+    assert repr(after) == (
+        "<CallbackList [builtins.len(), 'not callable', "
+        "builtins.print('ada@example.com', sep='------------...-------------'), "
+        "builtins.print(<CallbackList [...]>)]>"
+    )

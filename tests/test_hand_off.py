@@ -190,8 +190,7 @@ def test_what_the_executor_refuses_runs_in_close_with_a_warning(executor, error,
     assert events == [1]
     (warning,) = messages(caplog, logging.WARNING)
     assert "did not take the callbacks of GET /refused" in warning
-    assert f"{error}." in warning
-    assert warning.endswith("1 times since it was last reported.")
+    assert warning.endswith(f"{error}.")
 
 
 @pytest.mark.parametrize(
@@ -441,8 +440,8 @@ def test_a_slow_callback_in_close_is_reported_once_a_minute(clock, caplog):
     first, second = messages(caplog, logging.WARNING)
     assert first.startswith(f"Callback {__name__}.sleep of GET /path took 1.5 seconds in close().")
     assert "Pass executor=" in first
-    assert first.endswith("There were 1 slow callbacks since this was last told.")
-    assert second.endswith("There were 4 slow callbacks since this was last told.")
+    assert first.endswith("put its work into a queue.")
+    assert second.endswith(" There were 4 slow callbacks since this was last logged.")
 
 
 def test_a_second_is_not_slow_and_in_an_executor_nothing_is(clock, queue, caplog):

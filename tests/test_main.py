@@ -30,6 +30,12 @@ Status 200, 14 bytes. Milliseconds since the request was sent:
 The client did not wait for the callback.
 """
 
+NOT_WRAPPED = """\
+hello:app is not wrapped, so this command has put AfterResponseMiddleware around it.
+On a server, nothing would run its callbacks: wrap it where it is made.
+
+"""
+
 HELLO = """
 def app(environ, start_response):
     environ["wsgi.after"].append(lambda: None)
@@ -116,7 +122,7 @@ def test_it_finds_an_app_in_the_current_directory(
     path = "" if installed else str(PACKAGE_PARENT)
     outcome = in_process_of_its_own(*argv, "hello:app", "/path", cwd=tmp_path, PYTHONPATH=path)
     status, out, err = outcome
-    assert (status, masked(out), err) == (0, TIMELINE, "")
+    assert (status, masked(out), err) == (0, NOT_WRAPPED + TIMELINE, "")
 
 
 def test_a_failure_in_a_process_of_its_own_is_one_line_and_no_traceback(
@@ -219,7 +225,7 @@ def test_a_callback_that_fails_is_logged_and_the_timeline_complete(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     status, out, err = run(HELLO.replace("lambda: None", "lambda: 1 / 0"))
-    assert (status, masked(out), err) == (0, TIMELINE, "")
+    assert (status, masked(out), err) == (0, NOT_WRAPPED + TIMELINE, "")
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
@@ -269,7 +275,7 @@ def test_a_byte_on_the_command_line_that_is_no_utf_8(
     run: Run,
 ) -> None:
     status, out, err = run(HELLO, "/\udcff")
-    assert (status, masked(out), err) == (0, TIMELINE, "")
+    assert (status, masked(out), err) == (0, NOT_WRAPPED + TIMELINE, "")
 
 
 def test_a_request_of_somebody_else_does_not_count(
@@ -335,14 +341,14 @@ MISSING = "neither in the current directory nor installed"
                 ":app",
                 "a:b:c",
                 "hello.:app",
-                "hello:app()",
+                "hello:app(x)",
                 ".x:y",
             ]
         ),
         ("http://host/", f"'http://host/' {MALFORMED}"),
         ("absent:app", f"There is no module absent, {MISSING}"),
         ("absent.wsgi:app", f"There is no module absent, {MISSING}"),
-        ("hello.py:app", f"There is no module hello.py, {MISSING}"),
+        ("hello:app()", r"hello:app\(\) raised TypeError: app\(\) missing 2 .*"),
         ("email.absent:app", f"There is no module email.absent, {MISSING}"),
         ("hello:main", "The module hello has no attribute main"),
         ("hello:app.x", "The module hello has no attribute app.x"),
@@ -506,3 +512,171 @@ def test_the_help_explains_every_argument_its_default_and_the_exit_status(
     for word in ["default: /", "default: a free one", "default: 30", "3600", "exit status:"]:
         assert word in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+# Names as people type them.
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("hello.py:app", "hello:app"),
+        ("hello.py", "hello:application"),
+        ("./hello.py:app", "hello:app"),
+        ("src/hello.py:app", "src.hello:app"),
+        ("src/hello:app", "src.hello:app"),
+    ],
+)
+def test_the_name_of_a_file_is_answered_with_that_of_the_module(
+    run: Run, name: str, meant: str
+) -> None:
+    fails(run(HELLO, app=name), rf".*: did you mean {re.escape(meant)}\?")
+
+
+FACTORIES = """
+class Shop:
+    def __init__(self, *, status="200 OK"):
+        self.status = status
+
+    def __call__(self, environ, start_response):
+        start_response(self.status, [])
+        return []
+
+def create_app(code=200, *, text="OK"):
+    return Shop(status=f"{code} {text}")
+
+class factories:
+    make = create_app
+
+def passes_on(*args):
+    return Shop()(*args)
+
+def needs_one(code): pass
+def fails(): raise ValueError("no settings")
+def exits(): raise SystemExit(3)
+def forgets(): create_app()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("create_app", 200),
+        ("create_app()", 200),
+        ("create_app(404)", 404),
+        ("create_app(404, text='Gone')", 404),
+        ("factories.make(404)", 404),
+        ("Shop", 200),
+        ("passes_on", 200),
+    ],
+)
+def test_an_app_may_be_made_by_a_factory(run: Run, name: str, status: int) -> None:
+    _, out, _ = run(FACTORIES, app=f"hello:{name}")
+    assert f"Status {status}, 0 bytes." in out
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("fails", r"hello:fails raised ValueError: no settings \(.*hello\.py, line \d+\)\."),
+        ("exits()", r"hello:exits\(\) raised SystemExit: 3 \(.*hello\.py, line \d+\)\."),
+        ("needs_one()", r"hello:needs_one\(\) raised TypeError: .* \(.*\)\."),
+        ("forgets", "hello:forgets is no WSGI application: NoneType cannot be called."),
+        ("absent()", "The module hello has no attribute absent."),
+        ("create_app(code)", f"'hello:create_app\\(code\\)' {MALFORMED}"),
+        ("create_app()()", f"'hello:create_app.*' {MALFORMED}"),
+    ],
+)
+def test_a_factory_that_makes_no_app(run: Run, name: str, pattern: str) -> None:
+    fails(run(FACTORIES, app=f"hello:{name}"), pattern)
+
+
+# Whether the app is wrapped.
+
+IN_FLASK = """
+from flask import Flask
+from wsgi_after.flask import AfterResponse
+app = Flask(__name__)
+AfterResponse(app)
+"""
+
+IN_PYRAMID = """
+from pyramid.config import Configurator
+with Configurator() as config:
+    config.include("wsgi_after.pyramid")
+    app = config.make_wsgi_app()
+"""
+
+IN_DJANGO = """
+from django.conf import settings
+from django.core.handlers.wsgi import WSGIHandler
+urlpatterns = []
+settings.configured or settings.configure(SECRET_KEY="x")
+settings.ALLOWED_HOSTS = ["*"]
+settings.ROOT_URLCONF = __name__
+settings.MIDDLEWARE = ["wsgi_after.django.AfterResponseMiddleware"]
+app = WSGIHandler()
+"""
+
+LINTED = """
+from wsgi_after.lint import LintMiddleware
+app = LintMiddleware(app)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "wrapped"),
+    [
+        (HELLO, False),
+        (HELLO + LINTED, False),
+        (HELLO + WRAPPED, True),
+        (HELLO + LINTED + WRAPPED + LINTED, True),
+        (IN_FLASK, True),
+        (IN_PYRAMID, True),
+        (IN_DJANGO, True),
+    ],
+)
+def test_it_says_if_the_app_is_not_wrapped(
+    files: Callable[[str], None], tmp_path: Path, source: str, wrapped: bool
+) -> None:
+    files(source)
+    argv = (sys.executable, "-m", "wsgi_after", "hello:app")
+    _, out, _ = in_process_of_its_own(*argv, cwd=tmp_path, PYTHONPATH=str(PACKAGE_PARENT))
+    assert out.startswith("" if wrapped else NOT_WRAPPED)
+    assert out.removeprefix(NOT_WRAPPED).startswith("Status ")
+
+
+# The timeline.
+
+
+def test_no_callback_begins_before_the_last_byte_is_received_if_the_client_does_not_wait(
+    run: Run,
+) -> None:
+    """The client's thread reads the last byte late: when it gets the interpreter."""
+    source = HELLO.replace("lambda: None", "lambda: sum(range(100_000))")
+    for _ in range(20):
+        ms = times(run(source)[1])
+        assert ms["last byte received"] <= ms["callback began"] <= ms["callback ended"]
+
+
+def test_the_events_of_a_client_that_waits_are_in_order_of_time(run: Run) -> None:
+    """Which is what happened here: the end of a stream without a length is the connection's."""
+    _, out, _ = run(
+        """
+from wsgi_after import run_callbacks
+def app(environ, start_response):
+    after = environ["wsgi.after"]
+    after.append(lambda: None)
+    start_response("200 OK", [])
+    yield b"first"
+    run_callbacks(after)
+    yield b"last"
+"""
+    )
+    ms = times(out)
+    assert list(ms) == [
+        *("request sent", "headers received", "callback began"),
+        *("callback ended", "last byte received"),
+    ]
+    assert list(ms.values()) == sorted(ms.values())
+    assert out.endswith("The client waited for the callback.\n")

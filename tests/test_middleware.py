@@ -10,7 +10,7 @@ import threading
 from functools import partial
 
 import pytest
-from conftest import Exchange, at_once, hello, is_freed, make_environ, registers
+from conftest import Exchange, Immediately, at_once, hello, is_freed, make_environ, registers
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response
 
@@ -93,7 +93,7 @@ def test_two_instances_share_one_list_with_the_app_wide_callbacks_of_the_outer_o
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("text", r"'text'.*after_response\(\) expects a callable"),
+        ("text", r"not str: 'text'\. .*not after\(fn\(x\)\)"),
         (lambda: None, r"cannot be called: too many .* that takes the environ\."),
     ],
 )
@@ -242,3 +242,19 @@ def test_two_requests_at_once_never_see_each_others_callbacks():
         return environ["events"]
 
     assert at_once(2, send) == [[(number, number), number] for number in range(2)]
+
+
+def test_start_response_after_the_end_raises_an_error_that_says_so():
+    """When the callbacks have run, or were handed over: the server's own is let go of."""
+    kept = []
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(int)
+        kept.append(start_response)
+        return hello(environ, start_response)
+
+    Exchange(AfterResponseMiddleware(app)).finish()
+    Exchange(AfterResponseMiddleware(app, executor=Immediately())).finish()
+    for start_response in kept:
+        with pytest.raises(RuntimeError, match="called after the end of its request"):
+            start_response("200 OK", [])

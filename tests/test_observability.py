@@ -5,20 +5,26 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import pickle
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
 import sentry_sdk
-from conftest import Exchange, hello, make_environ
+from commands import ask, run, serving
+from conftest import Exchange, Immediately, hello, make_environ
 from documents import blocks, executed
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
+from servers.harness import wait_until
 
-from wsgi_after import AfterResponseMiddleware, run_callbacks
+from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
+from wsgi_after.testing import capture
 
 DSN = "https://key@sentry.invalid/1"
 
@@ -183,3 +189,359 @@ def test_opentelemetry(logger: logging.Logger) -> None:
     assert (attributes["request_line"], attributes["outcome"]) == ("POST /orders", "failed")
     assert attributes["seconds"] >= 0
     assert attributes["exception.message"] == "no such address"
+
+
+# A failure shows, however logging is configured
+
+PLAIN = """
+from wsgi_after import AfterResponseMiddleware
+
+def fails():
+    raise ValueError("on purpose")
+
+def app(environ, start_response):
+    environ["wsgi.after"].append(fails)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"ok"]
+
+application = AfterResponseMiddleware(app)
+"""
+
+#: As in Flask's manual, page "Logging". The package is imported before it, as by an extension.
+FLASK = """
+from logging.config import dictConfig
+from flask import Flask
+from wsgi_after.flask import AfterResponse, after_this_response
+
+dictConfig({
+    "version": 1,
+    "formatters": {"default": {"format": "[%(asctime)s] %(levelname)s in %(module)s: %(message)s"}},
+    "handlers": {"wsgi": {
+        "class": "logging.StreamHandler",
+        "stream": "ext://flask.logging.wsgi_errors_stream",
+        "formatter": "default",
+    }},
+    "root": {"level": "INFO", "handlers": ["wsgi"]},
+})
+application = Flask(__name__)
+AfterResponse(application)
+
+@application.get("/")
+def view():
+    @after_this_response
+    def fails():
+        raise ValueError("on purpose")
+    return "ok"
+"""
+
+#: The logger is made when wsgi.py imports the package; Django configures logging after that.
+DJANGO = """
+import wsgi_after
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpResponse
+from django.urls import path
+
+def fails():
+    raise ValueError("on purpose")
+
+def view(request):
+    request.environ["wsgi.after"].append(fails)
+    return HttpResponse("ok")
+
+urlpatterns = [path("", view)]
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    MIDDLEWARE=["wsgi_after.django.AfterResponseMiddleware"],
+    ROOT_URLCONF=__name__,
+    LOGGING=%s,
+)
+application = get_wsgi_application()
+"""
+
+SETUPS = {
+    "no configuration": PLAIN,
+    "Flask's manual": FLASK,
+    "Django's default": DJANGO % "{}",
+    "Django, all existing loggers disabled": DJANGO
+    % """{
+        "version": 1,
+        "handlers": {"console": {"class": "logging.StreamHandler"}},
+        "loggers": {"django": {"handlers": ["console"]}},
+    }""",
+}
+
+SERVERS = {
+    "gunicorn": "gunicorn --bind 127.0.0.1:8000 shop:application",
+    "uWSGI": "uwsgi --http-socket 127.0.0.1:8000 --die-on-term --module shop:application",
+}
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_failure_shows_on_a_server_however_logging_is_configured(
+    server: str, setup: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(SETUPS[setup])
+    log = tmp_path / "log"
+    with serving(SERVERS[server], tmp_path) as port:
+        assert ask(port, "/") == (200, "ok")
+        wait_until(lambda: "ValueError: on purpose" in log.read_text(), log, seconds=10)
+    assert log.read_text().count("fails of GET / failed.") == 1
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_failure_shows_in_the_command_however_logging_is_configured(
+    setup: str, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(SETUPS[setup])
+    printed = run("python -m wsgi_after shop:application", tmp_path)
+    assert printed.count("fails of GET / failed.") == printed.count("ValueError: on purpose") == 1
+
+
+#: After the failing app: what configures logging, and whether a failure shows then.
+CONFIGURATIONS = {
+    "logging.config.dictConfig({'version': 1})": True,
+    "logging.config.fileConfig('logging.ini')": True,
+    "logger.disabled = True": True,
+    "logger.setLevel(logging.CRITICAL)": False,
+    "logger.addFilter(lambda record: False)": False,
+    "logger.propagate = False; logger.addHandler(logging.NullHandler())": False,
+    "logging.config.dictConfig({'version': 1, 'loggers': {'wsgi_after': {'level': 50}}})": False,
+    "logging.disable()": False,
+}
+
+INI = """
+[loggers]
+keys=root
+[handlers]
+keys=console
+[formatters]
+keys=
+[logger_root]
+handlers=console
+[handler_console]
+class=StreamHandler
+"""
+
+CONFIGURED = """
+import logging.config
+from webtest import TestApp
+
+logger = logging.getLogger("wsgi_after")
+{}
+TestApp(application).get("/")
+"""
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_a_failure_shows_unless_it_is_silenced_on_purpose(
+    configuration: str, tmp_path: Path
+) -> None:
+    (tmp_path / "logging.ini").write_text(INI)
+    (tmp_path / "shop.py").write_text(PLAIN + CONFIGURED.format(configuration))
+    shown = "Callback shop.fails of GET / failed." in run("python -c 'import shop'", tmp_path)
+    assert shown == CONFIGURATIONS[configuration]
+
+
+# on_error
+
+
+class Told:
+    """An ``on_error`` that takes notes."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[Any, str, Any]] = []
+
+    def __call__(self, callback: Any, error: BaseException, after: Any) -> None:
+        self.failures.append((callback, f"{type(error).__name__}: {error}", after.status))
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def order(*entries: Any, on_error: Any, executor: Any = None, environ: Any = None) -> None:
+    """Make a request that registers these, to a middleware with ``on_error=``."""
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        environ["wsgi.after"].extend(entries)
+        return hello(environ, start_response)
+
+    application = AfterResponseMiddleware(app, executor=executor, on_error=on_error)
+    Exchange(application, environ).finish()
+
+
+def generator_function() -> Iterator[None]:
+    yield
+
+
+NOT_RUN = "RuntimeError: Callback test_observability.{} of GET /path returned a {}, so it has not"
+
+
+def test_on_error_is_told_of_each_failure(told: Told) -> None:
+    bound = partial(send_mail)
+    order(bound, str, coroutine_function, generator_function, stop, on_error=told)
+    failed, coroutine, generator, exited = told.failures
+    assert failed == (bound, "ValueError: no such address", "200 OK")
+    assert coroutine[1].startswith(NOT_RUN.format("coroutine_function", "coroutine"))
+    assert generator[1].startswith(NOT_RUN.format("generator_function", "generator"))
+    assert exited == (stop, "SystemExit: ", "200 OK")
+
+
+def test_on_error_is_called_where_the_callback_ran_and_after_it_was_logged(
+    caplog: pytest.LogCaptureFixture, events: list[Any]
+) -> None:
+    def on_error(callback: Any, error: BaseException, after: Any) -> None:
+        events.append((threading.current_thread().name, len(caplog.records)))
+        after.append(partial(events.append, "registered by on_error"))
+
+    with ThreadPoolExecutor(1, "pool") as pool:
+        order(send_mail, partial(events.append, "the other"), on_error=on_error, executor=pool)
+    assert events == [("pool_0", 1), "the other", "registered by on_error"]
+
+
+def test_on_error_is_told_of_what_is_captured_when_that_runs(told: Told) -> None:
+    with capture() as captured:
+        order(send_mail, on_error=told)
+        assert told.failures == []
+        captured.run()
+    assert told.failures == [(send_mail, "ValueError: no such address", "200 OK")]
+
+
+def test_of_instances_that_share_a_list_the_on_error_of_its_maker_counts(told: Told) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        environ["wsgi.after"].append(send_mail)
+        return hello(environ, start_response)
+
+    inner = AfterResponseMiddleware(app, on_error=lambda *args: pytest.fail("of the inner one"))
+    Exchange(AfterResponseMiddleware(inner, on_error=told)).finish()
+    Exchange(AfterResponseMiddleware(inner)).finish()
+    assert told.failures == [(send_mail, "ValueError: no such address", "200 OK")]
+
+
+def test_an_on_error_that_fails_is_logged_itself(
+    caplog: pytest.LogCaptureFixture, events: list[Any]
+) -> None:
+    def on_error(callback: Any, error: BaseException, after: Any) -> None:
+        raise [OSError("no pager"), SystemExit(3)][len(events)]
+
+    order(send_mail, partial(events.append, 1), send_mail, on_error=on_error)
+    failed = "Callback test_observability.send_mail of GET /path failed."
+    name = "test_observability.test_an_on_error_that_fails_is_logged_itself.<locals>.on_error"
+    itself = (
+        f"The function {name}, passed as on_error=, failed itself. It was called for the failure "
+        "that is logged above, of a callback of GET /path."
+    )
+    assert [record.getMessage() for record in caplog.records] == [failed, itself] * 2
+    errors = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert [str(error) for error in errors[1::2]] == ["no pager", "3"]
+
+
+def test_an_interrupt_in_on_error_goes_on_after_the_other_callbacks(events: list[Any]) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        order(send_mail, partial(events.append, "the other"), on_error=interrupt)
+    assert events == ["the other"]
+
+
+class Pickles(Immediately):
+    """An executor that has a job run elsewhere, as far as this process can tell."""
+
+    def submit(self, fn: Any, *args: object) -> None:
+        super().submit(*pickle.loads(pickle.dumps((fn, *args))))
+
+
+def test_a_job_that_is_pickled_leaves_on_error_behind(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    order(send_mail, on_error=told, executor=Pickles())
+    assert (told.failures, len(caplog.records)) == ([], 1)
+
+
+FORKS = """
+import os, sys
+from webtest import TestApp
+from wsgi_after import AfterResponseMiddleware
+
+os.environ["PARENT"] = str(os.getpid())
+
+def where():
+    return "parent" if os.getpid() == int(os.environ["PARENT"]) else "child"
+
+def say(*words):
+    print(*words, where(), flush=True)
+
+def fails():
+    raise ValueError
+
+class Forks:
+    def submit(self, fn, *args):
+        pid = os.fork()
+        if pid == 0:
+            fn(*args)
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+def fork_and_raise(callback, error, after):
+    pid = os.fork()
+    if pid == 0:
+        raise ZeroDivisionError if after.status == "200 OK" else SystemExit
+    os.waitpid(pid, 0)
+    say("on_error")
+
+def app(environ, start_response):
+    for callback in (fails, lambda: say("the other")):
+        environ["wsgi.after"].append(callback)
+    start_response(environ["PATH_INFO"][1:], [("Content-Type", "text/plain")])
+    return [b"ok"]
+
+def ask(path, **options):
+    try:
+        TestApp(AfterResponseMiddleware(app, **options)).get(path, status="*")
+    except BaseException as error:
+        say(type(error).__name__)
+    if where() == "child":
+        os._exit(0)
+
+ask("/200 OK", executor=Forks(), on_error=lambda *args: say("on_error"))
+ask("/200 OK", on_error=fork_and_raise)
+ask("/404 Not Found", on_error=fork_and_raise)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+def test_on_error_and_processes(tmp_path: Path) -> None:
+    """It is not called in another process; if it forks, the child leaves as it meant to."""
+    (tmp_path / "forks.py").write_text(FORKS)
+    lines = run("python -c 'import forks'", tmp_path).splitlines()
+    assert [line for line in lines if line.endswith(("parent", "child"))] == [
+        "the other child",
+        *("ZeroDivisionError child", "on_error parent", "the other parent"),
+        *("SystemExit child", "on_error parent", "the other parent"),
+    ]
+
+
+def test_a_list_without_a_middleware_has_no_on_error(caplog: pytest.LogCaptureFixture) -> None:
+    run_callbacks(CallbackList([send_mail]))
+    assert len(caplog.records) == 1
+
+
+async def coroutine_on_error(callback: Any, error: BaseException, after: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (3, r"on_error= expects a plain function fn\(.*\), or None, not int: 3\."),
+        (coroutine_on_error, r"on_error= expects a plain function .*, not function: .*"),
+        (send_mail, r".*send_mail\(\) -> 'None' cannot be called: .* on_error= expects a .*"),
+    ],
+)
+def test_an_on_error_that_cannot_be_called_is_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        AfterResponseMiddleware(hello, on_error=wrong)

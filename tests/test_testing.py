@@ -74,7 +74,7 @@ def test_callbacks_are_collected_with_their_request_and_run_by_run(events):
     captured.run()
     assert events == [1, 1, 2]
     assert captured.callbacks == []
-    assert repr(captured[0]) == "<GET /first: []>"
+    assert repr(captured[0]) == "<GET /first: <CallbackList []>>"
 
 
 def test_a_callback_knows_its_request_and_registers_more_in_run(events):

@@ -16,22 +16,26 @@ calls ``close()``. Other servers do not in every case.
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
 import os
 import socket
 import string
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial, reduce
 from http.client import HTTPConnection, HTTPException, IncompleteRead
 from importlib import import_module
+from operator import itemgetter
 from threading import Event, Thread, Timer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from . import AfterResponseMiddleware, CallbackList
+from .integration import OpenRequest, set_sharing
 
 try:
     from werkzeug.serving import WSGIRequestHandler, make_server
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 TIMEOUT = 30.0  # seconds, for all that the command waits for
 LONGEST_TIMEOUT = 3600.0  # seconds
-HOLD = 1.0  # seconds that a client has to read the response in, before it counts as waiting
+HOLD = 0.9  # seconds that a client has to read the response in, before it counts as waiting
 
 DESCRIPTION = """\
 Serve a WSGI application, send it one request, and print when the client had the
@@ -52,7 +56,8 @@ response, and when the callbacks in environ["wsgi.after"] ran.
 """
 
 EPILOG = """\
-Without MODULE:APP a demo is served, whose callback takes half a second.
+Without MODULE:APP a demo is served, whose callback takes half a second. APP may
+be a function that makes the application: MODULE:FACTORY, "MODULE:FACTORY(1)".
 "wsgi-after probe URL" asks a server that runs already: see wsgi-after probe -h.
 
 The server is werkzeug's, on 127.0.0.1. It ends a response before it calls
@@ -63,6 +68,12 @@ exit status:
   0  the timeline was printed, whether the client waited or not
   1  there is none: a sentence on stderr says why
   2  the arguments were not understood
+"""
+
+
+NOT_WRAPPED = """\
+{} is not wrapped, so this command has put AfterResponseMiddleware around it.
+On a server, nothing would run its callbacks: wrap it where it is made.
 """
 
 
@@ -94,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("wsgi-after: Interrupted.", file=sys.stderr)
         return 130  # what shells report for SIGINT
+    if options.app is not None and not exchange.is_wrapped:
+        print(NOT_WRAPPED.format(options.app))
     print("\n".join(exchange.report()))
     return 0
 
@@ -158,15 +171,16 @@ def demo(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
 
 
 def load(name: str) -> WSGIApplication:
-    """Import the app that is called ``name``, such as ``"module:app"``.
+    """Import the app that is called ``name``, such as ``"module:app"``; or make it.
 
     :raises CommandError: if there is no such app.
     """
-    module_name, _, attribute = name.partition(":")
+    module_name, _, expression = name.partition(":")
+    attribute, call = parsed(expression)
     if not all(part.isidentifier() for part in f"{module_name}.{attribute}".split(".")):
         raise CommandError(
             f"{name!r} is not of the form MODULE:APP, such as hello:application for the object "
-            "application in hello.py."
+            f"application in hello.py{suggestion(name)}"
         )
     sys.path.insert(0, os.getcwd())  # python -m does this, an installed script does not
     try:
@@ -177,16 +191,55 @@ def load(name: str) -> WSGIApplication:
             f"{error.name}."
         ):
             raise CommandError(
-                f"There is no module {error.name}, neither in the current directory nor installed."
+                f"There is no module {error.name}, neither in the current directory nor installed"
+                f"{suggestion(name)}"
             ) from None
         raise CommandError(f"{module_name} failed to import: {describe(error)}.") from None
     try:
         app = reduce(getattr, attribute.split("."), app)
     except AttributeError:
         raise CommandError(f"The module {module_name} has no attribute {attribute}.") from None
+    if call is None and is_factory(app):
+        call = partial
+    if call is not None:
+        try:
+            app = call(app)()
+        except (Exception, SystemExit) as error:
+            raise CommandError(f"{name} raised {describe(error)}.") from None
     if not callable(app):
         raise CommandError(f"{name} is no WSGI application: {type(app).__name__} cannot be called.")
     return app  # type: ignore[no-any-return]
+
+
+def parsed(expression: str) -> tuple[str, Callable[[Any], Callable[[], Any]] | None]:
+    """The dotted name in ``expression``; if it is a call, what binds its arguments, as gunicorn."""
+    try:
+        node = ast.parse(expression, mode="eval").body
+        if not isinstance(node, ast.Call):
+            return expression, None
+        args = [ast.literal_eval(argument) for argument in node.args]
+        kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    except (SyntaxError, ValueError):  # no expression, or no literal
+        return "", None
+    return ast.unparse(node.func), lambda factory: partial(factory, *args, **kwargs)
+
+
+def suggestion(name: str) -> str:
+    """The end of an error's sentence, in case ``name`` has a file in place of a module."""
+    path, _, attribute = name.partition(":")
+    module = path.removesuffix(".py").removeprefix("./").replace(os.sep, ".")
+    return "." if module == path else f": did you mean {module}:{attribute or 'application'}?"
+
+
+def is_factory(fn: Any) -> bool:
+    """Whether ``fn`` makes an app: an app cannot be called without arguments."""
+    try:
+        signature = inspect.signature(fn)
+        signature.bind()
+    except (TypeError, ValueError):
+        return False
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL not in kinds  # it may pass them on
 
 
 def describe(error: BaseException) -> str:
@@ -215,6 +268,7 @@ class Exchange:
         self.application = AfterResponseMiddleware(self._call)
         self.application.after_response(self._begin)
         self.error: BaseException | None = None  # of the app
+        self.is_wrapped = False  # by a middleware, or an integration, of its own
         self._app = app
         self._name = name
         self._timeout = timeout
@@ -222,7 +276,8 @@ class Exchange:
         self._registered = 0
         self._status = self._size = 0
         self._sent = self._headers = self._last_byte = self._began = self._ended = 0.0
-        self._held: float | None = None  # how long the server was held up for a waiting client
+        # From when to when the server was held up in vain for the client, which waited.
+        self._held: tuple[float, float] | None = None
         self._received = Event()  # the client has the last byte
         self._finished = Event()  # the last callback has ended
         self._handled = Event()  # the server is through with the request
@@ -235,10 +290,22 @@ class Exchange:
     def _begin(self, environ: WSGIEnvironment) -> None:
         callbacks: CallbackList | None = environ.get("wsgi.after")
         if callbacks is not None and callbacks is self._callbacks:
-            self._began = time.perf_counter()
             self.error = callbacks.error
+            self._hold()
+            self._began = time.perf_counter()
             self._registered = len(callbacks)
             callbacks.append(partial(self._end, callbacks))
+
+    def _hold(self) -> None:
+        """Hold the server up before the callbacks, until the client has the whole response.
+
+        A client that gets it meanwhile does not depend on the server's going on. To compare times
+        would prove nothing: its thread may be woken up milliseconds after the last byte arrived,
+        when a short callback has ended.
+        """
+        since = time.perf_counter()
+        if self.error is None and not self._received.wait(HOLD):
+            self._held = since, time.perf_counter()
 
     def _end(self, callbacks: CallbackList) -> None:
         if callbacks:  # registered by a callback: let them run first
@@ -248,15 +315,15 @@ class Exchange:
             self._note_end()
 
     def _note_end(self) -> None:
-        """Note the time, then hold the server up until the client has the whole response.
-
-        A client that gets it meanwhile does not depend on the server's going on. To compare times
-        would prove nothing: a short callback has ended before the client's thread is awake.
-        """
         self._ended = time.perf_counter()
-        if self.error is None and not self._received.wait(HOLD):
-            self._held = time.perf_counter() - self._ended
         self._finished.set()
+
+    def note_sharing(self, after: list[Any], instance: object) -> None:
+        """Note that something in the app uses the list, which would have made one without us."""
+        if after is self._callbacks and isinstance(
+            instance, (AfterResponseMiddleware, OpenRequest)
+        ):
+            self.is_wrapped = True
 
     def handled(self, error: BaseException | None = None) -> None:
         """Note that the server is through with a request, which may have ended with ``error``."""
@@ -324,23 +391,28 @@ class Exchange:
         """The lines to print."""
         yield f"Status {self._status}, {self._size} bytes. Milliseconds since the request was sent:"
         yield ""
-        yield self._row(self._sent, "request sent")
-        yield self._row(self._headers, "headers received")
-        yield self._row(self._last_byte, "last byte received")
-        if not self._registered:
-            yield ""
-            yield "The app registered no callback, or cancelled what there was."
-            return
-        what = "callback" if self._registered == 1 else f"{self._registered} callbacks"
-        yield self._row(self._began, f"{what} began")
-        yield self._row(self._ended, f"{what} ended")
+        events = [
+            (self._sent, "request sent"),
+            (self._headers, "headers received"),
+            (self._last_byte, "last byte received"),
+        ]
+        verdict = "The app registered no callback, or cancelled what there was."
+        if self._registered:
+            what = "callback" if self._registered == 1 else f"{self._registered} callbacks"
+            events += [(self._began, f"{what} began"), (self._ended, f"{what} ended")]
+            waited = "did not wait" if self._held is None else "waited"
+            verdict = f"The client {waited} for the {what}."
+        told = [(self._without_hold(seconds), event) for seconds, event in events]
+        for seconds, event in sorted(told, key=itemgetter(0)):
+            yield f"{(seconds - self._sent) * 1000:10.1f}  {event}"
         yield ""
-        yield f"The client {'did not wait' if self._held is None else 'waited'} for the {what}."
+        yield verdict
 
-    def _row(self, seconds: float, event: str) -> str:
-        if self._held is not None and seconds > self._ended:
-            seconds -= self._held  # our doing
-        return f"{(seconds - self._sent) * 1000:10.1f}  {event}"
+    def _without_hold(self, seconds: float) -> float:
+        """When it would have been, if the server had not been held up."""
+        if self._held is None or seconds < self._held[0]:
+            return seconds
+        return max(self._held[0], seconds - self._held[1] + self._held[0])
 
 
 def expire(sock: socket.socket, expired: Event) -> None:
@@ -373,9 +445,11 @@ def serving(exchange: Exchange, port: int) -> Iterator[int]:
         )
     thread = Thread(target=server.serve_forever, args=[0.05], daemon=True)
     thread.start()
+    set_sharing(exchange.note_sharing)
     try:
         yield server.port
     finally:
+        set_sharing(None)
         server.shutdown()
         thread.join()
 

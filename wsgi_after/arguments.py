@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ._core.logs import describe
+from ._core.logs import describe, no_on_error, not_callable
 
 
 def check_arguments(
@@ -17,7 +17,7 @@ def check_arguments(
     :param expected: how ``fn`` will be called, and the usual cause of an error, in sentences.
     """
     if not callable(fn):
-        raise TypeError(f"A callback must be callable, not {type(fn).__name__}: {fn!r}. {expected}")
+        raise not_callable(fn)
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # it does not tell: some that are written in C
@@ -29,6 +29,14 @@ def check_arguments(
         raise TypeError(message) from None
 
 
+def check_on_error(fn: object) -> None:
+    """Raise a ``TypeError`` unless ``fn`` can be what ``on_error=`` takes."""
+    if not callable(fn) or inspect.iscoroutinefunction(fn):
+        raise no_on_error(fn)
+    check_arguments(fn, (None, None, None), {}, ON_ERROR)
+
+
+ON_ERROR = "on_error= expects a callable that takes the callback, its exception and the list."
 THE_ENVIRON = (
     "after_response() expects a callable that takes the environ. It is after_response() of "
     "wsgi_after.flask that passes nothing."

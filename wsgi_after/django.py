@@ -21,18 +21,19 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from http.cookies import Morsel, SimpleCookie
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIRequest
 from django.db import close_old_connections, connections
 from django.db.backends.signals import connection_created
+from django.http import HttpRequest
 
 from .integration import KEY, OpenRequest, current_list, open_request, register
 
 if TYPE_CHECKING:
-    from django.http import HttpRequest, HttpResponse
+    from django.http import HttpResponse
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -45,6 +46,11 @@ _ABSENT = (
     'The request has no list of callbacks: add "wsgi_after.django.AfterResponseMiddleware" to '
     "MIDDLEWARE, as the first. A request that a test made without a client, by RequestFactory, has "
     "none either."
+)
+_AROUND = (
+    "wsgi_after.django.AfterResponseMiddleware is an entry of MIDDLEWARE, and was called with "
+    "something that takes more than a request. To wrap a WSGI application, as in wsgi.py, use "
+    "wsgi_after.AfterResponseMiddleware."
 )
 
 _ON_COMMIT = (
@@ -67,10 +73,15 @@ def after_response(request: HttpRequest, fn: F, /, *args: Any, **kwargs: Any) ->
     logged, and the others run. The list is ``request.environ["wsgi.after"]``.
 
     :raises ImproperlyConfigured: if the request has no list.
-    :raises TypeError: if ``fn`` is not callable.
+    :raises TypeError: if ``fn`` is not callable, or ``request`` is something else.
     :raises RuntimeError: if the callbacks of this request have run already.
     """
     callbacks = getattr(request, "environ", {}).get(KEY)
+    if callbacks is None and not (hasattr(request, "environ") or isinstance(request, HttpRequest)):
+        raise TypeError(
+            "after_response() expects the request first, as after_response(request, fn, ...), not "
+            f"{type(request).__name__}: {request!r}."
+        )
     if callbacks is None:
         raise ImproperlyConfigured(_ABSENT)
     if getattr(callbacks, "ended", False) and is_test_case():
@@ -90,7 +101,7 @@ class AfterResponseMiddleware:
     already, that one is used, and whoever made it runs the callbacks.
 
     :param get_response: what Django passes.
-    :raises ImproperlyConfigured: under ASGI.
+    :raises ImproperlyConfigured: under ASGI; around a WSGI application.
     """
 
     sync_capable = True
@@ -99,6 +110,8 @@ class AfterResponseMiddleware:
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
         if iscoroutinefunction(get_response):
             raise ImproperlyConfigured(_ASGI)
+        if not takes_a_request(get_response):
+            raise ImproperlyConfigured(_AROUND)
         self.get_response = get_response
         connection_created.connect(close_again)
 
@@ -124,6 +137,19 @@ class AfterResponseMiddleware:
         if not opened.is_shared:
             response._resource_closers.append(opened.closer(close_broken_connections))
         return response
+
+
+def takes_a_request(get_response: Callable[..., Any]) -> bool:
+    """Whether it can be called with one argument, as far as it tells."""
+    try:
+        told = signature(get_response)
+    except (TypeError, ValueError):
+        return True
+    try:
+        told.bind(None)
+    except TypeError:
+        return False
+    return True
 
 
 def bracket(callbacks: list[Any]) -> None:

@@ -37,7 +37,7 @@ from flask.testing import FlaskClient
 from werkzeug.datastructures import iter_multi_items
 from werkzeug.exceptions import BadRequest
 
-from . import AfterResponseMiddleware
+from . import AfterResponseMiddleware, CallbackList
 from .integration import KEY, check_arguments
 
 if TYPE_CHECKING:
@@ -59,13 +59,22 @@ class AfterResponse:
     :param app: the app, or ``None`` to call :meth:`init_app` later, for any number of apps.
     :param executor: as for :class:`wsgi_after.AfterResponseMiddleware`. An executor of this
         process: the context of a request cannot be sent to another one. Flask-Executor's is one.
+    :param on_error: as for :class:`wsgi_after.AfterResponseMiddleware`. It is called without a
+        context: ``callback.func`` is the function that failed.
     """
 
-    def __init__(self, app: Flask | None = None, *, executor: SupportsSubmit | None = None) -> None:
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        executor: SupportsSubmit | None = None,
+        on_error: Callable[[Any, BaseException, CallbackList], object] | None = None,
+    ) -> None:
         extension = sys.modules.get("flask_executor")
         if extension is not None and isinstance(executor, extension.Executor):
             executor = WithoutContext(executor)
         self._executor = executor
+        self._on_error = on_error
         if app is not None:
             self.init_app(app)
 
@@ -74,7 +83,7 @@ class AfterResponse:
         if "wsgi_after" in app.extensions:
             return
         app.wsgi_app = AfterResponseMiddleware(  # type: ignore[method-assign]
-            app.wsgi_app, executor=self._executor
+            app.wsgi_app, executor=self._executor, on_error=self._on_error
         )
         app.after_response = app.extensions["wsgi_after"] = AfterEachResponse(app)  # type: ignore[attr-defined]
 

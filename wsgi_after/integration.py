@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from ._core import finish as finish_module
 from ._core import let_out, logs, process, unclosed
+from ._core import middleware as middleware_module
 from ._core.body import Body
 from ._core.callbacks import UNSEEN, CallbackList, register
 from ._core.current import current
 from ._core.files import file_of
 from ._core.finish import finish
-from ._core.logs import describe, request_line
+from ._core.logs import Nobody, describe, request_line
 from ._core.middleware import KEY, check_executor, is_shared
 from ._core.servers import recognise
 from .arguments import check_arguments
@@ -52,6 +53,7 @@ __all__ = [
     "register",
     "request_line",
     "set_capture",
+    "set_sharing",
     "unfinished",
 ]
 
@@ -85,7 +87,7 @@ class OpenRequest:
             if executor is not None and isinstance(self.after, CallbackList):
                 self.after._executor = executor
         else:
-            self.after = environ[KEY] = CallbackList((), OpenRequest, environ, _start, executor)
+            self.after = environ[KEY] = CallbackList((), Nobody, environ, _start, executor)
 
     def __enter__(self) -> OpenRequest:
         self._token = current.set(self.after)
@@ -184,6 +186,14 @@ def set_capture(capturing: Callable[[], SupportsSubmit | None]) -> None:
     It comes before any executor, and returns ``None`` for nobody.
     """
     finish_module.capturing = capturing
+
+
+def set_sharing(sharing: Callable[[list[Any], object], object] | None) -> None:
+    """Call ``sharing(after, instance)`` where an instance finds a list that it is to share.
+
+    ``instance`` is a middleware, an :class:`OpenRequest`, or who else asks :func:`is_shared`.
+    """
+    middleware_module.sharing = sharing
 
 
 def add_failure_hook(hook: Callable[[str, BaseException | None], object]) -> None:

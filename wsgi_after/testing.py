@@ -51,7 +51,7 @@ class CapturedRequest:
         self._job = job
 
     def __repr__(self) -> str:
-        return f"<{self.request}: {self.callbacks!r}>"
+        return f"<{self.request}: {self.after!r}>"
 
     @property
     def callbacks(self) -> list[Callable[[], object]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,16 +13,25 @@ from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
-from conftest import Exchange, make_environ
+from conftest import Exchange, hello, make_environ
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished
 from django.db import connections, transaction
 from django.db.backends.signals import connection_created
-from django.http import FileResponse, HttpResponse, HttpResponseNotModified, StreamingHttpResponse
+from django.http import (
+    FileResponse,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotModified,
+    StreamingHttpResponse,
+)
 from django.test import AsyncClient, Client, RequestFactory
+from flask import Flask
 
 from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
+from wsgi_after.django import AfterResponseMiddleware as EntryOfMiddleware
 from wsgi_after.django import after_response, close_again
 
 ENTRY = "wsgi_after.django.AfterResponseMiddleware"
@@ -475,3 +485,45 @@ def test_what_a_finalizer_opens_is_closed(handler, databases):
         exchange(handler(registers(lambda: write("callback"))))
         gc.collect()
     assert notes() == [["callback"]] * 2 + [[False] * 2]
+
+
+# What it says if it is used in the wrong place
+
+
+def test_the_core_class_in_middleware_names_the_right_one(handler):
+    with pytest.raises(TypeError, match=rf"In MIDDLEWARE, write {re.escape(ENTRY)}\."):
+        handler(HttpResponse, "wsgi_after.AfterResponseMiddleware")
+    with pytest.raises(TypeError, match=rf"In MIDDLEWARE, write {re.escape(ENTRY)}\."):
+        handler(HttpResponse, "wsgi_after.AfterResponseMiddleware", COMMON)
+
+
+@pytest.mark.parametrize("application", [WSGIHandler, Flask, lambda _: hello])
+def test_the_entry_around_a_wsgi_application_names_the_right_class(handler, application):
+    handler(HttpResponse)
+    with pytest.raises(ImproperlyConfigured, match=r"use wsgi_after\.AfterResponseMiddleware\."):
+        EntryOfMiddleware(application("shop") if application is not WSGIHandler else WSGIHandler())
+
+
+def test_the_entry_takes_what_does_not_tell_its_arguments(events):
+    class Handler:
+        __signature__ = "unknown"
+
+        def __call__(self, request):
+            return HttpResponse("hello")
+
+    request = RequestFactory().get("/")
+    response = EntryOfMiddleware(Handler())(request)
+    after_response(request, events.append, "callback")
+    response.close()
+    assert events == ["callback"]
+
+
+@pytest.mark.parametrize("arguments", [(print, 3), ("a text", print)])
+def test_a_forgotten_request_is_named(arguments):
+    with pytest.raises(TypeError, match=r"the request first, .* not (builtin_f|str: 'a te)"):
+        after_response(*arguments)
+
+
+def test_a_request_made_by_hand_has_no_list():
+    with pytest.raises(ImproperlyConfigured, match=ENTRY):
+        after_response(HttpRequest(), print)

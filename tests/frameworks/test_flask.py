@@ -373,7 +373,9 @@ def test_a_callback_takes_the_arguments_that_it_is_given(get):
             after_this_response(takes_one)
         with pytest.raises(TypeError, match="too many positional arguments"):
             after_this_response(takes_one, "ada", "grace")
-        with pytest.raises(TypeError, match="must be callable, not NoneType"):
+        with pytest.raises(
+            TypeError, match=r"not NoneType: None\. .* called where it should be pa"
+        ):
             after_this_response(print())
         return "hello"
 
@@ -420,3 +422,16 @@ def test_an_app_is_freed():
     del app
     gc.collect()
     assert reference() is None
+
+
+def test_on_error_is_told_of_the_function_that_failed(events):
+    app = make_app(on_error=lambda callback, error, after: events.append((callback.func, after)))
+
+    @app.get("/")
+    def view():
+        after_this_response(lambda: 1 / 0)
+        return "hello"
+
+    app.test_client().get("/")
+    [(function, after)] = events
+    assert (function.__name__, after.status) == ("<lambda>", "200 OK")

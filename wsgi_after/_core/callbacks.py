@@ -27,7 +27,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
-from . import process
+from . import logs, process
 from .logs import OTHER_PROCESS, STARTED_TOO_LATE, TOO_LATE, not_callable, request_line
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class CallbackList(list[Callable[[], object]]):
     def __init__(
         self,
         callbacks: Iterable[Callable[[], object]] = (),
-        maker: object = None,
+        maker: logs.Maker | None = None,
         environ: WSGIEnvironment | None = None,
         start_response: StartResponse | None = None,
         executor: SupportsSubmit | None = None,
@@ -213,6 +213,8 @@ class CallbackList(list[Callable[[], object]]):
         """Register just what was registered at the snapshot."""
         list.__setitem__(self, slice(None), snapshot[0])
         self._response_callbacks[:] = snapshot[1]
+
+    __repr__ = logs.list_text
 
     def __copy__(self) -> list[Callable[[], object]]:
         return list(self)

@@ -10,7 +10,7 @@ from . import process, unclosed
 from .callbacks import EXHAUSTED_EMPTY, HANDED_OVER, RUNNING, CallbackList
 from .hand_off import OwnThread, hand_over
 from .let_out import goes_on
-from .logs import logger
+from .logs import log_early_close, logger, looks
 from .run import run
 from .servers import recognise
 
@@ -76,6 +76,8 @@ def run_or_hand_over(callbacks: CallbackList, raised: BaseException | None) -> B
                 return raised
         if raised is None and callbacks._progress == EXHAUSTED_EMPTY:
             raised = flush(callbacks)
+        if looks and raised is None:
+            log_early_close(callbacks._environ or {}, callbacks._request_line())
         return run(callbacks, None, raised, PATIENCE)
     finally:
         del raised, refusal  # or this frame and the traceback would hold each other

@@ -9,14 +9,20 @@ import codecs
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
+from reprlib import recursive_repr
+from reprlib import repr as short_repr
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from . import process
 from .let_out import goes_on
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from _typeshed.wsgi import WSGIEnvironment
 
 logger = logging.getLogger("wsgi_after")
@@ -53,6 +59,23 @@ class Throttle:
 #: ``wsgi_after.testing.strict()``.
 failure_hooks: list[Callable[[str, BaseException | None], object]] = []
 
+
+#: What ``on_error=`` takes: it is called with the callback, what that raised, and the list.
+OnError = Callable[[Callable[[], object], BaseException, Any], object]
+
+
+class Maker(Protocol):
+    """Who made a list, as far as failures are concerned: a middleware, or a class as below."""
+
+    _on_error: OnError | None
+
+
+class Nobody:
+    """In place of a maker: the list was made by hand, or in another process."""
+
+    _on_error: ClassVar[OnError | None] = None
+
+
 slow_ones = Throttle()
 refusals = Throttle()
 
@@ -66,6 +89,8 @@ def log(
     extra: dict[str, object] | None = None,
 ) -> None:
     """Call a method of the logger. A failing filter or handler must not stop the callbacks."""
+    # By default, dictConfig() and fileConfig() disable every logger that they do not name.
+    logger.disabled = False
     try:
         method(message, *args, exc_info=exc_info, extra=extra)
     except BaseException as error:
@@ -81,6 +106,23 @@ def describe(callback: Any) -> str:
         return f"{fn.__module__}.{fn.__qualname__}"
     except Exception:
         return printable(fn, repr)
+
+
+def call_text(callback: Any) -> str:
+    """How a callback will be called, such as ``shop.send_mail('ada@example.com', copies=2)``."""
+    if not callable(callback):
+        return short_repr(callback)
+    arguments: list[str] = []
+    if isinstance(callback, partial):
+        arguments += map(short_repr, callback.args)
+        arguments += [f"{name}={short_repr(value)}" for name, value in callback.keywords.items()]
+    return f"{describe(callback)}({', '.join(arguments)})"
+
+
+@recursive_repr("<CallbackList [...]>")
+def list_text(callbacks: list[Any]) -> str:
+    """The ``repr`` of a list of ours: the names of its callbacks, and their arguments."""
+    return f"<CallbackList [{', '.join(map(call_text, callbacks))}]>"
 
 
 def printable(thing: object, text_of: Callable[[object], str] = str) -> str:
@@ -102,10 +144,13 @@ def request_line(environ: WSGIEnvironment) -> str:
 # Callbacks
 
 
-def log_failure(callback: object, request: str, seconds: float, error: BaseException) -> None:
-    """Log what a callback raised.
+def log_failure(
+    callback: object, request: str, seconds: float, error: BaseException, after: Any
+) -> None:
+    """Log what a callback raised, and tell ``on_error=``.
 
     :param seconds: how long the callback ran.
+    :param after: the list, if it is one of ours, else ``None``.
     """
     if not callable(callback):
         outcome, message = "not callable", NOT_CALLABLE
@@ -113,17 +158,19 @@ def log_failure(callback: object, request: str, seconds: float, error: BaseExcep
         outcome, message = "system exit", SYSTEM_EXIT
     else:
         outcome, message = "failed", FAILED
-    _log_failure(outcome, message, callback, request, seconds, error)
+    _log_failure(outcome, message, callback, request, seconds, error, after)
 
 
-def log_not_run(callback: object, request: str, seconds: float, outcome: object) -> None:
+def log_not_run(
+    callback: object, request: str, seconds: float, outcome: object, after: Any
+) -> None:
     """Log that calling the callback has run nothing, because of what it returned; close that."""
     if isinstance(outcome, (Coroutine, Generator)):
         outcome.close()
     if isinstance(outcome, Coroutine):
-        _log_failure("coroutine", COROUTINE, callback, request, seconds, None)
+        _log_failure("coroutine", COROUTINE, callback, request, seconds, None, after)
     else:
-        _log_failure("generator", GENERATOR, callback, request, seconds, None)
+        _log_failure("generator", GENERATOR, callback, request, seconds, None, after)
 
 
 def _log_failure(
@@ -133,6 +180,7 @@ def _log_failure(
     request: str,
     seconds: float,
     error: BaseException | None,
+    after: Any,
 ) -> None:
     name = describe(callback)
     # Attributes of the record. Not "request", where Django's handlers expect an object of theirs.
@@ -140,6 +188,16 @@ def _log_failure(
     log(logger.error, message, name, request, exc_info=error, extra=extra)
     for hook in failure_hooks:
         hook(message % (name, request), error)
+    maker = None if after is None else after._maker
+    if maker is not None and maker._on_error is not None:
+        forks = process.forks
+        try:
+            told = RuntimeError(message % (name, request)) if error is None else error
+            maker._on_error(callback, told, after)
+        except BaseException as raised:
+            if process.forks != forks or goes_on(raised):  # forked: this is the child
+                raise
+            log(logger.error, ON_ERROR_FAILED, describe(maker._on_error), request, exc_info=raised)
 
 
 def log_interruption(request: str, error: BaseException) -> None:
@@ -151,8 +209,83 @@ def log_slow(callback: object, request: str, seconds: float) -> None:
     """Log, once a minute, that a callback held up its server."""
     times = slow_ones.passes()
     if times:
-        log(logger.warning, SLOW, describe(callback), request, seconds, times)
+        more = since_last(times, "There were {} slow callbacks")
+        log(logger.warning, SLOW, describe(callback), request, seconds, more)
 
+
+def since_last(times: int, events: str) -> str:
+    """What to add to a message that stands for all events since it was last logged."""
+    return f" {events.format(times)} since this was last logged." if times > 1 else ""
+
+
+# A middleware outside that closes too early
+
+#: One for each request of this process that is still to be looked at.
+looks = [None] * 100
+
+CO_VARARGS, CO_GENERATOR = 0x04, 0x20  # as in the module inspect, which is large
+
+#: They take an environ as an app does, and are servers all the same.
+NOT_OUTSIDE = {"a2wsgi", "asgiref", "hypercorn", "uvicorn", "wsgi_after"}
+
+
+def log_early_close(environ: WSGIEnvironment, request: str) -> None:
+    """Log, once, that a middleware outside closes a response before it returns it.
+
+    That costs the time of a callback or two, so only the first requests of a process are looked at.
+    """
+    with suppress(Exception):  # another thread has taken the last look, or a frame is odd
+        looks.pop()
+        culprit = unreturned(environ)
+        if culprit is not None:
+            looks.clear()
+            log(logger.warning, EARLY_CLOSE, culprit, request)
+
+
+def unreturned(environ: WSGIEnvironment) -> str | None:
+    """The innermost WSGI app that was called with ``environ`` and has not returned, if not ours."""
+    for frame, _ in traceback.walk_stack(None):
+        if is_called_with(environ, frame):
+            module = str(frame.f_globals.get("__name__"))
+            is_outside = module.partition(".")[0] not in NOT_OUTSIDE
+            return f"{module}.{frame.f_code.co_qualname}" if is_outside else None
+    return None
+
+
+def is_called_with(environ: WSGIEnvironment, frame: FrameType) -> bool:
+    """Whether a call looks like that of a WSGI app: it was given ``environ``, then a callable.
+
+    Or a request of WebOb's with that environ, as ``webob.dec.wsgify.middleware`` has it. A
+    generator has returned when it runs. To read what is local to a frame keeps it there, so only
+    frames are read that end with a request: one of their arguments is named like it.
+    """
+    code = frame.f_code
+    has_varargs = bool(code.co_flags & CO_VARARGS)
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + has_varargs]
+    is_of_request = has_varargs or any(name.startswith(("env", "req")) for name in names)
+    if code.co_flags & CO_GENERATOR or not is_of_request:
+        return False
+    arguments: list[tuple[str, Any]] = []
+    for name in names:
+        value = frame.f_locals.get(name)
+        arguments += [(name, one) for one in (value if type(value) is tuple else [value])]
+    return any(
+        callable(start_response)
+        and (first is environ or (name.startswith("req") and first.environ is environ))
+        for (name, first), (_, start_response) in pairwise(arguments)
+    )
+
+
+EARLY_CLOSE = (
+    "Clients wait for callbacks: the middleware %s, around wsgi_after.AfterResponseMiddleware, "
+    "closed the response of %s before it returned it to the server. Put AfterResponseMiddleware "
+    "around that middleware, as application = AfterResponseMiddleware(application), or in Flask as "
+    "app.wsgi_app = AfterResponseMiddleware(app.wsgi_app): one that is inside as well shares its "
+    "list. This is logged once."
+)
+
+
+# Callbacks that fail, and those that are slow
 
 FAILED = "Callback %s of %s failed."
 COROUTINE = (
@@ -177,8 +310,11 @@ INTERRUPTED = (
 SLOW = (
     "Callback %s of %s took %.1f seconds in close(). Meanwhile this worker, or this thread of it, "
     "served nobody, and the next request on the connection waited. Pass executor= to "
-    "AfterResponseMiddleware, or let the callback put its work into a queue. There were %d slow "
-    "callbacks since this was last told."
+    "AfterResponseMiddleware, or let the callback put its work into a queue.%s"
+)
+ON_ERROR_FAILED = (
+    "The function %s, passed as on_error=, failed itself. It was called for the failure that is "
+    "logged above, of a callback of %s."
 )
 
 
@@ -189,13 +325,13 @@ def log_refusal(request: str, error: BaseException) -> None:
     """Log, once a minute, that an executor did not take a job."""
     times = refusals.passes()
     if times:
-        kind = type(error).__name__
-        log(logger.warning, REFUSED, request, kind, printable(error), times)
+        kind, more = type(error).__name__, since_last(times, "This happened {} times")
+        log(logger.warning, REFUSED, request, kind, printable(error), more)
 
 
 REFUSED = (
     "The executor did not take the callbacks of %s, so they run in close(), where the client may "
-    "wait for them: %s: %s. This happened %d times since it was last reported."
+    "wait for them: %s: %s.%s"
 )
 LOST = (
     "The callbacks of %s are lost: the executor accepted them, but the job failed or was cancelled "
@@ -225,8 +361,19 @@ def not_callable(fn: object) -> TypeError:
     )
 
 
+def is_get_response(app: Any) -> bool:
+    """Whether this is what Django calls an entry of ``MIDDLEWARE`` with."""
+    names = getattr(app, "__globals__", {})
+    return bool(names.get("__name__") == "django.core.handlers.exception")
+
+
 def no_application(app: object) -> TypeError:
     """What to raise where the middleware is given something else than an app."""
+    if is_get_response(app):
+        return TypeError(
+            "wsgi_after.AfterResponseMiddleware expects a WSGI application, not Django's "
+            "get_response. In MIDDLEWARE, write wsgi_after.django.AfterResponseMiddleware."
+        )
     return TypeError(
         f"AfterResponseMiddleware expects a WSGI application, which is a callable, not "
         f"{type(app).__name__}: {app!r}. The usual cause is a module, or the name of an "
@@ -239,6 +386,14 @@ def no_executor(executor: object) -> TypeError:
     return TypeError(
         f"executor= expects an object with submit(fn, *args), such as those of "
         f"concurrent.futures, or None, not {type(executor).__name__}: {executor!r}."
+    )
+
+
+def no_on_error(on_error: object) -> TypeError:
+    """What to raise where ``on_error=`` is something else."""
+    return TypeError(
+        f"on_error= expects a plain function fn(callback, error, after), or None, not "
+        f"{type(on_error).__name__}: {on_error!r}."
     )
 
 

@@ -12,18 +12,22 @@ from .callbacks import UNREAD, CallbackList
 from .current import current
 from .files import arm, watch
 from .finish import finish
-from .logs import no_application, no_executor, no_list
+from .logs import is_get_response, no_application, no_executor, no_list
 from .servers import recognise
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from ..executor import SupportsSubmit
+    from .logs import OnError
 
 G = TypeVar("G", bound="Callable[[WSGIEnvironment], object]")
 
 #: The key of the list in the environ. No request header can reach it: those arrive as HTTP_...
 KEY = "wsgi.after"
+
+#: Called with a list and with who is about to share it: ``python -m wsgi_after`` sets it.
+sharing: Callable[[list[Any], object], object] | None = None
 
 
 class AfterResponseMiddleware:
@@ -36,15 +40,29 @@ class AfterResponseMiddleware:
     :param executor: who runs the callbacks instead: anything with ``submit(fn, *args)``, which gets
         one job for each request that has any. What it refuses runs in ``close()``. Where instances
         share a list, the innermost one's counts.
-    :raises TypeError: if ``app`` is not callable, or ``executor`` has no ``submit``.
+    :param on_error: called as ``on_error(callback, error, after)`` where a callback has failed, but
+        not in another process, when the failure is logged. ``callback`` is the entry, and ``after``
+        the list. What it raises is logged. Where instances share a list, its maker's counts.
+    :raises TypeError: if one of them is something else.
     """
 
-    def __init__(self, app: WSGIApplication, *, executor: SupportsSubmit | None = None) -> None:
-        if not callable(app):
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        executor: SupportsSubmit | None = None,
+        on_error: OnError | None = None,
+    ) -> None:
+        if not callable(app) or is_get_response(app):
             raise no_application(app)
         check_executor(executor)
+        if on_error is not None:
+            from ..arguments import check_on_error  # loads inspect, which is large
+
+            check_on_error(on_error)
         self.app = app
         self._executor = executor
+        self._on_error = on_error
         self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
 
     def after_response(self, fn: G) -> G:
@@ -133,7 +151,10 @@ def is_shared(present: object, instance: object) -> bool:
     """
     if not isinstance(present, list):
         raise no_list(present)
-    return not isinstance(present, CallbackList) or present._is_shared_with(instance)
+    shared = not isinstance(present, CallbackList) or present._is_shared_with(instance)
+    if shared and sharing is not None:
+        sharing(present, instance)
+    return shared
 
 
 def check_executor(executor: object) -> None:

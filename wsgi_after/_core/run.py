@@ -10,7 +10,7 @@ from . import process
 from .callbacks import HANDED_OVER, IN_JOB, RUNNING, CallbackList
 from .current import current
 from .let_out import goes_on
-from .logs import OTHER_PROCESS, log_failure, log_interruption, log_not_run, log_slow
+from .logs import OTHER_PROCESS, Nobody, log_failure, log_interruption, log_not_run, log_slow
 
 #: What calling a coroutine function or a generator function returns, and nothing has run. Other
 #: awaitables may have been started: futures of Dask, tasks of asyncio, deferreds of Twisted.
@@ -28,10 +28,11 @@ def run_callbacks(callbacks: list[Callable[[], object]], request: str | None = N
     :raises BaseException: after the others ran, the first that goes on (rule 6 of the contract).
     :raises RuntimeError: if the list is of a request of another process, which forked this one.
     """
-    if isinstance(callbacks, CallbackList):
-        if callbacks._forks != process.forks and callbacks._state != HANDED_OVER:
+    if isinstance(callbacks, CallbackList) and callbacks._forks != process.forks:
+        if callbacks._state != HANDED_OVER:
             raise RuntimeError(OTHER_PROCESS)
-        callbacks._forks = process.forks  # an executor may fork, and bring the job here
+        # An executor forked, and brought the job here.
+        callbacks._forks, callbacks._maker = process.forks, Nobody
     raised = run(callbacks, request)
     if raised is not None:
         try:
@@ -72,7 +73,7 @@ def run(
                     try:
                         outcome = callback()
                         if outcome is not None and isinstance(outcome, NOT_RUN):
-                            log_not_run(callback, label(), monotonic() - began, outcome)
+                            log_not_run(callback, label(), monotonic() - began, outcome, after)
                     # Catch everything: one callback's bug must not stop the others.
                     except BaseException as error:
                         if process.forks != forks:
@@ -80,7 +81,7 @@ def run(
                         if raised is None and goes_on(error):
                             raised = error
                         else:
-                            log_failure(callback, label(), monotonic() - began, error)
+                            log_failure(callback, label(), monotonic() - began, error, after)
                     if process.forks != forks:  # the callback forked, and this is the child
                         return raised
                     ended = monotonic()
@@ -92,6 +93,8 @@ def run(
                     return raised
             # A signal handler can raise between two callbacks, or while a failure is being logged.
             except BaseException as error:
+                if process.forks != forks:  # on_error, or a log handler, forked
+                    return error
                 if raised is None and goes_on(error):
                     raised = error
                 else:

@@ -263,7 +263,28 @@ def closed(environ, start_response):
     return body if noted else Body(body, environ["tests.notes"])
 
 
+def quick(environ, start_response):
+    """One callback, which takes no time."""
+    environ["wsgi.after"].append(int)
+    start_response("200 OK", plain("2"))
+    return [b"ok"]
+
+
+def closes_early(app):
+    """A middleware that closes the response before it returns it."""
+
+    def middleware(environ, start_response):
+        body = app(environ, start_response)
+        chunks = list(body)
+        body.close()
+        return chunks
+
+    return middleware
+
+
 MODES = {
+    "quick": AfterResponseMiddleware(quick),
+    "early": closes_early(AfterResponseMiddleware(quick)),
     "bare": app,
     "wrapped": AfterResponseMiddleware(app),
     "closed": AfterResponseMiddleware(closed),

@@ -1,0 +1,270 @@
+"""A middleware outside that closes the response before it returns it: clients wait, and it is told.
+
+Callbacks run in ``close()``, here before the server has the response. Nothing can mend that from
+inside. So the log names the middleware, once in a process.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from typing import Any
+
+import pytest
+import webob.dec
+from conftest import Exchange, Immediately, hello, is_freed, make_environ, registers
+from servers.client import fetch
+from servers.descriptions import SERVERS
+from servers.harness import require, running, wait_until
+from webtest import TestApp
+from werkzeug.middleware.profiler import ProfilerMiddleware
+from werkzeug.test import Client
+from werkzeug.wsgi import ClosingIterator
+
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after._core.logs import looks
+from wsgi_after.lint import LintMiddleware
+
+
+@pytest.fixture(autouse=True)
+def _new_process() -> Iterator[None]:
+    """No request has been looked at yet."""
+    before = looks.copy()
+    looks[:] = [None] * 100
+    yield
+    looks[:] = before
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Return who was told of so far, by name."""
+
+    def told() -> list[str]:
+        messages = [record.getMessage() for record in caplog.records]
+        return [message.split("the middleware ")[1].partition(",")[0] for message in messages]
+
+    return told
+
+
+wrapped = registers(int)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
+def test_on_each_server_a_middleware_that_closes_early_is_told_of_and_no_server_is(
+    server: Any,
+) -> None:
+    require(server.missing())
+    with running(server) as where:
+        for path in ("/quick/", "/quick/", "/early/first", "/early/second"):
+            fetch(where.port, path)
+        wait_until(lambda: "GET /early/first before it" in where.log.read_text(), where.log)
+        log = where.log.read_text()
+    assert ".closes_early.<locals>.middleware, around" in log
+    assert [path for path in ("/quick/", "/early/second") if f"GET {path} before it" in log] == []
+
+
+# Middlewares that close early
+
+
+def joins(inner: Any) -> Any:
+    def middleware(environ: Any, start_response: Any) -> list[bytes]:
+        body = inner(environ, start_response)
+        try:
+            return [b"".join(body)]
+        finally:
+            getattr(body, "close", int)()
+
+    return middleware
+
+
+class JoinsByHelper:
+    """With a helper in between, and other names."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, env: Any, start: Any) -> list[bytes]:
+        return self.chunks_of(self.inner(env, start))
+
+    def chunks_of(self, body: Any) -> list[bytes]:
+        chunks = list(body)
+        body.close()
+        return chunks
+
+
+def does_not_read(inner: Any) -> Any:
+    """As one that answers a conditional request."""
+
+    def middleware(environ: Any, start_response: Any) -> list[bytes]:
+        inner(environ, lambda *args: None).close()
+        start_response("304 Not Modified", [])
+        return []
+
+    return middleware
+
+
+def decorated(inner: Any) -> Any:
+    @wraps(inner)
+    def middleware(*args: Any) -> list[bytes]:
+        body = inner(*args)
+        chunks = list(body)
+        body.close()
+        return chunks
+
+    return middleware
+
+
+def by_webob(inner: Any) -> Any:
+    @webob.dec.wsgify.middleware
+    def upper(request: Any, app: Any) -> Any:
+        response = request.get_response(app)
+        response.body = response.body.upper()
+        return response
+
+    return upper(inner)
+
+
+def exhausts_a_generator(inner: Any) -> Any:
+    """Which closes at its end."""
+    passes_on = generates(inner)
+
+    def middleware(environ: Any, start_response: Any) -> list[bytes]:
+        return list(passes_on(environ, start_response))
+
+    return middleware
+
+
+@pytest.mark.parametrize(
+    ("middleware", "name"),
+    [
+        (
+            lambda inner: ProfilerMiddleware(inner, stream=io.StringIO()),
+            "werkzeug.middleware.profiler.ProfilerMiddleware.__call__",
+        ),
+        (joins, f"{__name__}.joins.<locals>.middleware"),
+        (JoinsByHelper, f"{__name__}.JoinsByHelper.__call__"),
+        (does_not_read, f"{__name__}.does_not_read.<locals>.middleware"),
+        (decorated, f"{__name__}.decorated.<locals>.middleware"),
+        (by_webob, f"{__name__}.by_webob.<locals>.upper"),
+        (exhausts_a_generator, f"{__name__}.exhausts_a_generator.<locals>.middleware"),
+        (lambda inner: LintMiddleware(joins(inner)), f"{__name__}.joins.<locals>.middleware"),
+        (lambda inner: generates(joins(inner)), f"{__name__}.joins.<locals>.middleware"),
+    ],
+)
+def test_it_is_told_of_once_by_its_name(
+    middleware: Any, name: str, told: Callable[[], list[str]]
+) -> None:
+    around = middleware(wrapped)
+    for _ in range(2):
+        Client(around).get("/", buffered=True)
+    assert told() == [name]
+
+
+def test_the_way_out_is_told(caplog: pytest.LogCaptureFixture, events: list[str]) -> None:
+    """And leads out."""
+
+    def outer(environ: Any, start_response: Any) -> Any:
+        result = joins(registers(partial(events.append, "callback")))(environ, start_response)
+        events.append("returned")
+        return result
+
+    Exchange(outer)
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert "application = AfterResponseMiddleware(application)" in record.getMessage()
+    Exchange(AfterResponseMiddleware(outer)).finish()
+    assert events == ["callback", "returned", "returned", "callback"]
+
+
+# No false alarm
+
+
+def generates(inner: Any) -> Any:
+    """It closes at the end of the body, long after it returned."""
+
+    def middleware(environ: Any, start_response: Any) -> Iterator[bytes]:
+        body = inner(environ, start_response)
+        try:
+            yield from list(body)
+        finally:
+            getattr(body, "close", int)()
+
+    return middleware
+
+
+def fails(environ: Any, start_response: Any) -> list[bytes]:
+    environ["wsgi.after"].append(int)
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "application",
+    [
+        lambda environ, start_response: wrapped(environ, start_response),
+        generates(wrapped),
+        LintMiddleware(wrapped),
+        lambda *args: ClosingIterator(wrapped(*args)),
+        AfterResponseMiddleware(joins(wrapped)),
+        joins(registers(int, executor=Immediately())),
+    ],
+)
+@pytest.mark.parametrize("client", [TestApp, Client])
+def test_what_passes_the_response_on_or_has_nobody_wait_is_not_told_of(
+    application: Any, client: Any, told: Callable[[], list[str]]
+) -> None:
+    response = client(application).get("/")
+    getattr(response, "close", int)()
+    assert told() == []
+
+
+def test_an_app_that_raises_is_not_told_of(told: Callable[[], list[str]]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        joins(AfterResponseMiddleware(fails))(make_environ(), lambda *args: None)
+    assert told() == []
+
+
+def test_a_request_within_a_request_is_not_told_of(told: Callable[[], list[str]]) -> None:
+    """Whoever makes it reads its response."""
+
+    def asks(environ: Any, start_response: Any) -> list[bytes]:
+        Client(wrapped).get("/within", buffered=True)
+        return hello(environ, start_response)
+
+    Client(asks).get("/", buffered=True)
+    assert told() == []
+
+
+# What it costs
+
+
+def test_only_the_first_requests_of_a_process_are_looked_at(told: Callable[[], list[str]]) -> None:
+    for _ in range(100):
+        Exchange(wrapped).finish()
+    Exchange(joins(wrapped))
+    assert told() == []
+
+
+def test_nothing_is_kept_by_looking(told: Callable[[], list[str]]) -> None:
+    """By the frames either, which go on."""
+    assert is_freed(wrapped)
+    assert is_freed(lambda environ, start_response: wrapped(environ, start_response))
+    assert len(looks) == 98
+
+
+class Odd:
+    """A request whose attributes raise."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError
+
+
+def test_a_frame_that_cannot_be_read_costs_no_callback(
+    events: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def end(body: Any, request: Any, callback: Any) -> None:
+        body.close()
+
+    end(Exchange(registers(partial(events.append, "callback"))).result, Odd(), int)
+    assert (events, caplog.records) == (["callback"], [])
