@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 import traceback
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from time import monotonic
@@ -71,7 +73,12 @@ def log(
     except BaseException as error:
         if goes_on(error):
             raise
-        traceback.print_exc()
+        try:
+            traceback.print_exc()
+        except Exception:  # Python is ending, and cannot import what that needs
+            text = f"{message % args} {printable(exc_info, repr)}\n"
+            with suppress(OSError):
+                os.write(2, text.encode("ascii", "backslashreplace"))
 
 
 def describe(callback: Any) -> str:

@@ -6,11 +6,15 @@ next call of a middleware, the next end of a request, or the exit of the process
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
+import sys
 import warnings
 from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -98,13 +102,34 @@ def close_waiting(raised: BaseException | None = None) -> BaseException | None:
 
 
 def at_exit(body: type) -> None:
-    """Close what waits, and what is in cycles; from now on, finalizers run in place.
+    """Close what is left, while Python can import and log; from now on, finalizers run in place.
 
-    The last collection is still to come, but nothing can be imported in it.
+    Another thread may still be sending what it holds. If there is one, close only what waits, and
+    what is in cycles; the rest is closed when Python drops it.
     """
-    if any(issubclass(type(thing), body) for thing in gc.get_objects()):
+    left = [thing for thing in gc.get_objects() if issubclass(type(thing), body)]
+    if len(sys._current_frames()) == 1:
+        waiting.extend(left)
+    elif left:
+        left.clear()  # or nothing of it could be collected
         gc.collect()
     with suppress(ValueError):
         gc.callbacks.remove(_collector)
     _collector.thread = None
     close_waiting()
+
+
+def _forked(body: type) -> None:
+    """Have a child of ``multiprocessing``, which skips ``atexit`` on 3.11 and 3.12, do the same."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.register_after_fork(
+            body, lambda body: util.Finalize(None, at_exit, (body,), exitpriority=-100)
+        )
+
+
+def watch_exits(body: type) -> None:
+    """Call :func:`at_exit` at the exit of this process, and of those that it forks."""
+    atexit.register(at_exit, body)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(_forked, body))
