@@ -16,6 +16,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from threading import get_ident
+from types import FrameType
 from typing import Any
 
 from . import process
@@ -105,7 +106,7 @@ def at_exit(body: type) -> None:
     """Close what is left, while Python can import and log; from now on, finalizers run in place.
 
     Another thread may still be sending what it holds. If there is one, close only what waits, and
-    what is in cycles; the rest is closed when Python drops it.
+    what is in cycles; the rest when that thread has stopped.
     """
     left = [thing for thing in gc.get_objects() if issubclass(type(thing), body)]
     if len(sys._current_frames()) == 1:
@@ -113,10 +114,29 @@ def at_exit(body: type) -> None:
     elif left:
         left.clear()  # or nothing of it could be collected
         gc.collect()
+        gc.callbacks.append(partial(at_last_collection, body))
+        gc.enable()  # or there is none
     with suppress(ValueError):
         gc.callbacks.remove(_collector)
     _collector.thread = None
     close_waiting()
+
+
+def at_last_collection(body: type, phase: str, info: object) -> None:
+    """Close what is left, when daemon threads run no more, and the modules are still there.
+
+    Not one from which a thread was reading: that stopped in the app, and may hold locks for good.
+    """
+    if phase == "stop" and sys.is_finalizing():
+        readers = set()
+        for thread in sys._current_frames().values():
+            frame: FrameType | None = thread
+            while frame is not None:
+                readers.add(id(frame.f_locals.get("self")))
+                frame = frame.f_back
+        left = (thing for thing in gc.get_objects() if issubclass(type(thing), body))
+        waiting.extend(thing for thing in left if id(thing) not in readers)
+        close_waiting()
 
 
 def _forked(body: type) -> None:
