@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import gc
+import io
+import logging
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, product
@@ -15,7 +19,11 @@ from pathlib import Path
 
 import pytest
 from commands import environment
-from conftest import count
+from conftest import Exchange, count, registers
+
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after._core import logs, unclosed
+from wsgi_after._core.body import Body
 
 #: Whatever happens to a response is one line; ``who`` serves it and ends.
 EXITS = """
@@ -170,3 +178,129 @@ def test_a_daemon_thread_that_stands_still_in_a_log_handler_does_not_block_the_e
     with ThreadPoolExecutor(2) as pool:
         outcomes = [str(outcome) for outcome in pool.map(lambda row: ended(tmp_path, *row), rows)]
     assert Counter(outcomes) == {str((ALL, True)): 20}
+
+
+# The same in this process, for what cannot be seen from outside
+
+
+@pytest.fixture
+def exits():
+    """Begin the exit of this process; what that changes is put back."""
+    before = [*gc.callbacks]
+    yield lambda: unclosed.at_exit(Body)
+    gc.callbacks[:] = before
+
+
+@pytest.fixture
+def stopped(exits, monkeypatch):
+    """Begin the exit, as while daemon threads run; then have these stopped, as Python does."""
+
+    def stopped():
+        exits()
+        monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+        gc.collect()
+
+    return stopped
+
+
+def held_by_a_thread(work):
+    """Run ``work(stand)`` in a thread, up to where that calls ``stand()``. Returns what ends it."""
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def stand():
+        stands.set()
+        goes_on.wait(10)
+
+    thread = threading.Thread(target=work, args=[stand])
+    thread.start()
+    stands.wait(10)
+
+    def end():
+        goes_on.set()
+        thread.join()
+
+    return end
+
+
+def test_without_other_threads_all_is_closed_before_python_takes_itself_apart(
+    exits, events, monkeypatch
+):
+    body = Exchange(registers(lambda: events.append("callback"))).result
+    monkeypatch.setattr(sys, "_current_frames", lambda: {1: None})
+    exits()
+    body.close()
+    assert events == ["callback"]
+
+
+def test_where_nothing_is_left_nothing_is_collected(exits):
+    end = held_by_a_thread(lambda stand: stand())
+    collections = gc.get_stats()[2]["collections"]
+    unclosed.at_exit(type("NoBody", (), {}))
+    end()
+    assert gc.get_stats()[2]["collections"] == collections
+
+
+def test_what_a_thread_is_reading_when_it_is_stopped_stays_with_it(stopped, events):
+    """That it is closed here would need what the thread holds: the generator, often a lock."""
+
+    def get(path, stand):
+        def app(environ, start_response):
+            environ["wsgi.after"].append(lambda: events.append(f"callback {path}"))
+            start_response("200 OK", [])
+            return (step() for step in [bytes, stand])
+
+        return Exchange(AfterResponseMiddleware(app)).result
+
+    def reads(stand):
+        body = get("/read", stand)
+        list(body)
+        body.close()
+
+    def sends(stand):
+        body = get("/sent", stand)
+        next(iter(body))
+        stand()
+        body.close()
+
+    ends = [held_by_a_thread(reads), held_by_a_thread(sends)]
+    stopped()
+    events.append("stopped")
+    for end in ends:
+        end()
+    assert events == ["callback /sent", "stopped", "callback /read"]
+
+
+def test_what_fails_at_the_very_end_is_written_without_logging(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    Exchange(registers(lambda: int("\u2013"), lambda: coroutine())).finish()
+    first, *_, last = capfd.readouterr().err.splitlines()
+    assert first.endswith("of GET /path failed.")
+    assert "returned a coroutine" in last
+
+
+@pytest.mark.parametrize("silence", ["level", "disable"])
+def test_what_is_silenced_stays_silent_at_the_very_end(silence, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    if silence == "level":
+        monkeypatch.setattr(logs.logger, "level", logging.CRITICAL)
+    else:
+        monkeypatch.setattr(logging.root.manager, "disable", logging.ERROR)
+    Exchange(registers(lambda: 1 / 0)).finish()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_handler_that_fails_where_stderr_is_closed_costs_no_callback(events, monkeypatch):
+    def fail(record):
+        raise ValueError("of the filter")
+
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    monkeypatch.setattr(logs.logger, "filters", [fail])
+    callbacks = [lambda: 1 / 0, lambda: events.append("second"), lambda: events.append("third")]
+    Exchange(registers(*callbacks)).finish()
+    assert events == ["second", "third"]
+
+
+async def coroutine() -> None:
+    """What a callback must not return."""
