@@ -7,7 +7,6 @@ A body is never a ``list``, ``tuple`` or ``bytes``: several servers do not close
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Iterator
 from copy import copy
 from typing import Any
@@ -102,7 +101,7 @@ class Body:
         return hash(self._iterable)
 
 
-atexit.register(unclosed.at_exit, Body)
+unclosed.watch_exits(Body)
 
 
 class ObjectBody(Body):
