@@ -95,23 +95,20 @@ FAULTS = [
     # Where callbacks run.
     Fault(
         "Callbacks run in a thread of their own.",
-        "run.py",
-        "outcome = callback()",
+        "finish.py",
+        "raised = run(callbacks, None, error, PATIENCE)",
         """
         from concurrent.futures import ThreadPoolExecutor
-        from contextvars import copy_context
         with ThreadPoolExecutor(1) as pool:
-            outcome = pool.submit(copy_context().run, callback).result()
+            job = pool.submit(copy_context().run, run, callbacks, None, error, PATIENCE)
+        raised = job.result()
         """,
     ),
     Fault(
         "Callbacks run in a copy of the context.",
-        "run.py",
-        "outcome = callback()",
-        """
-        from contextvars import copy_context
-        outcome = copy_context().run(callback)
-        """,
+        "finish.py",
+        "raised = run(callbacks, None, error, PATIENCE)",
+        "raised = copy_context().run(run, callbacks, None, error, PATIENCE)",
     ),
     # Once, and in order.
     Fault(
