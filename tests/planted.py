@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 300.0  # seconds; a fault that makes a test hang is found
+PATIENCE = 600.0  # seconds; a fault that makes a test hang is found
 
 #: The tests of the core: the quick ones, which find most, first.
 TESTS = [
