@@ -28,16 +28,14 @@ PATIENCE = 600.0  # seconds; a fault that makes a test hang is found
 
 #: The tests of the core: the quick ones, which find most, first.
 TESTS = [
-    f"tests/{name}.py"
-    for name in (
-        *("test_body", "test_callbacks", "test_middleware", "test_file_wrapper"),
-        *("test_native_file_wrapper", "test_flush", "cases/test_calls", "cases/test_own_thread"),
-        *("test_hand_off", "test_nested", "cases/test_contained", "cases/test_unclosed"),
-        *("cases/test_processes", "test_security", "test_conformance", "test_known_bugs"),
-        *("test_prepare", "test_prepare_current", "test_prepare_patterns", "test_executor"),
-        *("test_observability", "test_leaks", "test_contract", "test_lint", "test_testing"),
-        *("test_matrix", "test_fuzz", "test_races", "test_model"),
-    )
+    *("tests/test_body.py", "tests/test_callbacks.py", "tests/test_middleware.py"),
+    *("tests/test_file_wrapper.py", "tests/test_flush.py", "tests/test_hand_off.py"),
+    *("tests/cases", "tests/test_nested.py", "tests/test_security.py", "tests/test_conformance.py"),
+    *("tests/test_known_bugs.py", "tests/test_prepare.py", "tests/test_prepare_current.py"),
+    *("tests/test_prepare_patterns.py", "tests/test_executor.py", "tests/test_observability.py"),
+    *("tests/test_leaks.py", "tests/test_contract.py", "tests/test_lint.py"),
+    *("tests/test_testing.py", "tests/test_matrix.py", "tests/test_fuzz.py"),
+    *("tests/test_races.py", "tests/test_model.py"),
 ]
 
 
