@@ -111,9 +111,9 @@ USES = {
     ),
 }
 
-#: Where a callback that does the same thing fails, crashes Python, or blocks its thread for good, if
-#: the last reference was dropped in there: what is interrupted cannot be entered twice. What happens
-#: depends on the version of Python.
+#: Where a callback that does the same thing fails, crashes Python, or blocks its thread for good,
+#: if the last reference was dropped in there: what is interrupted cannot be entered twice. What
+#: happens depends on the version of Python.
 LIMITS = {
     "logging into a queue": ["blocked"],
     "ThreadPoolExecutor.submit": ["blocked"],
