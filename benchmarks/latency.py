@@ -1,9 +1,9 @@
 """Time to the last byte, and to the next response on the connection, with 50 ms of work to do.
 
-The work is done in the view, in Flask's ``after_request``, in ``close()``, where the package does
-it by default, and in an executor, on two servers. Each round goes through all of them, so what the
-machine does meanwhile meets all alike. With a Content-Length, what tells the ways apart is the next
-response; without one, some servers make the client wait for ``close()``.
+The work is done in the view, in Flask's ``after_request``, in a callback, and in a callback that an
+executor takes, on two servers. Each round goes through all of them, so what the machine does
+meanwhile meets all alike. With a Content-Length, what tells the ways apart is the next response;
+without one, some servers make the client wait for ``close()``.
 """
 
 import http.client
@@ -27,9 +27,8 @@ WAYS = {
     "none": "nothing to do",
     "view": "in the view",
     "after_request": "Flask after_request",
-    "close": "executor=None: in close()",
-    "default": "default",
-    "executor": "executor=pool",
+    "callback": "callback, in close()",
+    "executor": "callback, executor=pool",
 }
 MEASURES = ("last byte", "next response")
 

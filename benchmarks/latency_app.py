@@ -58,8 +58,7 @@ WAYS = {
     "none": make_app(),
     "view": make_app(work),
     "after_request": after_request_app(),
-    "close": AfterResponseMiddleware(make_app(register), executor=None),
-    "default": AfterResponseMiddleware(make_app(register)),
+    "callback": AfterResponseMiddleware(make_app(register)),
     "executor": AfterResponseMiddleware(make_app(register), executor=BoundedThreadPoolExecutor()),
 }
 

@@ -98,17 +98,12 @@ def call(app, **options):
 
 
 def serve(app, **options):
-    """Serve one request; say what the app raises."""
-    try:
-        body = call(app, **options)
-        try:
-            for chunk in body:
-                say(chunk.decode())
-        finally:
-            say("close()")
-            body.close()
-    except LookupError as error:
-        say(f"raised: {error}")
+    """Serve one request."""
+    body = call(app, **options)
+    for chunk in body:
+        say(chunk.decode())
+    say("close()")
+    body.close()
     say("served")
 
 
@@ -147,16 +142,6 @@ def after(step):
     return app
 
 
-def raises(environ, start_response):
-    hello(environ, start_response)
-    raise LookupError("on purpose")
-
-
-def raises_in_the_body(environ, start_response):
-    yield next(hello(environ, start_response))
-    raise LookupError("on purpose")
-
-
 def registers_without_the_environ(environ):
     from wsgi_after import after_this_response
 
@@ -172,8 +157,6 @@ def prepares(environ):
 APPS = {
     "ordinary": hello,
     "error_in_callback": after(lambda environ: environ["wsgi.after"](int, "one")),
-    "error_in_app": raises,
-    "error_in_body": raises_in_the_body,
     "without_the_environ": after(registers_without_the_environ),
     "prepared": after(prepares),
 }

@@ -21,7 +21,7 @@ WRITTEN = {
     "request": (89, ["list of one chunk", "+Sentry", "wsgi_after to the recipe"]),
     "memory": (3, ["bytes in flight", "list of one chunk"]),
     "imports": (4, ["import wsgiref", "All others than its own are standard library."]),
-    "latency": (48, ["waitress, no Content-Length", "in the view"]),
+    "latency": (40, ["waitress, no Content-Length", "in the view"]),
     "instructions": (3, ["list of one chunk", "+recipe"]),
     "growth": (36, ["requests in flight", "callbacks of a request", "chunks"]),
     "throughput": (20, ["granian, greeting", "uWSGI, 20 MB file"]),

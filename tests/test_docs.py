@@ -202,21 +202,8 @@ def test_each_file_that_a_text_names_is_there(text):
 
 # The pictures.
 
-WHITE, DARK = "#ffffff", "#131416"  # the grounds of furo's two modes
-
-
-def luminance(colour):
-    """As WCAG has it."""
-    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one, other):
-    darker, lighter = sorted([luminance(one), luminance(other)])
-    return (lighter + 0.05) / (darker + 0.05)
+#: Each has a contrast of 3 or more, as WCAG counts it, to both of furo's grounds, light and dark.
+SEEN = {"#2271b1", "#686d76", "#8a8f98", "#a8530f", "#c4671b"}
 
 
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
@@ -227,8 +214,6 @@ def test_a_picture_is_told_in_words_and_seen_in_light_and_dark(path):
     assert svg.get("aria-labelledby", "").split() == [title.get("id"), desc.get("id")]
     assert all(len(element.text or "") > 20 for element in (title, desc))
     used = {element.get(name) for element in svg.iter() for name in ("fill", "stroke")}
-    own = used - {None, "none", "currentColor", "#fff"}
-    weak = [c for c in own for ground in (WHITE, DARK) if contrast(str(c), ground) < 3]
-    assert weak == []
+    assert used - {None, "none", "currentColor", "#fff"} <= SEEN
     texts = {element.get("fill") for element in svg.iter() if element.tag.endswith("}text")}
     assert texts <= {"currentColor", "#fff"}

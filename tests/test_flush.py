@@ -5,8 +5,10 @@ Here the server is a few lines; the real ones are in ``tests/servers``.
 
 from __future__ import annotations
 
+import io
 import logging
 from contextlib import suppress
+from wsgiref.util import FileWrapper
 
 import pytest
 from conftest import make_environ, registers
@@ -154,3 +156,43 @@ def test_another_row_with_a_key_is_another_server(monkeypatch):
     monkeypatch.setattr(servers, "SERVERS", (*SERVERS, servers.Server("another", key="another.x")))
     assert recognise(make_environ(**{"another.x": 1})).name == "another"
     assert recognise(make_environ(**UWSGI)).name == "uWSGI"
+
+
+# Bodies of each kind, and servers of each
+
+
+def read(body):
+    list(body)
+    return []
+
+
+@pytest.mark.parametrize("callbacks", [0, 1])
+@pytest.mark.parametrize(
+    "body", [[], [b""], (), iter(()), Body(b""), b"", memoryview(b"")], ids=repr
+)
+def test_an_empty_body_of_any_kind_is_flushed_where_there_are_callbacks(
+    body, callbacks, serve, events
+):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return body
+
+    serve(app, UWSGI, callbacks, reads=read)
+    assert events == [b"", "callback"] * callbacks
+
+
+def test_a_file_that_the_server_sends_itself_is_not_flushed(serve, events):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return environ["wsgi.file_wrapper"](io.BytesIO())
+
+    serve(app, {**UWSGI, "wsgi.file_wrapper": FileWrapper})
+    assert events == ["callback"]
+
+
+def test_a_server_that_is_recognised_but_holds_no_headers_is_not_flushed(
+    serve, events, monkeypatch
+):
+    monkeypatch.setattr(servers, "SERVERS", (servers.Server("another", key="another.x"),))
+    serve(starts(), {"another.x": 1})
+    assert events == ["callback"]

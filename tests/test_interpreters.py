@@ -24,8 +24,6 @@ FAILED = """logged: ERROR ValueError("invalid literal for int() with base 10: 'o
 EVENTS = {
     "ordinary": RESPONSE,
     "error_in_callback": [*BODY, "close()", FAILED, *CALLBACKS, "served"],
-    "error_in_app": ["200 OK []", *CALLBACKS, "raised: on purpose", "served"],
-    "error_in_body": ["200 OK []", "hello", *IN_CLOSE, "raised: on purpose", "served"],
     "without_the_environ": [*BODY, *IN_CLOSE, "registered by a callback", "served"],
     "prepared": ["200 OK [('X-Prepared', 'yes')]", *RESPONSE[1:]],
     "pool": ["200 OK []", "callback after 200 OK, elsewhere", "second callback"],

@@ -282,9 +282,10 @@ def run_pytest(directory, **modules):
 def test_every_example_of_the_page_passes(tmp_path):
     modules = {name.removesuffix(".py"): text for name, text in blocks("testing.rst").items()}
     assert list(modules) == [
-        *("test_order", "test_fixtures", "test_pyramid", "test_flask", "test_django")
+        *("test_order", "test_fixtures", "test_pyramid", "test_flask", "test_django"),
+        "test_live",
     ]
-    assert run_pytest(tmp_path, **modules) == {"passed": 8}
+    assert run_pytest(tmp_path, **modules) == {"passed": 9}
 
 
 FAILING = """

@@ -53,6 +53,14 @@ _AROUND = (
     "wsgi_after.AfterResponseMiddleware."
 )
 
+_ON_COMMIT = (
+    "after_response() was called within a transaction, when the response had been closed and the "
+    "callbacks of its request had run. The usual cause is captureOnCommitCallbacks(execute=True) "
+    "in a TestCase: it calls what on_commit() was given only then, while a real commit comes "
+    "before the end of the response. Use a TransactionTestCase, or wait for both, commit and "
+    "response: docs/django.rst has the lines (after_both)."
+)
+
 _of_thread = threading.local()  # .serves: Django has served a request in it, so it looks after it
 #: The list of the request whose view is being called. Its callbacks do not run yet.
 _in_view: ContextVar[object] = ContextVar("wsgi_after.django", default=None)
@@ -76,7 +84,14 @@ def after_response(request: HttpRequest, fn: F, /, *args: Any, **kwargs: Any) ->
         )
     if callbacks is None:
         raise ImproperlyConfigured(_ABSENT)
+    if getattr(callbacks, "ended", False) and is_test_case():
+        raise RuntimeError(_ON_COMMIT)
     return register(callbacks, fn, *args, **kwargs)
+
+
+def is_test_case() -> bool:
+    """Whether this is called within a transaction, as all of a ``TestCase`` is."""
+    return any(connection.in_atomic_block for connection in connections.all(initialized_only=True))
 
 
 class AfterResponseMiddleware:

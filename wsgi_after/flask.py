@@ -16,26 +16,32 @@
 
 ``current_app``, ``g``, ``request`` and ``session`` are those of the request. Teardown functions run
 after each callback, which is what gives Flask-SQLAlchemy's connection back. So they run once more
-for each callback there is.
+for each callback there is: one that counts requests must look whether it has counted this one.
 
 Caution: the response is out. What a callback changes in ``session`` is not stored, uploaded files
-are closed, and a body that the view did not read cannot be read any more.
+are closed, and a body that the view did not read may be gone. Rows that the view loaded, such as
+Flask-Login's ``current_user``, belong to a session that is over. Read in the view, and pass ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from flask import Flask, got_request_exception, has_request_context, request, request_started
 from flask.globals import app_ctx, request_ctx
 from flask.testing import FlaskClient
+from werkzeug.datastructures import iter_multi_items
+from werkzeug.exceptions import BadRequest
 
 from . import AfterResponseMiddleware, CallbackList
 from .integration import KEY, check_arguments
 
 if TYPE_CHECKING:
+    from flask import Request
     from flask.ctx import AppContext, RequestContext
     from werkzeug.test import TestResponse
 
@@ -52,7 +58,7 @@ class AfterResponse:
 
     :param app: the app, or ``None`` to call :meth:`init_app` later, for any number of apps.
     :param executor: as for :class:`wsgi_after.AfterResponseMiddleware`. An executor of this
-        process: the context of a request cannot be sent to another one.
+        process: the context of a request cannot be sent to another one. Flask-Executor's is one.
     :param on_error: as for :class:`wsgi_after.AfterResponseMiddleware`. It is called without a
         context: ``callback.func`` is the function that failed.
     """
@@ -64,6 +70,9 @@ class AfterResponse:
         executor: SupportsSubmit | None = None,
         on_error: Callable[[Any, BaseException, CallbackList], object] | None = None,
     ) -> None:
+        extension = sys.modules.get("flask_executor")
+        if extension is not None and isinstance(executor, extension.Executor):
+            executor = WithoutContext(executor)
         self._executor = executor
         self._on_error = on_error
         if app is not None:
@@ -97,9 +106,11 @@ class AfterEachResponse:
         answered it.
 
         :raises TypeError: if ``fn`` is not callable, or needs an argument.
-        :raises RuntimeError: in a request, because ``fn`` would also run after all later ones.
+        :raises RuntimeError: in a request of this app, because ``fn`` would also run after all
+            later ones.
         """
-        if has_request_context():
+        # A test may have pushed a context of another app, or one that no server asked for.
+        if has_request_context() and request_ctx.app is self._app and KEY in request.environ:
             raise RuntimeError(
                 "app.after_response() was called in a request. It registers a function for every "
                 "request, so each request would add another: call it where the app is set up. For "
@@ -153,6 +164,7 @@ def after_this_response(fn: F, /, *args: Any, **kwargs: Any) -> F:
     check_arguments(fn, args, kwargs, THESE_ARGUMENTS)
     callback = InContext(fn, *args, **kwargs)
     callback.contexts = unwrapped(app_ctx), unwrapped(request_ctx)
+    callback.thread = get_ident()
     request.environ[KEY].append(callback)
     return fn
 
@@ -172,6 +184,7 @@ class InContext(partial[object]):
     """A callback that runs in contexts like those in which it was registered."""
 
     contexts: tuple[AppContext, RequestContext]
+    thread: int
 
     def __call__(self, /) -> object:
         """Call the function, then the teardown functions.
@@ -182,8 +195,13 @@ class InContext(partial[object]):
         of_app, of_request = self.contexts
         app_context = of_app.app.app_context()
         app_context.g = of_app.g
+        explain_streams(of_request.request, get_ident() == self.thread)
         with app_context, of_request.copy():
-            return of_app.app.ensure_sync(self.func)(*self.args, **self.keywords)
+            try:
+                return of_app.app.ensure_sync(self.func)(*self.args, **self.keywords)
+            except Exception as error:
+                explain(error)
+                raise
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -191,6 +209,90 @@ class InContext(partial[object]):
             "needs the context of its request. For an executor in another process, register a "
             'plain function by request.environ["wsgi.after"](fn, *args).'
         )
+
+
+class WithoutContext:
+    """Flask-Executor's pool without its own ``submit()``, which works in a request only.
+
+    That one copies the context of the request, which is over; the callbacks bring theirs along.
+    """
+
+    def __init__(self, executor: Any) -> None:
+        self._executor = executor
+
+    def submit(self, fn: Callable[..., object], /, *args: object) -> object:
+        """Submit to the pool that it has when it has been initialised with an app."""
+        return self._executor._self.submit(fn, *args)
+
+
+class Gone:
+    """A stream that cannot be read any more, and says so.
+
+    :param text: what to do about it.
+    """
+
+    closed = True
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def close(self) -> None:
+        """Do nothing: it is closed."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.read()
+
+    def read(self, *args: object) -> NoReturn:
+        """Raise the error; not a ``ValueError``, for which werkzeug returns an empty form."""
+        raise RuntimeError(self._text)
+
+    readline = readlines = readinto = seek = tell = read
+
+
+UPLOAD = (
+    "An uploaded file was used after the response, when Flask had closed it. Save or read it in "
+    "the view, and pass the path or the bytes to the callback."
+)
+BODY = (
+    "The body of the request was read after the response, in another thread than that of the "
+    "request, while the server may read the next request there. Read it in the view, by "
+    "request.get_data(), request.get_json() or request.form: then the callback finds it, too."
+)
+BLAMED = (
+    "The client may have sent everything. If the view did not read the body, it was read after the "
+    "response, when the server had dropped it. Read it in the view, by request.get_data(), "
+    "request.get_json() or request.form: then the callback finds it, too."
+)
+DETACHED = (
+    "A database session that ended with the view had loaded this object. Flask-Login's "
+    "current_user is such an object. Pass its id to the callback, and load it there."
+)
+
+
+def explain_streams(request: Request, own_thread: bool) -> None:
+    """Have the streams of a request that are gone say so, where a callback uses them.
+
+    :param own_thread: whether the callback runs in that of the request, where some servers still
+        have the body.
+    """
+    known = vars(request)  # what the view, or Flask, has made of it
+    for _, file in iter_multi_items(known.get("files") or ()):
+        if getattr(file.stream, "closed", False):
+            file.stream = Gone(UPLOAD)
+    if not own_thread and "stream" not in known and has_body(request):
+        known["stream"] = Gone(BODY)
+
+
+def has_body(request: Request) -> bool:
+    return bool(request.content_length) or "HTTP_TRANSFER_ENCODING" in request.environ
+
+
+def explain(error: Exception) -> None:
+    """Add to what a callback raised what to do about it."""
+    if isinstance(error, BadRequest):
+        error.add_note(BLAMED)
+    elif type(error).__name__ == "DetachedInstanceError":  # of SQLAlchemy
+        error.add_note(DETACHED)
 
 
 class AfterResponseClient(FlaskClient):

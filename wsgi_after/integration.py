@@ -12,6 +12,7 @@ Caution: whoever opens a request has to see to it that its closer is called.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from threading import get_ident
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._core import finish as finish_module
-from ._core import let_out, logs
+from ._core import let_out, logs, process, unclosed
 from ._core import middleware as middleware_module
 from ._core.body import Body
 from ._core.callbacks import UNSEEN, CallbackList, register
@@ -53,6 +54,7 @@ __all__ = [
     "request_line",
     "set_capture",
     "set_sharing",
+    "unfinished",
 ]
 
 
@@ -205,3 +207,25 @@ def add_failure_hook(hook: Callable[[str, BaseException | None], object]) -> Non
 def add_let_out(*kinds: type[BaseException]) -> None:
     """Let these out of a callback, beside ``KeyboardInterrupt``: what has to end a test."""
     let_out.kinds = (*let_out.kinds, *kinds)
+
+
+def unfinished() -> list[CallbackList]:
+    """The lists of this process's requests that have not ended: for tests, because it is slow.
+
+    From the call of the app until the last callback has run, or until the job has left the process.
+    Found by the garbage collector, so that requests need not be counted. What nobody closed, and
+    waits for a safe moment, is closed first.
+    """
+    raised = unclosed.close_waiting()
+    if raised is not None:
+        raise raised
+    # By type(): isinstance() asks a proxy, such as flask.request, what it stands for.
+    return [
+        thing
+        for thing in gc.get_objects()
+        if issubclass(type(thing), CallbackList)
+        # Another thread may just be making it; this is set behind the other two.
+        and getattr(thing, "_forks", None) == process.forks
+        and thing._maker is not None
+        and not thing.ended
+    ]

@@ -17,7 +17,8 @@ If pyramid_retry tries a request again, what the failed attempt registered is th
 it cancelled is back. The last attempt counts, even if it fails.
 
 Caution: the response is out, and the transaction of pyramid_tm is over. A callback that writes to a
-database begins a transaction of its own.
+database begins a transaction of its own. What it does by ``request.tm`` without one is committed
+after it, or raises ``NoTransaction`` if the manager is explicit, as pyramid_tm recommends.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ class InThreadlocals(partial[object]):
         before = callbacks.copy()
         with RequestContext(self.request):
             try:
-                return self.original()
+                return in_transaction(self.request, self.original)
             finally:
                 if callbacks != before:
                     bind(callbacks, before, self.request)
@@ -221,3 +222,27 @@ class InThreadlocals(partial[object]):
     def __reduce__(self) -> Any:
         """Pickle as a plain callback: a request, and what is local to a thread, stays here."""
         return partial, (self.original,)
+
+
+def in_transaction(request: Request, fn: Callable[[], object]) -> object:
+    """Call ``fn()``, and end the transaction of ``request.tm`` that it began without a word.
+
+    With pyramid_tm's default manager, that of the thread, the first use begins one, and nobody else
+    would end it: what a callback adds to ``request.dbsession`` would vanish.
+    """
+    manager = vars(request).get("tm")  # if somebody has asked for it
+    is_ours = manager is not None and not {"tm.active", "repoze.tm.active"} & request.environ.keys()
+    try:
+        outcome = fn()
+    except BaseException as error:
+        if is_ours and not manager.explicit:
+            manager.abort()
+        if type(error).__name__ == "NoTransaction":
+            error.add_note(
+                "The transaction of the request is over when its callbacks run. Begin one of the "
+                "callback's own: with request.tm: ..."
+            )
+        raise
+    if is_ours and not manager.explicit:
+        manager.commit()
+    return outcome

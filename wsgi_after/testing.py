@@ -1,4 +1,4 @@
-"""For tests: hold callbacks back to look at them, and fail if a callback fails.
+"""For tests: hold callbacks back to look at them, fail if a callback fails, wait for the last one.
 
 ::
 
@@ -9,6 +9,9 @@
 
     with strict():
         client.get("/orders/7").close()    # a callback that raises fails the test
+
+    urlopen(live_server_url + "/orders/7").read()
+    wait_for_callbacks()                   # the server may still be busy with them
 
 A request belongs to the innermost block that was entered in its thread, or to be exact, in its
 context of ``contextvars``. A request in a thread that has entered no block, such as a server's,
@@ -21,14 +24,16 @@ clients need ``response.close()``, ``with``, or ``buffered=True``.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
+from time import monotonic, sleep
 from typing import Generic, TypeVar
 
 from . import CallbackList
-from .integration import add_failure_hook, set_capture
+from .integration import add_failure_hook, current_list, set_capture, unfinished
 
 T = TypeVar("T")
 
@@ -163,6 +168,42 @@ def raise_failures(failures: list[BaseException]) -> None:
         raise raised[0]
     if raised:
         raise BaseExceptionGroup(f"{len(raised)} callbacks failed", raised)
+
+
+def wait_for_callbacks(timeout: float = 10.0) -> None:
+    """Wait until the callbacks of all requests to this process have run, in a pool, too.
+
+    For a live server in a thread of the test: a client has the response before its callbacks have
+    run. A request counts from the call of the app until its list has ended, or until ``capture()``
+    has it. What was handed over to another process does not count.
+
+    :param timeout: in seconds.
+    :raises TimeoutError: if there are requests left. The usual causes are a callback that takes
+        longer, and a response that nobody has read and closed.
+    :raises RuntimeError: within a request, which would wait for itself.
+    """
+    if current_list() is not None:
+        raise RuntimeError(
+            "wait_for_callbacks() was called within a request, or from a callback, and would wait "
+            "for itself. Call it in the test."
+        )
+    deadline = monotonic() + timeout
+    if unfinished():
+        gc.collect()  # or what is in a cycle, and nobody will close, would be waited for
+    while left := not_captured(unfinished()):
+        if monotonic() > deadline:
+            raise TimeoutError(
+                f"After {timeout} seconds, the callbacks of {len(left)} requests have not run, or "
+                f"are running: {[[*after] for after in left]!r}. The usual causes are one that "
+                "takes longer, and a response that nobody has read and closed."
+            )
+        sleep(0.005)
+
+
+def not_captured(lists: list[CallbackList]) -> list[CallbackList]:
+    """Those that no ``capture()`` holds back, for which nobody may ever call ``run()``."""
+    captured = {id(it.after) for it in gc.get_objects() if lists and type(it) is CapturedRequest}
+    return [after for after in lists if id(after) not in captured]
 
 
 def note(text: str, error: BaseException | None) -> None:

@@ -1,17 +1,27 @@
-"""Rule 3, where servers fork or start a thread for each request; tests/servers has all others.
+"""Rule 3: in which thread, and in which context, callbacks run.
 
-Each request of the app opens a session that belongs to its thread, and registers a callback that
-closes it: in another thread, that would close nothing, and the next request would find it.
+First where servers fork or start a thread for each request; tests/servers has all others. Each
+request of the app opens a session that belongs to its thread, and registers a callback that closes
+it: in another thread, that would close nothing, and the next request would find it.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import threading
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
+from wsgiref.util import FileWrapper
 
 import pytest
 from commands import serving
+from conftest import Exchange, make_environ
 from servers.client import fetch
 from servers.harness import wait_until
+
+from wsgi_after import AfterResponseMiddleware
 
 APP = """
 import json, os, threading
@@ -85,3 +95,51 @@ def test_a_session_of_the_thread_is_closed_before_the_next_request(name, tmp_pat
             wait_until(lambda n=number: events.read_text().count("\n") == n, tmp_path / "log")
     found = [json.loads(line) for line in events.read_text().splitlines()]
     assert found == [[kind, None, kind, kind, True] for kind in KINDS]
+
+
+# Without a server: by whoever calls close()
+
+
+#: By what the app does: the status, and the body.
+RESPONSES = {
+    "list": ("200 OK", lambda environ: [b"chunk"]),
+    "generator": ("200 OK", lambda environ: (chunk for chunk in [b"chunk"])),
+    "file": ("200 OK", lambda environ: environ["wsgi.file_wrapper"](io.BytesIO())),
+    "error page": ("500 Internal Server Error", lambda environ: [b"sorry"]),
+    "no iterable": ("200 OK", lambda environ: None),
+    "raises": ("200 OK", lambda environ: 1 / 0),
+}
+user = ContextVar("user", default="nobody")
+
+
+@pytest.mark.parametrize("kind", RESPONSES)
+def test_callbacks_run_in_the_thread_that_closes_and_in_its_context_not_in_a_copy(kind, events):
+    """If there is nothing to close: in the thread that calls the app."""
+
+    def note(what):
+        events.append((what, threading.get_ident(), user.get()))
+        user.set(what)
+
+    def app(environ, start_response):
+        status, body = RESPONSES[kind]
+        environ["wsgi.after"](note, "callback")
+        start_response(status, [])
+        return body(environ)
+
+    def end():
+        user.set("who closes")
+        with suppress(ZeroDivisionError):
+            ends()
+        note("closed")
+
+    environ = make_environ(**{"wsgi.file_wrapper": FileWrapper, "SERVER_PROTOCOL": "HTTP/1.0"})
+    ends = partial(Exchange, AfterResponseMiddleware(app), environ)
+    if kind not in {"no iterable", "raises"}:
+        ends = ends().result.close
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join()
+    assert events == [
+        ("callback", thread.ident, "who closes"),
+        ("closed", thread.ident, "callback"),
+    ]

@@ -25,7 +25,16 @@ PAGES = {
 RUN = {
     "django": [
         *("install", "settings.py", "urls.py", "runserver", "wsgi.py", "orders.py", "language.py"),
-        *("test_orders.py", "test", "migrate", "gunicorn", "uwsgi", "curl"),
+        *(
+            "test_orders.py",
+            "test",
+            "both.py",
+            "test_both.py",
+            "migrate",
+            "gunicorn",
+            "uwsgi",
+            "curl",
+        ),
     ],
     "flask": [
         *("install", "shop.py", "run", "order", "factory.py", "factory_used.py", "orders.py"),
@@ -105,7 +114,7 @@ def test_the_page_leads_to_a_mail(files, mail_server, page, command, request_, t
 
 
 def test_the_tests_of_the_pages_pass(files):
-    assert "Ran 5 tests" in run(command("django", "test"), files("django"))
+    assert "Ran 6 tests" in run(command("django", "test"), files("django"))
     pytest_ = "python -m pytest -q -p no:cacheprovider test_orders.py"
     assert "2 passed" in run(pytest_, files("flask"), PYTEST_ADDOPTS="")
     files("pyramid")

@@ -114,25 +114,23 @@ def nginx_gunicorn(settings: str) -> Callable[[Place], Commands]:
 
 def apache(daemon: bool) -> Callable[[Place], Commands]:
     """Apache with one child process, or with one process of mod_wsgi's own."""
+    group = "WSGIApplicationGroup %{GLOBAL}"
+    return lambda where: [apache_with(where, [group, *mod_wsgi(where, "kinds.py", daemon)])]
 
-    def commands(where: Place) -> Commands:
-        directory = where.directory
-        lines = [
-            "WSGIEnableSendfile On",
-            f"WSGIScriptAlias / {directory}/kinds.py",
-            "WSGIApplicationGroup %{GLOBAL}",
-            f"<Directory {directory}>\nRequire all granted\n</Directory>",
-        ]
-        if daemon:
-            lines += [
-                f"WSGIDaemonProcess kinds processes=1 threads=4 python-path={directory}",
-                "WSGIProcessGroup kinds",
-            ]
-        else:
-            lines += [f"WSGIPythonPath {directory}"]
-        return [apache_with(where, lines)]
 
-    return commands
+def mod_wsgi(where: Place, script: str, daemon: bool) -> list[str]:
+    """The settings that have it run a script."""
+    directory = where.directory
+    own_process = [
+        f"WSGIDaemonProcess kinds processes=1 threads=4 python-path={directory}",
+        "WSGIProcessGroup kinds",
+    ]
+    return [
+        "WSGIEnableSendfile On",
+        f"WSGIScriptAlias / {directory}/{script}",
+        f"<Directory {directory}>\nRequire all granted\n</Directory>",
+        *(own_process if daemon else [f"WSGIPythonPath {directory}"]),
+    ]
 
 
 def apache_with(

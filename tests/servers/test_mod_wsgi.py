@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from .descriptions import apache_with
+from .descriptions import apache_with, mod_wsgi
 from .harness import Server, control, running
 
 pytestmark = pytest.mark.servers
@@ -55,35 +55,17 @@ def copy_python(where):
     return home
 
 
-def apache(where, daemon):
-    """Apache with one process, and without ``WSGIApplicationGroup``."""
-    directory = where.directory
-    settings = [
-        "WSGIEnableSendfile On",
-        f"WSGIPythonHome {copy_python(where)}",
-        f"WSGIScriptAlias / {directory}/default_group.py",
-        f"<Directory {directory}>\nRequire all granted\n</Directory>",
-    ]
-    if daemon:
-        settings += [
-            f"WSGIDaemonProcess kinds processes=1 threads=4 python-path={directory}",
-            "WSGIProcessGroup kinds",
-        ]
-    else:
-        settings += [f"WSGIPythonPath {directory}"]
-    return [apache_with(where, settings, mod_wsgi=said("mod_wsgi-express", "module-location"))]
-
-
 @contextmanager
 def started(mode):
-    """Run Apache, with mod_wsgi ``embedded`` in its process or in a ``daemon`` process."""
-    server = Server(
-        f"mod_wsgi {mode}",
-        lambda where: apache(where, daemon=mode == "daemon"),
-        version=str,
-        programs=("apache2", str(VENV / "bin/mod_wsgi-express")),
-    )
-    with running(server) as where:
+    """Run Apache without ``WSGIApplicationGroup``, in its process or in a ``daemon`` process."""
+
+    def commands(where):
+        settings = mod_wsgi(where, "default_group.py", daemon=mode == "daemon")
+        module = said("mod_wsgi-express", "module-location")
+        return [apache_with(where, [f"WSGIPythonHome {copy_python(where)}", *settings], module)]
+
+    needs = ("apache2", str(VENV / "bin/mod_wsgi-express"))
+    with running(Server(f"mod_wsgi {mode}", commands, version=str, programs=needs)) as where:
         yield where
 
 

@@ -7,7 +7,6 @@ A body is never a ``list``, ``tuple`` or ``bytes``: several servers do not close
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Iterator
 from copy import copy
 from typing import Any
@@ -102,7 +101,7 @@ class Body:
         return hash(self._iterable)
 
 
-atexit.register(unclosed.at_exit, Body)
+unclosed.watch_exits(Body)
 
 
 class ObjectBody(Body):
@@ -129,14 +128,15 @@ class BufferBody(SizedBody):
 
     __slots__ = ()
 
-    def __init__(self, iterable: Any, after: CallbackList) -> None:
-        super().__init__(iterable, after)
-        self._iterator = iter([iterable])
-
     def __iter__(self) -> Iterator[bytes]:
         self._after._progress = IN_BODY
         yield self._iterable
         self._after._progress = EXHAUSTED if len(self) else EXHAUSTED_EMPTY
+
+    def __next__(self) -> bytes:
+        if self._iterator is None:
+            self._iterator = iter(self)
+        return next(self._iterator)
 
 
 #: By type of the app's iterable: to look for ``__len__`` where there is none costs 200 ns. An app

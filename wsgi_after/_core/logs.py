@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
+import sys
 import traceback
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
@@ -91,12 +93,33 @@ def log(
     """Call a method of the logger. A failing filter or handler must not stop the callbacks."""
     # By default, dictConfig() and fileConfig() disable every logger that they do not name.
     logger.disabled = False
+    if sys.is_finalizing():
+        write_at_the_end(message % args, exc_info)
+        return
     try:
         method(message, *args, exc_info=exc_info, extra=extra)
     except BaseException as error:
         if goes_on(error):
             raise
-        traceback.print_exc()
+        with suppress(Exception):  # the cause may be a stderr that is closed
+            traceback.print_exc()
+
+
+def write_at_the_end(message: str, error: BaseException | None) -> None:
+    """Write to stderr what cannot be logged any more, because Python is ending.
+
+    Handlers are closed, nothing can be imported, and a lock of ``logging`` may be held by a daemon
+    thread that never runs again.
+    """
+    lines = [message]
+    if error is not None:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            code = frame.f_code
+            lines.append(f'  File "{code.co_filename}", line {line}, in {code.co_name}')
+        lines.append(printable(error, repr))
+    if logger.getEffectiveLevel() <= logging.ERROR > logger.manager.disable:
+        with suppress(OSError):
+            os.write(2, "\n".join([*lines, ""]).encode("ascii", "backslashreplace"))
 
 
 def describe(callback: Any) -> str:

@@ -100,26 +100,6 @@ def about(environ, start_response):
     return [body]
 
 
-def list_with_length(environ, start_response):
-    start_response("200 OK", plain("10"))
-    return [b"hello ", b"list"]
-
-
-def list_without_length(environ, start_response):
-    start_response("200 OK", plain())
-    return [b"hello list"]
-
-
-def tuple_(environ, start_response):
-    start_response("200 OK", plain())
-    return (b"hello ", b"tuple")
-
-
-def generator(environ, start_response):
-    start_response("200 OK", plain())
-    return (chunk for chunk in (b"hello ", b"generator"))
-
-
 class ClassIterator:
     """An app that is a class, as in PEP 3333: the instance is the iterable."""
 
@@ -140,29 +120,17 @@ class ClassIterator:
         note_close(self.notes)
 
 
-def empty_list(environ, start_response):
-    start_response("200 OK", plain())
-    return []
+def answering(make, length=None, status="200 OK", headers=None):
+    """An app that answers at once: with what ``make()`` returns."""
+
+    def app(environ, start_response):
+        start_response(status, plain(length) if headers is None else [*headers])
+        return make()
+
+    return app
 
 
-def redirect(environ, start_response):
-    start_response("302 Found", [("Location", "/elsewhere"), ("Content-Length", "0")])
-    return []
-
-
-def no_content(environ, start_response):
-    start_response("204 No Content", [])
-    return []
-
-
-def not_modified(environ, start_response):
-    start_response("304 Not Modified", [("ETag", '"tag"')])
-    return []
-
-
-def head(environ, start_response):
-    start_response("200 OK", plain("10"))
-    return []
+list_with_length = answering(lambda: [b"hello ", b"list"], "10")
 
 
 class File(io.FileIO):
@@ -221,22 +189,10 @@ def error_before_return(environ, start_response):
     raise RuntimeError("raised on purpose, before the app returned")
 
 
-def error_in_first_chunk(environ, start_response):
-    def body():
-        raise RuntimeError("raised on purpose, in the first chunk")
-        yield b""
-
-    start_response("200 OK", plain())
-    return body()
-
-
-def error_in_mid_body(environ, start_response):
-    def body():
+def failing(chunks):
+    for _ in range(chunks):
         yield b"first chunk"
-        raise RuntimeError("raised on purpose, in mid-body")
-
-    start_response("200 OK", plain())
-    return body()
+    raise RuntimeError(f"raised on purpose, after {chunks} chunks")
 
 
 def hang_up(environ, start_response):
@@ -250,25 +206,26 @@ def hang_up(environ, start_response):
     return body(query_of(environ))
 
 
+ELSEWHERE = [("Location", "/elsewhere"), ("Content-Length", "0")]
 KINDS = {
     "list_with_length": list_with_length,
-    "list_without_length": list_without_length,
-    "tuple": tuple_,
-    "generator": generator,
+    "two_requests": list_with_length,
+    "list_without_length": answering(lambda: [b"hello list"]),
+    "tuple": answering(lambda: (b"hello ", b"tuple")),
+    "generator": answering(lambda: (chunk for chunk in (b"hello ", b"generator"))),
     "class_iterator": ClassIterator,
-    "empty_list": empty_list,
-    "redirect": redirect,
-    "no_content": no_content,
-    "not_modified": not_modified,
-    "head": head,
+    "empty_list": answering(list),
+    "redirect": answering(list, status="302 Found", headers=ELSEWHERE),
+    "no_content": answering(list, status="204 No Content", headers=[]),
+    "not_modified": answering(list, status="304 Not Modified", headers=[("ETag", '"tag"')]),
+    "head": answering(list, "10"),
     "small_file": file,
     "large_file": file,
     "write": write,
     "error_before_return": error_before_return,
-    "error_in_first_chunk": error_in_first_chunk,
-    "error_in_mid_body": error_in_mid_body,
+    "error_in_first_chunk": answering(lambda: failing(0)),
+    "error_in_mid_body": answering(lambda: failing(1)),
     "hang_up": hang_up,
-    "two_requests": list_with_length,
     "own_environ": own_environ,
 }
 

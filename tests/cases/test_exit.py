@@ -1,0 +1,306 @@
+"""The exit of Python: what nobody has closed by then runs once, and what fails is on stderr.
+
+``test_unclosed.py`` has the order of it; here are the ways in which a process ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, product
+from pathlib import Path
+
+import pytest
+from commands import environment
+from conftest import Exchange, count, registers
+
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after._core import logs, unclosed
+from wsgi_after._core.body import Body
+
+#: Whatever happens to a response is one line; ``who`` serves it and ends.
+EXITS = """
+import gc, importlib, logging, multiprocessing, os, sys, threading, time
+from wsgi_after import AfterResponseMiddleware
+
+who, place, end, thread = sys.argv[1:]
+
+def tell(what):
+    os.write(1, f"{what}\\n".encode())
+
+def fail():
+    tell("first callback")
+    raise ValueError("on purpose \\u2013 \\ud800")
+
+def load():
+    import fileinput    # as a callback does that needs something seldom
+    tell("second callback")
+
+class Chunks(list):
+    def close(self):
+        tell("close")
+
+def app(environ, start_response):
+    environ["wsgi.after"].extend([fail, tell_last if thread != "none" else load])
+    start_response("200 OK", [])
+    return Chunks([b"chunk"])
+
+def tell_last():
+    tell("second callback")
+
+def serve():
+    global kept, local
+    body = AfterResponseMiddleware(app)({"PATH_INFO": "/\\xe9"}, lambda *args: print)
+    if place == "this module":
+        kept = body
+    elif place == "another module":
+        import json
+        json.kept = body
+    elif place == "a thread-local":
+        local = threading.local()
+        local.kept = body
+    elif place == "a chunk read":
+        kept = iter(body)
+        next(kept)
+    elif place == "a frame":    # of the traceback of what ended the script
+        raise KeyError("of the script")
+    else:
+        cycle = [body]
+        cycle.append(cycle)
+        del body
+    if place == "collected":
+        gc.collect()
+
+def leave():
+    if end == "sys.exit":
+        sys.exit(3)
+    if end == "raises":
+        raise KeyError("of the script")
+
+def work():
+    serve()
+    leave()
+
+def log_noise():
+    while True:
+        logging.error("noise")
+
+gc.disable()
+if thread == "sleeps":
+    threading.Thread(target=time.sleep, args=[60], daemon=True).start()
+if thread == "logs":
+    threading.Thread(target=log_noise, daemon=True).start()
+if __name__ == "__main__":
+    if who == "os.fork":
+        if pid := os.fork():
+            os.waitpid(pid, 0)
+            sys.exit()
+        work()
+    elif who == "main":
+        work()
+    else:
+        child = multiprocessing.get_context(who).Process(target=work)
+        child.start()
+        child.join()
+"""
+
+ALL = ["close", "first callback", "second callback"]
+
+#: By where the response is.
+PLACES = ["this module", "another module", "a thread-local", "a chunk read", "a cycle", "collected"]
+ENDS = ["of the script", "sys.exit", "raises"]
+WHO = ["main", "os.fork", "fork", "spawn"]
+
+
+def ended(directory: Path, *arguments: str) -> tuple[list[str], bool]:
+    """Run a process to its end; return what happened, and whether stderr has what failed."""
+    script = directory / "script.py"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", script, *arguments],
+            env=environment(PYTHONFAULTHANDLER=1),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=30,
+            cwd=directory,
+        )
+    except subprocess.TimeoutExpired as error:
+        return [*(error.stdout or b"").decode().splitlines(), "blocked"], False
+    text = done.stderr.decode(errors="replace")
+    failure = rb"fail of ? /\xe9 failed" in done.stderr and b"ValueError" in done.stderr
+    return done.stdout.decode().splitlines(), failure and "LookupError" not in text
+
+
+def all_ended(directory: Path, rows: list[tuple[str, ...]]) -> dict[tuple[str, ...], object]:
+    """Run several processes, two at a time."""
+    (directory / "script.py").write_text(EXITS)
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = dict(zip(rows, pool.map(lambda row: ended(directory, *row), rows), strict=True))
+    count(
+        f"exits of Python, {rows[0][0]}",
+        tried=len(rows),
+        as_they_should=sum(outcome == (ALL, True) for outcome in outcomes.values()),
+    )
+    return outcomes
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.parametrize("who", WHO)
+def test_whoever_ends_in_whichever_way_all_callbacks_run_and_what_fails_is_told(who, tmp_path):
+    """In children of multiprocessing, too, which skip ``atexit`` and end by ``os._exit()``."""
+    pairs = product(PLACES, ENDS) if who == "main" else zip(PLACES, cycle(ENDS))
+    rows = [(who, place, end, "none") for place, end in pairs]
+    assert all_ended(tmp_path, rows) == dict.fromkeys(rows, (ALL, True))
+
+
+def test_what_the_traceback_of_the_script_refers_to_runs_too(tmp_path):
+    (tmp_path / "script.py").write_text(EXITS)
+    assert ended(tmp_path, "main", "a frame", "raises", "none") == (ALL, True)
+
+
+def test_daemon_threads_may_run_meanwhile(tmp_path):
+    """They may be sending what they hold, so that is closed when they run no more."""
+    rows = [("main", place, end, "sleeps") for place, end in product(PLACES, ENDS)]
+    assert all_ended(tmp_path, rows) == dict.fromkeys(rows, (ALL, True))
+
+
+def test_a_daemon_thread_that_stands_still_in_a_log_handler_does_not_block_the_exit(tmp_path):
+    """It holds the handler's lock for good, so what fails now is written to stderr without it."""
+    rows = [("main", "another module", "of the script", "logs")] * 20
+    (tmp_path / "script.py").write_text(EXITS)
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [str(outcome) for outcome in pool.map(lambda row: ended(tmp_path, *row), rows)]
+    assert Counter(outcomes) == {str((ALL, True)): 20}
+
+
+# The same in this process, for what cannot be seen from outside
+
+
+@pytest.fixture
+def exits():
+    """Begin the exit of this process; what that changes is put back."""
+    before = [*gc.callbacks]
+    yield lambda: unclosed.at_exit(Body)
+    gc.callbacks[:] = before
+
+
+@pytest.fixture
+def stopped(exits, monkeypatch):
+    """Begin the exit, as while daemon threads run; then have these stopped, as Python does."""
+
+    def stopped():
+        exits()
+        monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+        gc.collect()
+
+    return stopped
+
+
+def held_by_a_thread(work):
+    """Run ``work(stand)`` in a thread, up to where that calls ``stand()``. Returns what ends it."""
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def stand():
+        stands.set()
+        goes_on.wait(10)
+
+    thread = threading.Thread(target=work, args=[stand])
+    thread.start()
+    stands.wait(10)
+
+    def end():
+        goes_on.set()
+        thread.join()
+
+    return end
+
+
+def test_without_other_threads_all_is_closed_before_python_takes_itself_apart(
+    exits, events, monkeypatch
+):
+    body = Exchange(registers(lambda: events.append("callback"))).result
+    monkeypatch.setattr(sys, "_current_frames", lambda: {1: None})
+    exits()
+    body.close()
+    assert events == ["callback"]
+
+
+def test_where_nothing_is_left_nothing_is_collected(exits):
+    end = held_by_a_thread(lambda stand: stand())
+    collections = gc.get_stats()[2]["collections"]
+    unclosed.at_exit(type("NoBody", (), {}))
+    end()
+    assert gc.get_stats()[2]["collections"] == collections
+
+
+def test_what_a_thread_is_reading_when_it_is_stopped_stays_with_it(stopped, events):
+    """That it is closed here would need what the thread holds: the generator, often a lock."""
+
+    def get(path, stand):
+        def app(environ, start_response):
+            environ["wsgi.after"].append(lambda: events.append(f"callback {path}"))
+            start_response("200 OK", [])
+            return (step() for step in [bytes, stand])
+
+        return Exchange(AfterResponseMiddleware(app)).result
+
+    def reads(stand):
+        body = get("/read", stand)
+        list(body)
+        body.close()
+
+    def sends(stand):
+        body = get("/sent", stand)
+        next(iter(body))
+        stand()
+        body.close()
+
+    ends = [held_by_a_thread(reads), held_by_a_thread(sends)]
+    stopped()
+    events.append("stopped")
+    for end in ends:
+        end()
+    assert events == ["callback /sent", "stopped", "callback /read"]
+
+
+def test_what_fails_at_the_very_end_is_written_without_logging(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    Exchange(registers(lambda: int("\u2013"), lambda: coroutine())).finish()
+    first, *_, last = capfd.readouterr().err.splitlines()
+    assert first.endswith("of GET /path failed.")
+    assert "returned a coroutine" in last
+
+
+@pytest.mark.parametrize("silence", ["level", "disable"])
+def test_what_is_silenced_stays_silent_at_the_very_end(silence, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    if silence == "level":
+        monkeypatch.setattr(logs.logger, "level", logging.CRITICAL)
+    else:
+        monkeypatch.setattr(logging.root.manager, "disable", logging.ERROR)
+    Exchange(registers(lambda: 1 / 0)).finish()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_handler_that_fails_where_stderr_is_closed_costs_no_callback(events, monkeypatch):
+    def fail(record):
+        raise ValueError("of the filter")
+
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    monkeypatch.setattr(logs.logger, "filters", [fail])
+    callbacks = [lambda: 1 / 0, lambda: events.append("second"), lambda: events.append("third")]
+    Exchange(registers(*callbacks)).finish()
+    assert events == ["second", "third"]
+
+
+async def coroutine() -> None:
+    """What a callback must not return."""

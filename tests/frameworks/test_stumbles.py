@@ -1,0 +1,620 @@
+"""What people try first, with the packages they have: it works, or its error says what to do."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+import transaction
+import zope.sqlalchemy
+from commands import ask, serving
+from conftest import Exchange, make_environ, registers
+from django.db import connections
+from django.db.transaction import atomic
+from django.http import HttpResponse
+from documents import blocks
+from flask import Flask, Request, g, request
+from flask_executor import Executor
+from flask_login import LoginManager, UserMixin, current_user, login_user
+from flask_sqlalchemy import SQLAlchemy
+from pyramid.config import Configurator
+from pyramid.response import Response
+from servers.harness import wait_until
+from sqlalchemy import Integer, create_engine, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.pool import NullPool
+from webtest import TestApp
+from werkzeug.serving import make_server
+
+from wsgi_after import CallbackList
+from wsgi_after.django import after_response
+from wsgi_after.executor import BoundedThreadPoolExecutor
+from wsgi_after.flask import AfterResponse, AfterResponseClient, after_this_response
+from wsgi_after.testing import capture, wait_for_callbacks
+
+HOOKS = blocks("hand-off.rst")["gunicorn.conf.py"]
+
+
+def make_app(name: str = "shop", **options: Any) -> Flask:
+    app = Flask(name)
+    app.secret_key = "secret"
+    app.test_client_class = AfterResponseClient
+    AfterResponse(app, **options)
+    return app
+
+
+def serve(app: Flask, view: Callable[[], object], **options: Any) -> None:
+    """Have a view of the app answer one request."""
+    app.add_url_rule("/", view_func=lambda: view() or "hello", endpoint="view", methods=["POST"])
+    assert app.test_client().post("/", **options).status_code == 200
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the log says of each failure: its last line, which is a note if there is one."""
+    formatter = logging.Formatter()
+    return lambda: [formatter.format(record).splitlines()[-1] for record in caplog.records]
+
+
+# Flask: app.after_response where the context of a request is pushed.
+
+
+def test_another_app_can_be_set_up_while_the_context_of_an_app_is_pushed(events: list[str]) -> None:
+    """As in a test of pytest-flask, whose fixture pushes one, and in a view that makes an app."""
+    first = make_app("first")
+
+    def make_second() -> None:
+        second = make_app(f"second {len(events)}")
+        second.after_response(lambda: events.append(request.path))
+        second.test_client().get("/missing")
+
+    with first.test_request_context():
+        make_second()
+        first.after_response(lambda: events.append("first"))
+    serve(first, make_second)
+    assert events == ["/missing", "/missing", "first"]
+
+
+# Flask: teardown functions run again after each callback.
+
+
+def test_a_gauge_of_requests_counts_each_once_as_the_page_says(events: list[int]) -> None:
+    app, running = make_app(), []
+
+    @app.before_request
+    def count_up() -> None:
+        g.counted = True
+        running.append(request)
+
+    @app.teardown_request
+    def count_down(error: BaseException | None) -> None:
+        if g.pop("counted", False):
+            running.pop()
+        events.append(len(running))
+
+    serve(app, lambda: [after_this_response(print, end="") for _ in range(2)] and None)
+    assert events == [0, 0, 0]
+
+
+# Flask-Login.
+
+
+@pytest.fixture
+def shop() -> Iterator[Any]:
+    """An app with users, the first of whom is logged in and counted by each view."""
+    app = make_app()
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    db = SQLAlchemy(app)
+
+    class User(UserMixin, db.Model):  # type: ignore[name-defined, misc]
+        id = db.Column(Integer, primary_key=True)
+        visits = db.Column(Integer, default=0)
+
+    LoginManager(app).user_loader(lambda id: db.session.get(User, int(id)))
+    with app.app_context():
+        db.create_all()
+        db.session.add(User())
+        db.session.commit()
+
+    def view(*callbacks: Callable[[], object]) -> None:
+        login_user(db.session.scalars(select(User)).one())
+        current_user.visits += 1
+        db.session.commit()
+        for fn in callbacks:
+            after_this_response(fn)
+
+    yield lambda *callbacks: serve(app, lambda: view(*callbacks))
+    with app.app_context():
+        db.engine.dispose()
+
+
+def test_a_detached_current_user_is_explained(shop: Any, told: Callable[[], list[str]]) -> None:
+    shop(lambda: current_user.visits)
+    assert told() == [
+        "A database session that ended with the view had loaded this object. Flask-Login's "
+        "current_user is such an object. Pass its id to the callback, and load it there."
+    ]
+
+
+# Flask: a body that is read after the response.
+
+UPLOAD = (
+    "RuntimeError: An uploaded file was used after the response, when Flask had closed it. Save or "
+    "read it in the view, and pass the path or the bytes to the callback."
+)
+BODY = (
+    "RuntimeError: The body of the request was read after the response, in another thread than "
+    "that of the request, while the server may read the next request there. Read it in the view, "
+    "by request.get_data(), request.get_json() or request.form: then the callback finds it, too."
+)
+BLAMED = (
+    "The client may have sent everything. If the view did not read the body, it was read after the "
+    "response, when the server had dropped it. Read it in the view, by request.get_data(), "
+    "request.get_json() or request.form: then the callback finds it, too."
+)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda file: file.read(),
+        lambda file: file.save(io.BytesIO()),
+        lambda file: [*file],
+        lambda file: file.seek(0),
+        lambda file: request.files["file"].readline(),
+    ],
+    ids=["read", "save", "iterate", "seek", "look up"],
+)
+def test_a_closed_upload_says_what_to_do(use: Any, told: Callable[[], list[str]]) -> None:
+    def view() -> None:
+        after_this_response(use, request.files["file"])
+        after_this_response(use, request.files["file"])
+
+    serve(make_app(), view, data={"file": (io.BytesIO(b"content"), "name.txt")})
+    assert told() == [UPLOAD, UPLOAD]
+
+
+class StaysOpen(io.BytesIO):
+    """A stream for uploads, of an app that closes it itself."""
+
+    def close(self) -> None:
+        pass
+
+
+class KeepsUploads(Request):
+    def _get_file_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return StaysOpen()
+
+
+def test_an_upload_that_is_not_closed_can_be_read(events: list[object]) -> None:
+    def view() -> None:
+        file = request.files["file"]
+        after_this_response(lambda: events.append(file.read()))
+
+    app = make_app()
+    app.request_class = KeepsUploads
+    serve(app, view, data={"file": (io.BytesIO(b"content"), "name.txt")})
+    assert events == [b"content"]
+
+
+def test_an_upload_that_flask_has_closed_still_has_its_name(events: list[object]) -> None:
+    def view() -> None:
+        after_this_response(lambda: events.append(request.files["file"].filename))
+
+    serve(make_app(), view, data={"file": (io.BytesIO(b"content"), "name.txt")})
+    assert events == ["name.txt"]
+
+
+@pytest.mark.parametrize(
+    ("read", "sent"),
+    [
+        (lambda: request.get_data(), {"data": b"1"}),
+        (lambda: request.get_json(), {"json": 1}),
+        (lambda: request.form["name"], {"data": {"name": "ada"}}),
+        (lambda: request.files["file"], {"data": {"file": (io.BytesIO(b"1"), "name.txt")}}),
+    ],
+    ids=["data", "JSON", "form", "file"],
+)
+def test_a_pool_does_not_read_what_the_view_has_left(
+    read: Any, sent: Any, told: Callable[[], list[str]]
+) -> None:
+    with BoundedThreadPoolExecutor() as pool:
+        serve(make_app(executor=pool), lambda: after_this_response(read) and None, **sent)
+    assert told() == [BODY]
+
+
+def test_a_pool_finds_what_the_view_has_read(events: list[object]) -> None:
+    def view() -> None:
+        request.get_json()
+        after_this_response(lambda: events.append(request.get_json()))
+
+    with BoundedThreadPoolExecutor() as pool:
+        serve(make_app(executor=pool), view, json={"id": 7})
+    assert events == [{"id": 7}]
+
+
+def test_a_pool_reads_the_empty_body_of_a_request_without_one(events: list[object]) -> None:
+    with BoundedThreadPoolExecutor() as pool:
+        serve(
+            make_app(executor=pool),
+            lambda: after_this_response(lambda: events.append(request.get_data())) and None,
+        )
+    assert events == [b""]
+
+
+def test_the_client_is_not_blamed_for_a_body_that_the_server_dropped(
+    told: Callable[[], list[str]],
+) -> None:
+    body = io.BytesIO(b'{"id": 7}')
+
+    def view() -> None:
+        after_this_response(body.close)  # as a server does
+        after_this_response(request.get_json)
+
+    serve(make_app(), view, input_stream=body, content_length=9, content_type="application/json")
+    assert told() == [BLAMED]
+
+
+# Flask-Executor.
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["Executor(app)", "init_app"])
+def test_flask_executor_runs_the_callbacks_in_its_pool(
+    early: bool, events: list[object], told: Callable[[], list[str]]
+) -> None:
+    app = Flask("shop")
+    executor = Executor(app) if early else Executor()
+    AfterResponse(app, executor=executor)
+    executor.init_app(app)
+    app.test_client_class = AfterResponseClient
+
+    def note(what: str) -> None:
+        events.append((what, threading.current_thread() is threading.main_thread()))
+
+    def view() -> None:
+        g.name = "ada"
+        after_this_response(lambda: note(f"{g.name} {request.path}"))
+        request.environ["wsgi.after"](note, "plain")
+
+    serve(app, view)
+    executor.shutdown()
+    assert events == [("ada /", False), ("plain", False)]
+    assert told() == []
+
+
+# Django: on_commit in a TestCase.
+
+SETTINGS = """
+SECRET_KEY, ROOT_URLCONF, ALLOWED_HOSTS = "x", "test_it", ["*"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+MIDDLEWARE = ["wsgi_after.django.AfterResponseMiddleware"]
+"""
+
+ON_COMMIT = """
+from django.db import transaction
+from django.http import HttpResponse
+from django.test import TestCase
+from django.urls import path
+from wsgi_after.django import after_response
+
+def view(request):
+    transaction.on_commit(lambda: after_response(request, print))
+    return HttpResponse()
+
+urlpatterns = [path("", view)]
+
+class Tests(TestCase):
+    def test_it(self):
+        with self.captureOnCommitCallbacks(execute=True):
+            self.client.get("/")
+"""
+
+
+TOO_LATE = (
+    "after_response() was called within a transaction, when the response had been closed and the "
+    "callbacks of its request had run. The usual cause is captureOnCommitCallbacks(execute=True) "
+    "in a TestCase: it calls what on_commit() was given only then, while a real commit comes "
+    "before the end of the response. Use a TransactionTestCase, or wait for both, commit and "
+    "response: docs/django.rst has the lines (after_both)."
+)
+
+
+def test_after_response_in_on_commit_of_a_test_case_names_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text(SETTINGS, encoding="utf-8")
+    (tmp_path / "test_it.py").write_text(ON_COMMIT, encoding="utf-8")
+    command = [sys.executable, "-m", "django", "test", "--pythonpath=.", "--settings=settings"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert [line for line in ended.stderr.splitlines() if line.startswith("RuntimeError")] == [
+        f"RuntimeError: {TOO_LATE}"
+    ]
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The alias of a database of Django's."""
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "shop"}
+    named = {"default": {}, "shop": database}
+    settings = connections.configure_settings(named)
+    monkeypatch.setitem(vars(connections), "settings", settings)
+    yield "shop"
+    connections["shop"].close()
+    del connections["shop"]
+
+
+def test_so_it_does_in_any_transaction_that_is_open_when_the_request_is_over(
+    handler: Any, database: str
+) -> None:
+    requests: list[Any] = []
+    app = handler(lambda request: requests.append(request) or HttpResponse("hello"))
+    Exchange(app, make_environ(PATH_INFO="/")).finish()
+    with atomic(database), pytest.raises(RuntimeError) as raised:
+        after_response(requests[0], print)
+    assert str(raised.value) == TOO_LATE
+
+
+# Pyramid: request.dbsession in a callback.
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Visit(Base):
+    __tablename__ = "visits"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@pytest.fixture
+def visits(tmp_path: Path) -> Any:
+    """Answer a request with this callback; return how many rows are stored."""
+    engine = create_engine(f"sqlite:///{tmp_path}/visits.db", poolclass=NullPool)
+    Base.metadata.create_all(engine)
+    sessions = sessionmaker(engine)
+
+    def dbsession(request: Any) -> Any:
+        session = sessions()
+        zope.sqlalchemy.register(session, transaction_manager=request.tm)
+        return session
+
+    def visits(callback: Any, *, explicit: bool = False, **environ: Any) -> int:
+        def view(request: Any) -> Response:
+            request.dbsession.scalar(select(func.count(Visit.id)))
+            request.after(callback, request)
+            return Response("hello")
+
+        settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"} if explicit else {}
+        with Configurator(settings=settings) as config:
+            config.include("pyramid_tm")
+            config.include("wsgi_after.pyramid")
+            config.add_request_method(dbsession, reify=True)
+            config.add_route("index", "/")
+            config.add_view(view, route_name="index")
+            TestApp(config.make_wsgi_app()).get("/", extra_environ=environ)
+        transaction.abort()  # as the next request of the thread does
+        with sessions() as session:
+            return session.scalar(select(func.count(Visit.id))) or 0
+
+    return visits
+
+
+def add(request: Any) -> None:
+    request.dbsession.add(Visit())
+
+
+def add_and_fail(request: Any) -> None:
+    add(request)
+    request.dbsession.flush()
+    raise LookupError("on purpose")
+
+
+def add_in_a_transaction(request: Any) -> None:
+    with request.tm:
+        add(request)
+
+
+@pytest.mark.parametrize(
+    ("callback", "explicit", "stored", "said"),
+    [
+        (add, False, 1, []),
+        (add_and_fail, False, 0, ["LookupError: on purpose"]),
+        (add_in_a_transaction, False, 1, []),
+        (add_in_a_transaction, True, 1, []),
+        (
+            add,
+            True,
+            0,
+            [
+                "The transaction of the request is over when its callbacks run. Begin one of the "
+                "callback's own: with request.tm: ..."
+            ],
+        ),
+    ],
+)
+def test_a_row_on_request_dbsession_is_stored_or_told(
+    callback: Any,
+    explicit: bool,
+    stored: int,
+    said: list[str],
+    visits: Any,
+    told: Callable[[], list[str]],
+) -> None:
+    assert visits(callback, explicit=explicit) == stored
+    assert told() == said
+
+
+def test_a_transaction_that_a_test_has_begun_around_the_request_stays_its_own(visits: Any) -> None:
+    """As Pyramid's cookiecutter tests: everything is rolled back at the end."""
+    manager = transaction.TransactionManager()
+    manager.begin()
+    rows = visits(add, **{"tm.active": True, "tm.manager": manager})
+    manager.abort()
+    assert rows == 0
+
+
+# gunicorn: a worker that ends has a pool.
+
+POOL = """
+import sys, time
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/hang":
+        time.sleep(60)
+    environ["wsgi.after"](mail, environ["PATH_INFO"])
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+
+def mail(path):
+    time.sleep(3600 if path == "/hour" else 0.5)
+    print("sent", path, file=sys.stderr, flush=True)
+
+pool = BoundedThreadPoolExecutor(max_workers=1)
+application = AfterResponseMiddleware(app, executor=pool)
+"""
+
+
+@contextmanager
+def on_gunicorn(directory: Path, options: str = "") -> Iterator[int]:
+    """One worker of one thread, with that pool and the page's hooks; yields the port."""
+    (directory / "pool.py").write_text(POOL, encoding="utf-8")
+    (directory / "gunicorn.conf.py").write_text(HOOKS, encoding="utf-8")
+    command = f"gunicorn --bind 127.0.0.1:8000 --timeout 2 {options} pool:application"
+    with serving(command, directory) as port:
+        yield port
+
+
+def lines(directory: Path, start: str) -> list[str]:
+    """Those of the log that begin so."""
+    return [line for line in log_of(directory).splitlines() if line.startswith(start)]
+
+
+def log_of(directory: Path) -> str:
+    return (directory / "log").read_text(encoding="utf-8")
+
+
+@pytest.mark.servers
+def test_a_worker_that_max_requests_ends_sends_mails_for_longer_than_the_timeout(
+    tmp_path: Path,
+) -> None:
+    with on_gunicorn(tmp_path, "--max-requests 10") as port:
+        for number in range(10):
+            ask(port, f"/{number}")
+        sent = [f"sent /{number}" for number in range(10)]
+        wait_until(lambda: lines(tmp_path, "sent") == sent, tmp_path / "log")
+        assert "WORKER TIMEOUT" not in log_of(tmp_path)
+
+
+@pytest.mark.servers
+def test_a_worker_that_hangs_names_the_requests_whose_mails_are_lost(tmp_path: Path) -> None:
+    with on_gunicorn(tmp_path) as port:
+        for path in ("/hour", "/1", "/2", "/hang"):
+            ask(port, path)
+        assert [line.partition(":")[0] for line in lines(tmp_path, "The callbacks of")] == [
+            "The callbacks of GET /1 are lost",
+            "The callbacks of GET /2 are lost",
+        ]
+
+
+# A live server in a test.
+
+
+@contextmanager
+def live(app: Any) -> Iterator[Callable[[], None]]:
+    """A server with a thread for each request; yields how to send one, and read the response."""
+    with make_server("127.0.0.1", 0, app, threaded=True) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+
+        def get() -> None:
+            with urlopen(f"http://127.0.0.1:{server.server_port}/") as response:
+                response.read()
+
+        try:
+            yield get
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("in_pool", [False, True], ids=["close()", "pool"])
+def test_a_test_waits_until_a_live_server_has_run_the_callbacks(
+    in_pool: bool, events: list[str]
+) -> None:
+    pool, gate = BoundedThreadPoolExecutor(), threading.Event()
+    callbacks = [lambda: gate.wait(60), lambda: events.append("ran")]
+    executor = {"executor": pool} if in_pool else {}
+    with live(registers(*callbacks, **executor)) as get:
+        get()
+        with pytest.raises(TimeoutError, match=r"^After 0 seconds, the callbacks of 1 requests"):
+            wait_for_callbacks(0)
+        events.append("not yet")
+        threading.Timer(0.5, gate.set).start()
+        wait_for_callbacks()
+        assert events == ["not yet", "ran"]
+
+
+def test_nothing_is_waited_for_that_is_not_to_come() -> None:
+    """Requests that a capture() has, that went to another process, and a list made by hand."""
+
+    class Sends:
+        def submit(self, *job: Any) -> None:
+            pickle.dumps(job)
+
+    by_hand = CallbackList([print])
+    with capture() as captured:
+        Exchange(registers(print)).finish()
+    Exchange(registers(print, executor=Sends())).finish()
+    wait_for_callbacks(0)
+    assert (len(by_hand), len(captured)) == (1, 1)
+
+
+def test_a_response_that_nobody_closes_is_waited_for_and_named() -> None:
+    exchange = Exchange(registers(print))
+    with pytest.raises(TimeoutError, match=r"\[\[<built-in function print>\]\]"):
+        wait_for_callbacks(0)
+    exchange.finish()
+    wait_for_callbacks(0)
+
+
+def dropped_in_a_cycle(callback: Any) -> None:
+    """A response that nobody closes, for the garbage collector to find."""
+    cycle: list[Any] = [Exchange(registers(callback))]
+    cycle.append(cycle)
+
+
+@pytest.mark.filterwarnings("ignore:The response of:ResourceWarning")
+def test_what_nobody_will_close_runs_first(events: list[str]) -> None:
+    dropped_in_a_cycle(lambda: events.append("ran"))
+    wait_for_callbacks(0)
+    assert events == ["ran"]
+
+
+@pytest.mark.filterwarnings("ignore:The response of:ResourceWarning")
+def test_what_ends_the_test_run_goes_through() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    dropped_in_a_cycle(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_callbacks(0)
+
+
+def test_a_callback_cannot_wait_for_itself(events: list[str]) -> None:
+    def wait() -> None:
+        with pytest.raises(RuntimeError, match=r"would wait for itself\. Call it in the test"):
+            wait_for_callbacks()
+        events.append("refused")
+
+    Exchange(registers(wait), make_environ()).finish()
+    assert events == ["refused"]
