@@ -47,9 +47,8 @@ def test_nothing_is_left_of_requests_of_all_kinds(requests):
 
 @pytest.mark.parametrize("executor", [Refuses(), Refuses(KeyboardInterrupt), Loses()])
 def test_the_environ_is_freed_after_an_executor_refused_or_lost_the_job(executor, monkeypatch):
-    logger = logging.getLogger("wsgi_after")
     # pytest would keep the error, and its frames.
-    monkeypatch.setattr(logger, "filters", [lambda record: False])
+    monkeypatch.setattr(logging.getLogger("wsgi_after"), "filter", lambda record: False)
 
     def app(environ, start_response):
         environ["wsgi.after"].append(lambda: environ)

@@ -111,14 +111,18 @@ USES = {
     ),
 }
 
-#: Where a callback that does the same thing fails, or blocks its thread for good, if the last
-#: reference was dropped in there: what is interrupted cannot be entered twice.
+#: Where a callback that does the same thing fails, crashes Python, or blocks its thread for good,
+#: if the last reference was dropped in there: what is interrupted cannot be entered twice. What
+#: happens depends on the version of Python.
 LIMITS = {
-    "logging into a queue": "blocked",
-    "ThreadPoolExecutor.submit": "blocked",
-    "queue.Queue.put": "blocked",
-    "an import": "blocked",
-    "a statement of sqlite3": "ProgrammingError('Recursive use of cursors not allowed.')",
+    "logging into a queue": ["blocked"],
+    "ThreadPoolExecutor.submit": ["blocked"],
+    "queue.Queue.put": ["blocked"],
+    "an import": ["blocked", "RuntimeError('cannot release un-acquired lock')"],
+    "a statement of sqlite3": [
+        "ProgrammingError('Recursive use of cursors not allowed.')",
+        "crashed",
+    ],
 }
 
 
@@ -137,7 +141,8 @@ def dropped(how: str, use: tuple[str, str], directory: Path, seconds: int = 30) 
         timeout=60,
         cwd=directory,
     )
-    assert not done.stderr
+    if done.returncode < 0:
+        return "crashed"
     return done.stdout.strip() or "blocked"
 
 
@@ -155,9 +160,10 @@ def test_what_is_collected_while_something_runs_does_not_harm_it(use, tmp_path):
 def test_what_is_dropped_by_its_last_reference_harms_only_what_cannot_be_entered_twice(
     use, tmp_path
 ):
-    seconds = 2 if LIMITS.get(use) == "blocked" else 30
+    expected = LIMITS.get(use, [WELL])
+    seconds = 2 if "blocked" in expected else 30
     outcome = dropped("by the last reference", USES[use], tmp_path, seconds)
-    assert outcome.removeprefix(f"{WELL} ") == LIMITS.get(use, WELL)
+    assert outcome.removeprefix(f"{WELL} ") in expected
 
 
 PSYCOPG = (

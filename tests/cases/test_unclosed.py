@@ -259,39 +259,27 @@ import gc, logging, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from wsgi_after import AfterResponseMiddleware
 
-place, executor = sys.argv[1:]
-
 class Chunks(list):
     def close(self):
         os.write(1, b"close\\n")
 
-def callback():
-    if place in ("cycle", "waits"):
-        import fileinput    # later, when modules go, nothing can be imported
-    os.write(1, b"callback\\n")
-
 def app(environ, start_response):
-    environ["wsgi.after"].append(callback)
+    environ["wsgi.after"](os.write, 1, b"callback\\n")
     start_response("200 OK", [])
     return Chunks([b"chunk"])
 
-gc.disable()
 logging.disable()    # at exit, a pool takes no job, which is told
-pool = ThreadPoolExecutor(1) if executor == "pool" else None
-kept = AfterResponseMiddleware(app, executor=pool)({"PATH_INFO": "/"}, lambda *args: print)
-if place == "begun":
-    chunks = iter(kept)
-    next(chunks)
-elif place != "module":
-    kept = [kept]
-    kept.append(kept)
+pool = ThreadPoolExecutor(1) if "pool" in sys.argv else None
+kept = [AfterResponseMiddleware(app, executor=pool)({"PATH_INFO": "/"}, lambda *args: print)]
+kept.append(kept)
+if "collected" in sys.argv:
     del kept
-if place == "waits":
     gc.collect()
 """
 
 
 @pytest.mark.parametrize("executor", ["none", "pool"])
-@pytest.mark.parametrize("place", ["module", "begun", "cycle", "waits"])
+@pytest.mark.parametrize("place", ["collected", "held"])
 def test_at_the_exit_of_python_what_nobody_closed_runs_once(place, executor, tmp_path):
+    """The many ways to end are in test_exit.py."""
     assert run_script(AT_EXIT, tmp_path, place, executor) == ["close", "callback"]

@@ -146,7 +146,7 @@ def open_bodies(body: type) -> list[Any]:
 
 
 def _forked(body: type) -> None:
-    """Have a child of ``multiprocessing``, which skips ``atexit`` on 3.11 and 3.12, do the same."""
+    """Have a child of ``multiprocessing``, which runs nothing of this ``atexit``, do the same."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.register_after_fork(
