@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import sentry_sdk
 from commands import ask, run, serving
-from conftest import Exchange, Immediately, hello, make_environ
+from conftest import Exchange, Immediately, hello, make_environ, registers
 from documents import blocks, executed
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 from servers.harness import wait_until
@@ -68,7 +68,8 @@ def logger() -> Iterator[logging.Logger]:
 
 def test_a_page_has_no_block_that_is_not_run() -> None:
     assert list(blocks("observability.rst")) == [
-        *("json_logs.py", "json_logs.json", "sentry.py", "opentelemetry_logs.py")
+        *("silent.py", "count_failures.py"),
+        *("json_logs.py", "json_logs.json", "sentry.py", "opentelemetry_logs.py"),
     ]
 
 
@@ -307,7 +308,7 @@ CONFIGURATIONS = {
     "logger.disabled = True": True,
     "logger.setLevel(logging.CRITICAL)": False,
     "logger.addFilter(lambda record: False)": False,
-    "logger.propagate = False; logger.addHandler(logging.NullHandler())": False,
+    blocks("observability.rst")["silent.py"]: False,
     "logging.config.dictConfig({'version': 1, 'loggers': {'wsgi_after': {'level': 50}}})": False,
     "logging.disable()": False,
 }
@@ -506,7 +507,7 @@ def ask(path, **options):
     except BaseException as error:
         say(type(error).__name__)
     if where() == "child":
-        os._exit(0)
+        sys.exit()
 
 ask("/200 OK", executor=Forks(), on_error=lambda *args: say("on_error"))
 ask("/200 OK", on_error=fork_and_raise)
@@ -524,6 +525,12 @@ def test_on_error_and_processes(tmp_path: Path) -> None:
         *("ZeroDivisionError child", "on_error parent", "the other parent"),
         *("SystemExit child", "on_error parent", "the other parent"),
     ]
+
+
+def test_the_failures_that_the_page_counts() -> None:
+    names = snippet("count_failures.py")
+    Exchange(names["counted"](registers(send_mail, stop))).finish()
+    assert names["failures"] == {("ValueError", "200 OK"): 1, ("SystemExit", "200 OK"): 1}
 
 
 def test_a_list_without_a_middleware_has_no_on_error(caplog: pytest.LogCaptureFixture) -> None:

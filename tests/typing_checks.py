@@ -123,3 +123,14 @@ def refused(application: AfterResponseMiddleware, after: CallbackList) -> None:
     after_this_request(lambda response: "body")  # error
     after.on_prepare(change_later)  # error
     after.on_prepare(3)  # error
+
+
+def count(callback: Callable[[], object], error: BaseException, after: CallbackList) -> None:
+    print(callback, error.args, after.status)
+
+
+def takes_what_is_called_for_a_failure() -> None:
+    AfterResponseMiddleware(function_app, on_error=count)
+    AfterResponseMiddleware(function_app, on_error=lambda *args: None)
+    AfterResponseMiddleware(function_app, on_error=send_mail)  # error
+    AfterResponseMiddleware(function_app, on_error=4)  # error
