@@ -73,7 +73,7 @@ class Body:
         self._closed = True
         try:
             try:
-                if unclosed.must_wait(self):
+                if unclosed.collector.thread is not None and unclosed.must_wait(self):
                     return
                 close = getattr(self._iterable, "close", None)
                 if close is not None:

@@ -273,7 +273,8 @@ class CallbackList(list[Callable[[], object]]):
         """Drop what is the server's, so that it can free the environ: the request is over."""
         self._environ = self._write = None
         self._server_start_response = refuse_to_start
-        self._response_callbacks.clear()
+        if self._response_callbacks:
+            self._response_callbacks.clear()
         if self._state >= ENDED:
             self._error = None
 

@@ -59,14 +59,12 @@ def run_or_hand_over(callbacks: CallbackList, raised: BaseException | None) -> B
     capture = None if capturing is None else capturing()
     executor = callbacks._executor if capture is None else capture
     # Interrupted after submit() had raised, do not ask it again.
-    takers = [executor] if callbacks._state < RUNNING else []
+    takers = [executor] if executor is not None and callbacks._state < RUNNING else []
     if callbacks._thread is not None and callbacks._thread != get_ident():
         takers.append(OwnThread())
     forks, refusal = process.forks, None
     try:
         for taker in takers:
-            if taker is None:
-                continue
             refusal = hand_over(callbacks, taker)
             if process.forks != forks:  # submit() forked, and this is the child
                 return refusal

@@ -167,8 +167,13 @@ def request_line(environ: WSGIEnvironment) -> str:
 # Callbacks
 
 
+def label(request: str | None, after: Any) -> str:
+    """What the log calls a request: by its label, or by its list, if that is one of ours."""
+    return request or ("a request" if after is None else after._request_line())
+
+
 def log_failure(
-    callback: object, request: str, seconds: float, error: BaseException, after: Any
+    callback: object, request: str | None, seconds: float, error: BaseException, after: Any
 ) -> None:
     """Log what a callback raised, and tell ``on_error=``.
 
@@ -185,7 +190,7 @@ def log_failure(
 
 
 def log_not_run(
-    callback: object, request: str, seconds: float, outcome: object, after: Any
+    callback: object, request: str | None, seconds: float, outcome: object, after: Any
 ) -> None:
     """Log that calling the callback has run nothing, because of what it returned; close that."""
     if isinstance(outcome, (Coroutine, Generator)):
@@ -200,12 +205,12 @@ def _log_failure(
     outcome: str,
     message: str,
     callback: object,
-    request: str,
+    label_or_none: str | None,
     seconds: float,
     error: BaseException | None,
     after: Any,
 ) -> None:
-    name = describe(callback)
+    name, request = describe(callback), label(label_or_none, after)
     # Attributes of the record. Not "request", where Django's handlers expect an object of theirs.
     extra = {"callback": name, "request_line": request, "seconds": seconds, "outcome": outcome}
     log(logger.error, message, name, request, exc_info=error, extra=extra)
@@ -223,17 +228,17 @@ def _log_failure(
             log(logger.error, ON_ERROR_FAILED, describe(maker._on_error), request, exc_info=raised)
 
 
-def log_interruption(request: str, error: BaseException) -> None:
+def log_interruption(request: str | None, error: BaseException, after: Any) -> None:
     """Log what was raised between two callbacks."""
-    log(logger.error, INTERRUPTED, request, exc_info=error)
+    log(logger.error, INTERRUPTED, label(request, after), exc_info=error)
 
 
-def log_slow(callback: object, request: str, seconds: float) -> None:
+def log_slow(callback: object, request: str | None, seconds: float, after: Any) -> None:
     """Log, once a minute, that a callback held up its server."""
     times = slow_ones.passes()
     if times:
         more = since_last(times, "There were {} slow callbacks")
-        log(logger.warning, SLOW, describe(callback), request, seconds, more)
+        log(logger.warning, SLOW, describe(callback), label(request, after), seconds, more)
 
 
 def since_last(times: int, events: str) -> str:

@@ -52,10 +52,6 @@ def run(
     A callback that takes more than ``patience`` seconds is reported as slow.
     """
     after = callbacks if isinstance(callbacks, CallbackList) else None
-
-    def label() -> str:
-        return request or ("a request" if after is None else after._request_line())
-
     if after is not None:
         if after._state == HANDED_OVER:
             after._state = IN_JOB
@@ -69,11 +65,11 @@ def run(
                 began = monotonic()
                 # One step takes a callback: between two, a signal handler could raise and lose it,
                 # or another thread take it, too.
-                for callback in map(callbacks.pop, repeat(0)):
+                for callback in map(callbacks.pop, repeat(0, len(callbacks))):
                     try:
                         outcome = callback()
                         if outcome is not None and isinstance(outcome, NOT_RUN):
-                            log_not_run(callback, label(), monotonic() - began, outcome, after)
+                            log_not_run(callback, request, monotonic() - began, outcome, after)
                     # Catch everything: one callback's bug must not stop the others.
                     except BaseException as error:
                         if process.forks != forks:
@@ -81,16 +77,17 @@ def run(
                         if raised is None and goes_on(error):
                             raised = error
                         else:
-                            log_failure(callback, label(), monotonic() - began, error, after)
+                            log_failure(callback, request, monotonic() - began, error, after)
                     if process.forks != forks:  # the callback forked, and this is the child
                         return raised
                     ended = monotonic()
                     if ended - began > patience:
-                        log_slow(callback, label(), ended - began)
+                        log_slow(callback, request, ended - began, after)
                     began = ended
-            except IndexError:  # there was none left to pop
                 if not callbacks and (after is None or after._end()):
                     return raised
+            except IndexError:  # one was cancelled, or another thread took it: look again
+                pass
             # A signal handler can raise between two callbacks, or while a failure is being logged.
             except BaseException as error:
                 if process.forks != forks:  # on_error, or a log handler, forked
@@ -98,7 +95,7 @@ def run(
                 if raised is None and goes_on(error):
                     raised = error
                 else:
-                    log_interruption(label(), error)
+                    log_interruption(request, error, after)
     finally:
         current.reset(token)
         del raised  # or this frame and the traceback would hold each other

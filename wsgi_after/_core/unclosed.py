@@ -39,13 +39,13 @@ class Collector:
         self.thread = self.get_ident() if phase == "start" else None
 
 
-_collector = Collector()
-gc.callbacks.append(_collector)
+collector = Collector()
+gc.callbacks.append(collector)
 
 
 def must_wait(body: Any) -> bool:
     """Whether this is called by the collector: then ``body`` is closed later."""
-    if _collector.thread is None or _collector.thread != get_ident():
+    if collector.thread != get_ident():
         return False
     body._closed = False
     waiting.append(body)
@@ -117,8 +117,8 @@ def at_exit(body: type) -> None:
         gc.callbacks.append(partial(at_last_collection, body))
         gc.enable()  # or there is none
     with suppress(ValueError):
-        gc.callbacks.remove(_collector)
-    _collector.thread = None
+        gc.callbacks.remove(collector)
+    collector.thread = None
     close_waiting()
 
 
