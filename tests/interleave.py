@@ -22,6 +22,9 @@ import wsgi_after
 
 PACKAGE = str(Path(wsgi_after.__file__).parent)
 TIMEOUT = 60  # seconds, after which two threads are taken to wait for each other
+#: From 3.12 on, CPython does not report each instruction when it traces a function first, nor when
+#: it does so after a tracer has raised: what is to be traced is run once before.
+IS_COLD = sys.version_info >= (3, 12)
 
 Action = Callable[[], object]
 
@@ -124,6 +127,8 @@ def interleavings(make: Callable[[], tuple[Action, Action]], file: str, switches
     :param make: the two actions, anew for each run; the caller looks at what they did.
     :return: how the threads took turns.
     """
+    if IS_COLD:
+        Switched(make(), (), file)
     for first in (0, 1):
 
         def run(runs: tuple[int, ...], first: int = first) -> Switched:
@@ -179,10 +184,10 @@ class Interruption:
 
 def interruptions(action: Callable[[], Action], error: Callable[[], BaseException], *files: str):
     """Interrupt ``action()`` at the first place, the second, and so on; yield after each."""
-    # CPython 3.12 and 3.13 do not report each instruction when they trace a function first.
-    Interruption(action(), sys.maxsize, error(), *files)
     at = 0
     while True:
+        if IS_COLD:
+            Interruption(action(), sys.maxsize, error(), *files)
         interruption = Interruption(action(), at, error(), *files)
         if not interruption.raised:
             return
