@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from html.parser import HTMLParser
@@ -217,3 +218,16 @@ def test_a_picture_is_told_in_words_and_seen_in_light_and_dark(path):
     assert used - {None, "none", "currentColor", "#fff"} <= SEEN
     texts = {element.get("fill") for element in svg.iter() if element.tag.endswith("}text")}
     assert texts <= {"currentColor", "#fff"}
+
+
+def test_the_note_on_performance_has_the_bounds() -> None:
+    """Until the tables of the page are measured anew."""
+    rows = ["list", "list-1", "list-3", "object", "stream"]
+    bounds = json.loads((ROOT / "benchmarks" / "bounds.json").read_text(encoding="utf-8"))
+    expected = [
+        [f"{bounds[version][row]['of the recipe']:.2f}" for version in ("3.11", "3.13")]
+        for row in rows
+    ]
+    [note] = parse("performance.rst").findall(nodes.note)
+    shown = [[entry.astext() for entry in row][1:] for row in note.findall(nodes.row)][1:]
+    assert shown == expected
