@@ -88,9 +88,10 @@ def twice_at_once(app: Any) -> Any:
         first = app(environ, quiet)
         for _ in () if first is None else first:
             break
-        second = app(environ, start_response)
-        getattr(first, "close", lambda: None)()
-        return second
+        try:
+            return app(environ, start_response)
+        finally:
+            getattr(first, "close", lambda: None)()
 
     return middleware
 
