@@ -62,6 +62,7 @@ def use_extension_modules():
 
     with ThreadPoolExecutor() as executor:
         executor.submit(int)
+    sys._current_frames()
 
 
 def run(name):

@@ -21,7 +21,8 @@ def at_exit(body: type) -> None:
     what is in cycles; the rest when that thread has stopped.
     """
     left = open_bodies(body)
-    if len(sys._current_frames()) == 1:
+    # Not asked without need: see python/cpython#119213, of 3.12 before 3.12.4.
+    if left and len(sys._current_frames()) == 1:
         waiting.extend(left)
     elif left:
         left.clear()  # or nothing of it could be collected
