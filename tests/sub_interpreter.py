@@ -62,7 +62,6 @@ def use_extension_modules():
 
     with ThreadPoolExecutor() as executor:
         executor.submit(int)
-    sys._current_frames()
 
 
 def run(name):

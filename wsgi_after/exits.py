@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import sys
+import threading
 from contextlib import suppress
 from functools import partial
 from types import FrameType
@@ -21,8 +22,9 @@ def at_exit(body: type) -> None:
     what is in cycles; the rest when that thread has stopped.
     """
     left = open_bodies(body)
-    # Not asked without need: see python/cpython#119213, of 3.12 before 3.12.4.
-    if left and len(sys._current_frames()) == 1:
+    # Before 3.12.4, to ask for frames crashes an isolated interpreter of 3.12: python/cpython#119213.
+    crashes = (3, 12) <= sys.version_info < (3, 12, 4)
+    if (threading.active_count() if crashes else len(sys._current_frames())) == 1:
         waiting.extend(left)
     elif left:
         left.clear()  # or nothing of it could be collected
