@@ -22,7 +22,7 @@ def at_exit(body: type) -> None:
     what is in cycles; the rest when that thread has stopped.
     """
     left = open_bodies(body)
-    # Before 3.12.4, to ask for frames crashes an isolated interpreter of 3.12: python/cpython#119213.
+    # To ask for frames crashes an isolated interpreter: python/cpython#119213.
     crashes = (3, 12) <= sys.version_info < (3, 12, 4)
     if (threading.active_count() if crashes else len(sys._current_frames())) == 1:
         waiting.extend(left)
