@@ -22,7 +22,7 @@ LAYERS = [
     {"django_tasks"},
     {"integration"},
     {"__init__"},
-    {"functions"},
+    {"exits", "functions"},
     {"_core.middleware"},
     {"_core.files"},
     {"_core.body"},

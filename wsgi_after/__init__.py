@@ -13,9 +13,11 @@
 Server and client see what they would have seen without it.
 """
 
+from ._core.body import Body
 from ._core.callbacks import CallbackList
 from ._core.middleware import AfterResponseMiddleware
 from ._core.run import run_callbacks
+from .exits import watch_exits
 from .functions import after_this_request, after_this_response
 
 __all__ = [
@@ -31,3 +33,5 @@ __version__ = "0.1.0"
 # Logs, tracebacks and pickled jobs show the public path.
 for _name in __all__:
     globals()[_name].__module__ = __name__
+
+watch_exits(Body)

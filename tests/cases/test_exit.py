@@ -22,7 +22,8 @@ from commands import environment
 from conftest import Exchange, count, registers
 
 from wsgi_after import AfterResponseMiddleware
-from wsgi_after._core import logs, unclosed
+from wsgi_after import exits as wsgi_after_exits
+from wsgi_after._core import logs
 from wsgi_after._core.body import Body
 
 #: Whatever happens to a response is one line; ``who`` serves it and ends.
@@ -187,7 +188,7 @@ def test_a_daemon_thread_that_stands_still_in_a_log_handler_does_not_block_the_e
 def exits():
     """Begin the exit of this process; what that changes is put back."""
     before = [*gc.callbacks]
-    yield lambda: unclosed.at_exit(Body)
+    yield lambda: wsgi_after_exits.at_exit(Body)
     gc.callbacks[:] = before
 
 
@@ -235,7 +236,7 @@ def test_without_other_threads_all_is_closed_before_python_takes_itself_apart(
 def test_where_nothing_is_left_nothing_is_collected(exits):
     end = held_by_a_thread(lambda stand: stand())
     collections = gc.get_stats()[2]["collections"]
-    unclosed.at_exit(type("NoBody", (), {}))
+    wsgi_after_exits.at_exit(type("NoBody", (), {}))
     end()
     assert gc.get_stats()[2]["collections"] == collections
 

@@ -51,10 +51,29 @@ def finish(callbacks: CallbackList, error: BaseException | None = None) -> None:
 
 
 def run_or_hand_over(callbacks: CallbackList, raised: BaseException | None) -> BaseException | None:
-    """Decide who runs the callbacks: the first that takes them.
+    """Run the callbacks here, unless somebody else takes them.
 
-    An open ``capture()`` or the executor; where this thread is not theirs, one of their own; here.
     Return ``raised``, which is on its way to the server, or what has to go on.
+    """
+    try:
+        named = callbacks._executor is not None or callbacks._thread is not None
+        if named or capturing is not None:
+            raised = offer(callbacks, raised)
+            if callbacks._state >= HANDED_OVER or callbacks._forks != process.forks:
+                return raised
+        if raised is None and callbacks._progress == EXHAUSTED_EMPTY:
+            raised = flush(callbacks)
+        if looks and raised is None:
+            log_early_close(callbacks._environ or {}, callbacks._request_line())
+        return run(callbacks, None, raised, PATIENCE)
+    finally:
+        del raised  # or this frame and the traceback would hold each other
+
+
+def offer(callbacks: CallbackList, raised: BaseException | None) -> BaseException | None:
+    """Hand the callbacks over to the first that takes them, if one does; return as above.
+
+    An open ``capture()`` or the executor; where this thread is not theirs, one of their own.
     """
     capture = None if capturing is None else capturing()
     executor = callbacks._executor if capture is None else capture
@@ -71,12 +90,8 @@ def run_or_hand_over(callbacks: CallbackList, raised: BaseException | None) -> B
             if raised is None and refusal is not None and goes_on(refusal):
                 raised = refusal
             if callbacks._state >= HANDED_OVER:
-                return raised
-        if raised is None and callbacks._progress == EXHAUSTED_EMPTY:
-            raised = flush(callbacks)
-        if looks and raised is None:
-            log_early_close(callbacks._environ or {}, callbacks._request_line())
-        return run(callbacks, None, raised, PATIENCE)
+                break
+        return raised
     finally:
         del raised, refusal  # or this frame and the traceback would hold each other
 

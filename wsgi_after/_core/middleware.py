@@ -96,8 +96,8 @@ class AfterResponseMiddleware:
             environ = after._environ = environ.copy()
         if "wsgi.file_wrapper" in environ:
             watch(environ)
-        if self._app_wide:
-            after.extend(partial(fn, environ) for fn in self._app_wide)
+        for fn in self._app_wide:
+            after.append(partial(fn, environ))
         token = current.set(after)
         try:
             try:
