@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import pickle
-import sys
-import threading
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import nullcontext, suppress
@@ -352,41 +350,6 @@ def test_a_job_that_says_it_was_not_taken_runs_each_callback_once_in_every_order
     count_wrong("an executor that refuses what it takes", orders())
 
 
-def test_threads_that_switch_as_often_as_they_can_lose_nothing():
-    """What is forced above, left to chance: closing twice and registering, in three threads."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    events, registered = [], []
-    try:
-        for number in range(100):
-            exchange = exhausted("closable", [], partial(events.append, number))
-            barrier = threading.Barrier(3)
-
-            def close(body=exchange.result, barrier=barrier):
-                barrier.wait(60)
-                body.close()
-
-            def register(after=exchange.environ["wsgi.after"], number=-1 - number, barrier=barrier):
-                barrier.wait(60)
-                try:
-                    after.append(partial(events.append, number))
-                except RuntimeError:
-                    return
-                registered.append(number)
-
-            threads = [threading.Thread(target=target) for target in (close, close, register)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    lost = Counter([*range(100), *registered]) - Counter(events)
-    doubled = Counter(events) - Counter([*range(100), *registered])
-    count("races left to chance", callbacks_run=len(events), lost=len(lost), doubled=len(doubled))
-    assert (lost, doubled) == (Counter(), Counter())
-
-
 # Interruptions
 
 
@@ -504,41 +467,18 @@ def test_a_close_that_cannot_be_looked_up_costs_no_callbacks_and_the_first_error
     assert events == errors[:1]
 
 
-class RaisingHandler(logging.Handler):
-    """Raises, while it emits the first record, as a handler of a signal may at that moment."""
-
-    def __init__(self, error):
-        super().__init__()
-        self.errors = [error]
-
-    def emit(self, record):
-        if self.errors:
-            raise self.errors.pop()
-
-
-@pytest.fixture
-def raise_while_logging():
-    """Have this raised while the next record is logged."""
-    handlers = []
-
-    def add(error):
-        handlers.append(RaisingHandler(error))
-        LOGGER.addHandler(handlers[0])
-
-    yield add
-    LOGGER.removeHandler(handlers[0])
-
-
 @pytest.mark.parametrize(
     ("callbacks", "error"),
     [([], SystemExit(1)), ([KeyboardInterrupt("first")], KeyboardInterrupt("second"))],
     ids=["what is contained", "the second to go on"],
 )
 def test_what_comes_out_of_the_log_of_one_failure_costs_the_others_nothing(
-    callbacks, error, raise_while_logging, events, caplog, capsys
+    callbacks, error, monkeypatch, events, caplog, capsys
 ):
     """What goes on is logged once more; the rest goes to stderr, as logging does it."""
-    raise_while_logging(error)
+    errors, handler = [error], logging.Handler()
+    handler.emit = lambda record: fail(errors.pop()) if errors else None
+    monkeypatch.setattr(LOGGER, "handlers", [handler])
     callbacks = [*callbacks, OSError()]
     with pytest.raises(KeyboardInterrupt, match="first") if callbacks[1:] else nullcontext():
         run_callbacks([*(partial(fail, e) for e in callbacks), partial(events.append, "ran")])
