@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import gc
 import os
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any
 
 from ._core.unclosed import close_waiting, collector, waiting
+
+#: Whether an interpreter can be asked for the frames of its threads. One that allows no daemon
+#: threads is isolated, and on 3.12 and 3.13 it may crash then: python/cpython#119213.
+has_frames: Callable[[], bool] = getattr(_thread, "daemon_threads_allowed", lambda: True)
 
 
 def at_exit(body: type) -> None:
@@ -22,9 +28,7 @@ def at_exit(body: type) -> None:
     what is in cycles; the rest when that thread has stopped.
     """
     left = open_bodies(body)
-    # To ask for frames crashes an isolated interpreter: python/cpython#119213.
-    crashes = (3, 12) <= sys.version_info < (3, 12, 4)
-    if (threading.active_count() if crashes else len(sys._current_frames())) == 1:
+    if (len(sys._current_frames()) if has_frames() else threading.active_count()) == 1:
         waiting.extend(left)
     elif left:
         left.clear()  # or nothing of it could be collected
