@@ -320,7 +320,7 @@ class Exchange:
 
     def note_sharing(self, after: list[Any], instance: object) -> None:
         """Note that something in the app uses the list, which would have made one without us."""
-        if after is self._callbacks and isinstance(
+        if after is self._callbacks and isinstance(  # pragma: no branch
             instance, (AfterResponseMiddleware, OpenRequest)
         ):
             self.is_wrapped = True

@@ -76,5 +76,5 @@ def _forked(body: type) -> None:
 def watch_exits(body: type) -> None:
     """Call :func:`at_exit` at the exit of this process, and of those that it forks."""
     atexit.register(at_exit, body)
-    if hasattr(os, "register_at_fork"):
+    if hasattr(os, "register_at_fork"):  # pragma: no branch -- else nothing forks
         os.register_at_fork(after_in_child=partial(_forked, body))

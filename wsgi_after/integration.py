@@ -158,9 +158,6 @@ class _Closable:
     def __init__(self, close: Callable[[], object] | None) -> None:
         self.close = close
 
-    def __iter__(self) -> Any:
-        return iter(())
-
 
 def _start(*args: object) -> Any:
     """Stand in for the server, whose ``start_response`` is called later, or not at all."""

@@ -14,5 +14,5 @@ def _forked() -> None:
     forks += 1
 
 
-if hasattr(os, "register_at_fork"):  # where there is none, nothing forks
+if hasattr(os, "register_at_fork"):  # pragma: no branch -- else nothing forks
     os.register_at_fork(after_in_child=_forked)
