@@ -166,3 +166,16 @@ def test_children_of_multiprocessing_are_watched_where_it_is_used(used, monkeypa
         monkeypatch.delitem(sys.modules, "multiprocessing.util")
     exits._forked(Body)
     assert watched == [Body] * used
+
+
+def test_nobody_is_asked_where_nobody_is_named(monkeypatch, events):
+    """As in a process that never imports ``wsgi_after.testing``."""
+    monkeypatch.setattr("wsgi_after._core.finish.capturing", None)
+    Exchange(AfterResponseMiddleware(registers(partial(events.append, "ran")))).finish()
+    assert events == ["ran"]
+
+
+def test_a_buffer_is_one_chunk_by_next_too():
+    body = Exchange(AfterResponseMiddleware(lambda environ, start_response: b"text")).result
+    assert [next(body, None), next(body, None)] == [b"text", None]
+    body.close()
