@@ -61,11 +61,16 @@ def callbacks(server, kind):
 
 @every_cell
 def test_the_callbacks_run_where_the_server_calls_close(server, kind):
-    """In its thread and greenlet; and a context variable that ``close()`` set is set there."""
+    """In its thread and greenlet; and a context variable that ``close()`` set is set there.
+
+    Not where a server closes in the thread that serves all sockets, unless it could send the whole
+    file before, which it closes where the app was called then.
+    """
     found = [report for report in callbacks(server, kind) if "closed" in report]
     assert found or kind in {"error_before_return", "write"}  # not every server has a write()
+    elsewhere = kind in ELSEWHERE.get(server, ([],))[0]
     same = [r["here"] == [*r["closed"][:3], f"closed {r['id']}"] for r in found]
-    assert same == [kind not in ELSEWHERE.get(server, ([],))[0]] * len(found)
+    assert same == [not elsewhere or r["closed"][:3] == r["called"][:3] for r in found]
 
 
 @every_cell
