@@ -15,12 +15,7 @@ from functools import partial
 import pytest
 from conftest import Exchange, hello, make_environ, registers, served
 
-from wsgi_after import (
-    AfterResponseMiddleware,
-    CallbackList,
-    after_this_response,
-    run_callbacks,
-)
+from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response, run_callbacks
 from wsgi_after._core.logs import describe
 
 

@@ -140,9 +140,7 @@ def test_what_a_callback_can_know_is_what_the_page_says() -> None:
     [known] = [
         rows
         for table in parse("contract.rst").findall(nodes.table)
-        for [header, *rows] in [
-            [row[0].astext() for row in table.findall(nodes.row)],
-        ]
+        for [header, *rows] in [[row[0].astext() for row in table.findall(nodes.row)]]
         if header == "Attribute"
     ]
     attributes = vars(CallbackList).items()

@@ -136,10 +136,7 @@ class Slots:
 
 @pytest.mark.parametrize(
     ("wrapper", "give_back"),
-    [
-        (wsgiref.util.FileWrapper, lambda made: made.filelike),
-        (Slots, lambda made: made),
-    ],
+    [(wsgiref.util.FileWrapper, lambda made: made.filelike), (Slots, lambda made: made)],
 )
 def test_what_the_server_cannot_send_by_itself_is_wrapped_as_ever(wrapper, give_back, events):
     exchange = send_file(wrapper, File(events), events, give_back=give_back)

@@ -9,10 +9,7 @@ from servers.harness import require
 
 from benchmarks import instructions
 
-KNOWN = {
-    "counted on": "another Python",
-    "list": {"of the recipe": 0.6, "of the bare app": 3.0},
-}
+KNOWN = {"counted on": "another Python", "list": {"of the recipe": 0.6, "of the bare app": 3.0}}
 FIGURES = {"workloads": {"list": {"bare": 1000, "of the recipe": 0.6, "of the bare app": 3.0}}}
 
 

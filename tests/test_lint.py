@@ -26,12 +26,7 @@ from elasticapm.middleware import ElasticAPM
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 from repoze.tm import TM
 
-from wsgi_after import (
-    AfterResponseMiddleware,
-    after_this_request,
-    after_this_response,
-    lint,
-)
+from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response, lint
 from wsgi_after.lint import LintMiddleware, WSGIAfterWarning
 
 

@@ -202,9 +202,7 @@ def test_a_callback_that_cancels_the_others(run: Run) -> None:
     assert out.endswith("The client did not wait for the callback.\n")
 
 
-def test_a_client_that_waits_because_the_app_runs_its_callbacks_itself(
-    run: Run,
-) -> None:
+def test_a_client_that_waits_because_the_app_runs_its_callbacks_itself(run: Run) -> None:
     _, out, _ = run(
         """
 from wsgi_after import run_callbacks
@@ -271,16 +269,12 @@ def app(environ, start_response):
     assert (status, err, sys.modules["hello"].asked) == (0, "", [asked])
 
 
-def test_a_byte_on_the_command_line_that_is_no_utf_8(
-    run: Run,
-) -> None:
+def test_a_byte_on_the_command_line_that_is_no_utf_8(run: Run) -> None:
     status, out, err = run(HELLO, "/\udcff")
     assert (status, masked(out), err) == (0, NOT_WRAPPED + TIMELINE, "")
 
 
-def test_a_request_of_somebody_else_does_not_count(
-    run: Run,
-) -> None:
+def test_a_request_of_somebody_else_does_not_count(run: Run) -> None:
     """Here it is a callback that sends it."""
     _, out, _ = run(
         """
@@ -303,9 +297,7 @@ def app(environ, start_response):
     assert out.endswith("The client did not wait for the 2 callbacks.\n")
 
 
-def test_the_port_can_be_chosen_and_is_free_again_afterwards(
-    run: Run,
-) -> None:
+def test_the_port_can_be_chosen_and_is_free_again_afterwards(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     note = "    asked.append((environ['SERVER_NAME'], environ['SERVER_PORT']))\n    start"
@@ -413,9 +405,7 @@ def test_a_callback_that_lets_an_interrupt_out(run: Run) -> None:
     fails(run(source), r"hello:app raised KeyboardInterrupt \(.*hello.py, line 2\)\.")
 
 
-def test_a_response_that_is_shorter_than_its_content_length(
-    run: Run,
-) -> None:
+def test_a_response_that_is_shorter_than_its_content_length(run: Run) -> None:
     pattern = r"The response of hello:app broke off: IncompleteRead\(.* 6 more expected\)\."
     fails(run(HELLO.replace('"14"', '"20"')), pattern)
 
@@ -465,9 +455,7 @@ def test_the_time_is_up_just_when_all_has_been_read() -> None:
     assert expired.is_set()
 
 
-def test_interrupted(
-    run: Run,
-) -> None:
+def test_interrupted(run: Run) -> None:
     assert run("raise KeyboardInterrupt") == (130, "", "wsgi-after: Interrupted.\n")
 
 

@@ -83,10 +83,7 @@ async def async_generator_function() -> AsyncIterator[None]:
         (send_mail, "test_observability.send_mail", "failed"),
         (partial(send_mail), "test_observability.send_mail", "failed"),
         (coroutine_function, "test_observability.coroutine_function", "coroutine"),
-        (
-            async_generator_function,
-            *("test_observability.async_generator_function", "generator"),
-        ),
+        (async_generator_function, *("test_observability.async_generator_function", "generator")),
         (7, "7", "not callable"),
         (stop, "test_observability.stop", "system exit"),
     ],

@@ -53,10 +53,7 @@ OUTSIDE = r"{}\(\) was called outside a request.*hold on to environ\[.wsgi.after
 
 @pytest.mark.parametrize(
     ("function", "instead"),
-    [
-        (after_this_request, r"call on_prepare\(\) of that"),
-        (after_this_response, "append to that"),
-    ],
+    [(after_this_request, r"call on_prepare\(\) of that"), (after_this_response, "append to that")],
 )
 def test_outside_the_error_says_what_to_use(function, instead, request_, events):
     """Where no app is being called: without a request, in a body, in a thread without context."""

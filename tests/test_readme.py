@@ -12,16 +12,7 @@ from conftest import Exchange
 from documents import ROOT, executed, parse
 from docutils import nodes
 from servers.descriptions import SERVERS
-from servers.expectations import (
-    EMPTY,
-    END_LATE,
-    ERRORS,
-    IN_TIME,
-    LATE,
-    STREAMS,
-    UNFRAMED,
-    expected,
-)
+from servers.expectations import EMPTY, END_LATE, ERRORS, IN_TIME, LATE, STREAMS, UNFRAMED, expected
 from servers.harness import wait_until
 from servers.page import family
 from werkzeug.test import Client

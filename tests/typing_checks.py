@@ -101,9 +101,7 @@ async def change_later(response: Response) -> None:
     response.set_cookie("lang", "de")
 
 
-def response_callbacks(
-    after: CallbackList,
-) -> None:
+def response_callbacks(after: CallbackList) -> None:
     registered: None = after.on_prepare(change)(Response())
     registered = after_this_request(change)(Response())
     after.on_prepare(lambda response: response)

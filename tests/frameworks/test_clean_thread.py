@@ -27,13 +27,7 @@ FRAMEWORKS = [
     *("bottle", "cherrypy", "django", "django, wrapped", "falcon", "flask", "pyramid", "webob")
 ]
 KINDS = ["stream", "error_in_the_stream", "error", "redirect", "empty"]
-CLEAN = {
-    "tenant": None,
-    "request_id": None,
-    "session": "usable",
-    "language": "en-us",
-    "moved": [],
-}
+CLEAN = {"tenant": None, "request_id": None, "session": "usable", "language": "en-us", "moved": []}
 
 
 @pytest.fixture(scope="module", params=SERVERS)

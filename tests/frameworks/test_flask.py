@@ -333,7 +333,7 @@ def test_in_a_pool_thread_what_the_view_has_read_is_there(events):
         app.test_client().post("/?b=2", data=data, headers={"X-Header": "3"})
     files_are_closed = True
     assert events == [
-        *("teardown", (name, "ada", "1", 3), ("2", "3", files_are_closed), "teardown"),
+        *("teardown", (name, "ada", "1", 3), ("2", "3", files_are_closed), "teardown")
     ]
 
 

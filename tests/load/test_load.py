@@ -55,10 +55,7 @@ RESTARTS: dict[str, dict[str, list[str] | signal.Signals]] = {
         **{name: ["--max-requests=100"] for name in MASTERS},
         "mod_wsgi daemon": ["maximum-requests=100", "graceful-timeout=15"],
     },
-    "reload": {
-        **dict.fromkeys(MASTERS, signal.SIGHUP),
-        **dict.fromkeys(MOD_WSGI, signal.SIGUSR1),
-    },
+    "reload": {**dict.fromkeys(MASTERS, signal.SIGHUP), **dict.fromkeys(MOD_WSGI, signal.SIGUSR1)},
     "SIGTERM": dict.fromkeys(SERVERS, signal.SIGTERM),
 }
 #: At SIGTERM these do not promise to let requests finish: uWSGI's --die-on-term kills its workers,

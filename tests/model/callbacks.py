@@ -63,11 +63,7 @@ NOT_RUN = {
     "returns a generator": lambda: (None for _ in ()),
     "returns an async generator": async_generator,
 }
-DOES = [
-    *("nothing", "registers", "inserts", "removes", "clears", "takes long"),
-    *NOT_RUN,
-    *FAILS,
-]
+DOES = [*("nothing", "registers", "inserts", "removes", "clears", "takes long"), *NOT_RUN, *FAILS]
 
 
 class Callback:

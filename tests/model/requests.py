@@ -81,12 +81,7 @@ class Side:
     """The server's view of one of the three, which is all that may be compared."""
 
     def __init__(
-        self,
-        number: int,
-        expected: Expected,
-        later: Later,
-        is_late: bool,
-        is_real: bool = False,
+        self, number: int, expected: Expected, later: Later, is_late: bool, is_real: bool = False
     ) -> None:
         self.number, self.expected, self.later = number, expected, later
         self.is_late, self.is_real = is_late, is_real

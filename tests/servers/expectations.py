@@ -59,7 +59,7 @@ _UWSGI = [
         END_LATE,
         "uWSGI ends the body by closing the connection, and does so after ``close()`` "
         "(plugins/python/wsgi_subhandler.c:363, core/utils.c:1105)",
-    ),
+    )
 ]
 _MOD_WSGI = [
     (
@@ -106,7 +106,7 @@ DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
             ["empty_list", *STREAMS],
             END_LATE,
             f"waitress {_LAST_CHUNK} (waitress/task.py:164-168, 298-303)",
-        ),
+        )
     ],
     "cheroot": [
         (UNFRAMED, END_LATE, f"cheroot {_LAST_CHUNK} (cheroot/server.py:1110-1114)"),
@@ -122,7 +122,7 @@ DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
             BODY_ERRORS,
             IN_TIME,
             "eventlet sends its error page before it calls ``close()`` (eventlet/wsgi.py:690-730)",
-        ),
+        )
     ],
     "granian": [
         (UNFRAMED, END_LATE, f"granian {_LAST_CHUNK} (src/wsgi/io.rs:63-89)"),
@@ -220,7 +220,7 @@ DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
             END_LATE,
             "wsgiref ends the body by closing the connection, after ``close()`` "
             "(wsgiref/handlers.py:181-196)",
-        ),
+        )
     ],
     "Django runserver": [
         (
@@ -228,7 +228,7 @@ DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
             END_LATE,
             "runserver ends the body by closing the connection, after ``close()`` "
             "(django/core/servers/basehttp.py, wsgiref/handlers.py:181-196)",
-        ),
+        )
     ],
 }
 
@@ -239,7 +239,7 @@ ELSEWHERE = {
         "waitress closes a large file, which it cannot send at once, in the thread that serves all "
         "sockets. Those callbacks run in a thread that lives only for them (waitress/channel.py, "
         "_flush_some)",
-    ),
+    )
 }
 
 #: Server → reason why its clients wait with executor=, too.
@@ -287,7 +287,7 @@ ADVICE = {
 REFRAMED = {
     "granian": [
         *("list_with_length", "two_requests", "list_without_length", "empty_list", "redirect")
-    ],
+    ]
 }
 
 #: Servers where a process in between joins the chunks that it has by then: with the bare app, too,
@@ -303,7 +303,7 @@ RECHUNKED = {
 #: Servers that do not answer a second request on a connection reliably, with the bare app neither.
 ONE_REQUEST = {
     "asgiref, uvicorn": "asgiref answers 500 to a request that arrives while the one before is "
-    "ending: CurrentThreadExecutor already quit (asgiref/sync.py, current_thread_executor.py:114)",
+    "ending: CurrentThreadExecutor already quit (asgiref/sync.py, current_thread_executor.py:114)"
 }
 
 
