@@ -20,7 +20,7 @@ LAYERS = [
     {"__main__", "pytest_plugin"},
     {"django", "flask", "lint", "probe", "pyramid", "testing"},  # imported by their users alone
     {"django_tasks"},
-    {"integration"},
+    {"integration", "moment"},
     {"__init__"},
     {"exits", "functions"},
     {"_core.middleware"},

@@ -19,8 +19,7 @@ from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ._core import finish as finish_module
-from ._core import let_out, logs, process, unclosed
+from ._core import hand_off, let_out, logs, process, unclosed
 from ._core import middleware as middleware_module
 from ._core.body import Body
 from ._core.callbacks import UNSEEN, CallbackList, register
@@ -182,7 +181,7 @@ def set_capture(capturing: Callable[[], SupportsSubmit | None]) -> None:
 
     It comes before any executor, and returns ``None`` for nobody.
     """
-    finish_module.capturing = capturing
+    hand_off.capturing = capturing
 
 
 def set_sharing(sharing: Callable[[list[Any], object], object] | None) -> None:

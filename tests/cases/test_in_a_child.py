@@ -170,7 +170,7 @@ def test_children_of_multiprocessing_are_watched_where_it_is_used(used, monkeypa
 
 def test_nobody_is_asked_where_nobody_is_named(monkeypatch, events):
     """As in a process that never imports ``wsgi_after.testing``."""
-    monkeypatch.setattr("wsgi_after._core.finish.capturing", None)
+    monkeypatch.setattr("wsgi_after._core.hand_off.capturing", None)
     Exchange(AfterResponseMiddleware(registers(partial(events.append, "ran")))).finish()
     assert events == ["ran"]
 

@@ -1,26 +1,16 @@
-"""The end of a request: run its callbacks here, or hand them over. The one place that decides."""
+"""The end of a request: run its callbacks here, or hand them over."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from threading import get_ident
-from typing import TYPE_CHECKING
-
-from . import process, unclosed
-from .callbacks import EXHAUSTED_EMPTY, HANDED_OVER, RUNNING, CallbackList
-from .hand_off import OwnThread, hand_over
+from . import hand_off, process, unclosed
+from .callbacks import EXHAUSTED_EMPTY, HANDED_OVER, CallbackList
+from .hand_off import MOMENT, offer
 from .let_out import goes_on
 from .logs import log_early_close, logger, looks
 from .run import run
 from .servers import recognise
 
-if TYPE_CHECKING:
-    from ..executor import SupportsSubmit
-
 PATIENCE = 1.0  # seconds that a callback may keep a worker in close() before that is reported
-
-#: Returns who takes the callbacks of a request before all others, or ``None``: an open capture().
-capturing: Callable[[], SupportsSubmit | None] | None = None
 
 
 def finish(callbacks: CallbackList, error: BaseException | None = None) -> None:
@@ -56,44 +46,20 @@ def run_or_hand_over(callbacks: CallbackList, raised: BaseException | None) -> B
     Return ``raised``, which is on its way to the server, or what has to go on.
     """
     try:
+        environ = callbacks._environ or {}
         named = callbacks._executor is not None or callbacks._thread is not None
-        if named or capturing is not None:
+        asked = hand_off.capturing is not None or hand_off.find_slot is not None
+        if named or asked or MOMENT in environ:
             raised = offer(callbacks, raised)
             if callbacks._state >= HANDED_OVER or callbacks._forks != process.forks:
                 return raised
         if raised is None and callbacks._progress == EXHAUSTED_EMPTY:
             raised = flush(callbacks)
         if looks and raised is None:
-            log_early_close(callbacks._environ or {}, callbacks._request_line())
+            log_early_close(environ, callbacks._request_line())
         return run(callbacks, None, raised, PATIENCE)
     finally:
         del raised  # or this frame and the traceback would hold each other
-
-
-def offer(callbacks: CallbackList, raised: BaseException | None) -> BaseException | None:
-    """Hand the callbacks over to the first that takes them, if one does; return as above.
-
-    An open ``capture()`` or the executor; where this thread is not theirs, one of their own.
-    """
-    capture = None if capturing is None else capturing()
-    executor = callbacks._executor if capture is None else capture
-    # Interrupted after submit() had raised, do not ask it again.
-    takers = [executor] if executor is not None and callbacks._state < RUNNING else []
-    if callbacks._thread is not None and callbacks._thread != get_ident():
-        takers.append(OwnThread())
-    forks, refusal = process.forks, None
-    try:
-        for taker in takers:
-            refusal = hand_over(callbacks, taker)
-            if process.forks != forks:  # submit() forked, and this is the child
-                return refusal
-            if raised is None and refusal is not None and goes_on(refusal):
-                raised = refusal
-            if callbacks._state >= HANDED_OVER:
-                break
-        return raised
-    finally:
-        del raised, refusal  # or this frame and the traceback would hold each other
 
 
 def flush(callbacks: CallbackList) -> BaseException | None:

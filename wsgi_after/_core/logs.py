@@ -67,15 +67,17 @@ OnError = Callable[[Callable[[], object], BaseException, Any], object]
 
 
 class Maker(Protocol):
-    """Who made a list, as far as failures are concerned: a middleware, or a class as below."""
+    """Who made a list: what its callbacks need to know of a middleware, or of a class as below."""
 
     _on_error: OnError | None
+    _moment: bool
 
 
 class Nobody:
     """In place of a maker: the list was made by hand, or in another process."""
 
     _on_error: ClassVar[OnError | None] = None
+    _moment: ClassVar[bool] = True
 
 
 slow_ones = Throttle()
@@ -375,6 +377,7 @@ UNCLOSED = (
     "or a middleware around AfterResponseMiddleware, dropped the iterable without calling its "
     "close(), which PEP 3333 demands."
 )
+HOOK_FAILED = "%r, which a server wants to be called before each callback, raised an exception."
 UNCLOSED_FAILED = "Closing the response of %s, which its server had dropped, raised an exception."
 
 

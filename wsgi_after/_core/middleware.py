@@ -43,6 +43,8 @@ class AfterResponseMiddleware:
     :param on_error: called as ``on_error(callback, error, after)`` where a callback has failed, but
         not in another process, when the failure is logged. ``callback`` is the entry, and ``after``
         the list. What it raises is logged. Where instances share a list, its maker's counts.
+    :param moment: whether the callbacks run at the server's own moment after the response, where it
+        has one (see :mod:`wsgi_after.moment`). ``False``: in ``close()``, always.
     :raises TypeError: if one of them is something else.
     """
 
@@ -52,6 +54,7 @@ class AfterResponseMiddleware:
         *,
         executor: SupportsSubmit | None = None,
         on_error: OnError | None = None,
+        moment: bool = True,
     ) -> None:
         if not callable(app) or is_get_response(app):
             raise no_application(app)
@@ -63,6 +66,7 @@ class AfterResponseMiddleware:
         self.app = app
         self._executor = executor
         self._on_error = on_error
+        self._moment = moment
         self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
 
     def after_response(self, fn: G) -> G:

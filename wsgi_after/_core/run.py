@@ -57,6 +57,7 @@ def run(
             after._state = IN_JOB
         elif after._state < RUNNING:
             after._state = RUNNING
+    call = None if after is None else after._call
     forks = process.forks
     token = current.set(callbacks)
     try:
@@ -67,7 +68,7 @@ def run(
                 # or another thread take it, too.
                 for callback in map(callbacks.pop, repeat(0, len(callbacks))):
                     try:
-                        outcome = callback()
+                        outcome = callback() if call is None else call(callback)
                         if outcome is not None and isinstance(outcome, NOT_RUN):
                             log_not_run(callback, request, monotonic() - began, outcome, after)
                     # Catch everything: one callback's bug must not stop the others.

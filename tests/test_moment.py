@@ -1,0 +1,206 @@
+"""A slot of a request, which an adapter of the server runs when the response is out."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from contextvars import ContextVar
+from functools import partial
+
+import pytest
+from conftest import Exchange, make_environ
+
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after._core import hand_off
+from wsgi_after.moment import KEY, Slot, disable, set_finder
+from wsgi_after.testing import capture
+
+user = ContextVar("user", default="nobody")
+
+
+def app(environ, start_response):
+    for note in environ["notes"]:
+        environ["wsgi.after"].append(note)
+    start_response("200 OK", [])
+    return [b"chunk"]
+
+
+def request(*notes, slot=None, application=None, **environ):
+    """Serve one request, with its slot in the environ."""
+    made = make_environ(notes=notes, **environ)
+    if slot is not None:
+        made[KEY] = slot
+    Exchange(application or AfterResponseMiddleware(app), made).result.close()
+    return made["wsgi.after"]
+
+
+def test_the_callbacks_run_when_the_slot_is_run_with_the_context_of_close(events):
+    def note():
+        events.append(("callback", threading.get_ident(), user.get()))
+
+    slot = Slot()
+    token = user.set("who closes")
+    after = request(note, slot=slot)
+    user.reset(token)
+    events.append(("closed", after.ended))
+    slot.run()
+    assert [*events, after.ended] == [
+        ("closed", False),
+        ("callback", threading.get_ident(), "who closes"),
+        True,
+    ]
+
+
+def test_a_sign_of_life_comes_before_each_callback_and_its_failure_is_logged(events, caplog):
+    def alive():
+        events.append("alive")
+        raise OSError("no file")
+
+    slot = Slot(before_each=alive)
+    request(partial(events.append, 1), partial(events.append, 2), slot=slot)
+    slot.run()
+    assert events == ["alive", 1, "alive", 2]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
+def test_what_interrupts_the_sign_of_life_costs_no_callback(events):
+    def alive():
+        raise KeyboardInterrupt
+
+    slot = Slot(before_each=alive)
+    request(partial(events.append, 1), partial(events.append, 2), slot=slot)
+    with pytest.raises(KeyboardInterrupt):
+        slot.run()
+    assert events == [1, 2]
+
+
+def test_all_jobs_of_a_slot_run_before_what_goes_on_is_raised(events):
+    def interrupt():
+        events.append("interrupt")
+        raise KeyboardInterrupt
+
+    slot = Slot()
+    request(interrupt, slot=slot)
+    request(partial(events.append, "next"), slot=slot)
+    with pytest.raises(KeyboardInterrupt):
+        slot.run()
+    assert events == ["interrupt", "next"]
+
+
+class Refuses:
+    def submit(self, fn, *args):
+        raise RuntimeError("full")
+
+
+class Takes(list):
+    def submit(self, fn, *args):
+        self.append(partial(fn, *args))
+
+
+def test_an_executor_comes_before_the_moment_and_that_before_close(events):
+    slot, taken = Slot(), Takes()
+    request(
+        partial(events.append, "executor"),
+        slot=slot,
+        application=AfterResponseMiddleware(app, executor=taken),
+    )
+    refused = AfterResponseMiddleware(app, executor=Refuses())
+    request(partial(events.append, "moment"), slot=slot, application=refused)
+    with capture() as captured:
+        request(partial(events.append, "captured"), slot=slot)
+    events.append("closed")
+    slot.run()
+    assert (events, len(taken), len(captured)) == (["closed", "moment"], 1, 1)
+
+
+def in_another_thread(slot, note):
+    thread = threading.Thread(target=request, args=[note], kwargs={"slot": slot})
+    thread.start()
+    thread.join()
+
+
+def in_the_call_of_another(slot, note):
+    def outer(environ, start_response):
+        request(note, slot=slot)
+        start_response("200 OK", [])
+        return []
+
+    request(application=AfterResponseMiddleware(outer))
+
+
+def after_it_ran(slot, note):
+    slot.run()
+    request(note, slot=slot)
+
+
+def without_a_moment(slot, note):
+    request(note, slot=slot, application=AfterResponseMiddleware(app, moment=False))
+
+
+def in_a_process_without(slot, note):
+    disable()
+    request(note, slot=slot)
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch):
+    monkeypatch.setattr(hand_off, "moments", True)
+    monkeypatch.setattr(hand_off, "find_slot", None)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        in_another_thread,
+        in_the_call_of_another,
+        after_it_ran,
+        without_a_moment,
+        in_a_process_without,
+    ],
+)
+def test_the_callbacks_run_in_close_where_no_moment_is_coming(way, events, caplog):
+    slot = Slot()
+    way(slot, partial(events.append, "callback"))
+    events.append("closed")
+    slot.run()
+    assert (events, caplog.records) == (["callback", "closed"], [])
+
+
+def test_a_slot_that_is_dropped_runs_its_callbacks_with_a_warning(events):
+    slot = Slot()
+    request(partial(events.append, "callback"), slot=slot)
+    with pytest.warns(ResourceWarning):
+        del slot
+        gc.collect()
+    assert events == ["callback"]
+
+
+def test_a_finder_is_asked_where_the_environ_has_no_slot(events):
+    slots = {"found": Slot(), "nowhere": None}
+    set_finder(lambda environ: slots[environ["where"]])
+    request(partial(events.append, "found"), where="found")
+    request(partial(events.append, "nowhere"), where="nowhere")
+    slots["found"].run()
+    assert events == ["nowhere", "found"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_does_not_run_what_its_parent_left_to_a_slot(tmp_path):
+    slot = Slot()
+    path = tmp_path / "ran"
+
+    def note():
+        with path.open("a") as file:
+            file.write("ran ")
+
+    request(note, slot=slot)
+    child = os.fork()
+    if not child:
+        try:
+            slot.run()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    slot.run()
+    assert path.read_text() == "ran "

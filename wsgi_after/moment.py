@@ -1,0 +1,132 @@
+"""The server's own moment after the response: a slot of each request, which an adapter runs.
+
+Some servers call ``close()`` before the end of the response is out. Whoever adapts such a server
+opens a slot in the thread that serves the request, before the app is called, and runs it when the
+response is out::
+
+    environ[wsgi_after.moment.KEY] = slot = Slot()
+    ...  # the server serves the request
+    slot.run()
+
+In ``close()``, the middleware leaves the callbacks of the request to its slot. They run in the
+thread of the request all the same, with the context variables that ``close()`` found.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
+from threading import get_ident
+from typing import TYPE_CHECKING
+
+from ._core import hand_off, process
+from ._core.body import Body
+from ._core.callbacks import CallbackList
+from ._core.current import current
+from ._core.hand_off import MOMENT as KEY
+from ._core.logs import HOOK_FAILED, log, logger
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+__all__ = ["KEY", "Slot", "disable", "set_finder"]
+
+
+class Slot:
+    """Takes the callbacks of one request, and runs them when the server's adapter says so.
+
+    It belongs to the thread, or the greenlet, that made it. Where no moment is coming it takes
+    nothing, and the callbacks run in ``close()``: if that is called in another thread, for a
+    request within the app's call, in a forked child, and when the slot has been run.
+
+    :param before_each: called without arguments before each callback, for a server that wants a
+        sign of life. What it raises is logged, and the callback runs.
+    """
+
+    def __init__(self, before_each: Callable[[], object] | None = None) -> None:
+        self._before_each = before_each
+        self._here: object = here()
+        self._forks = process.forks
+        self._jobs: list[Body] = []
+
+    def run(self) -> None:
+        """Run what was left to the slot, in this thread. It takes nothing more from now on.
+
+        A slot that is dropped instead runs its callbacks as a response that nobody closed.
+
+        :raises BaseException: after all have run, the first that goes on (rule 6 of the contract).
+        """
+        self._here = None
+        raised: BaseException | None = None
+        try:
+            while self._jobs and self._forks == process.forks:
+                job = self._jobs.pop(0)
+                try:
+                    job.close()
+                except BaseException as error:
+                    raised = raised or error
+            if raised is not None:
+                raise raised
+        finally:
+            del raised  # or this frame and the traceback would hold each other
+
+    def takes(self, callbacks: CallbackList) -> bool:
+        """Whether these callbacks can be left to the slot: asked in ``close()``."""
+        return (
+            self._here == here()
+            and self._forks == process.forks
+            and current.get(callbacks) is callbacks
+        )
+
+    def submit(self, fn: Callable[..., object], callbacks: CallbackList, /, *args: object) -> None:
+        """Take the one job of a request, as an executor does: for the middleware only."""
+        if self._before_each is not None:
+            callbacks._call = partial(call_behind, self._before_each, callbacks._call)
+        run = partial(copy_context().run, fn, callbacks, *args)
+        self._jobs.append(Body(Job(run), callbacks))
+
+
+class Job:
+    """What runs the callbacks of a request when it is closed."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self.close = close
+
+
+def call_behind(
+    hook: Callable[[], object],
+    call: Callable[[Callable[[], object]], object] | None,
+    callback: Callable[[], object],
+) -> object:
+    """Call the hook, then the callback as it would be called without it."""
+    try:
+        hook()
+    except Exception as error:
+        log(logger.error, HOOK_FAILED, hook, exc_info=error)
+    finally:  # a signal handler may have raised
+        outcome = callback() if call is None else call(callback)
+    return outcome
+
+
+def here() -> object:
+    """What stands for this greenlet, or for this thread."""
+    greenlet = sys.modules.get("greenlet")  # not imported: without it there are no greenlets
+    return get_ident() if greenlet is None else greenlet.getcurrent()
+
+
+def set_finder(find: Callable[[WSGIEnvironment], Slot | None]) -> None:
+    """Ask ``find(environ)`` in ``close()`` for the slot of a request that has none in its environ.
+
+    For a server that has a moment, but no place to open a slot before the app is called.
+    """
+    hand_off.find_slot = find
+
+
+def disable() -> None:
+    """Have all callbacks of this process run in ``close()``, whatever its server offers.
+
+    For one middleware, pass ``moment=False`` to it.
+    """
+    hand_off.moments = False
