@@ -23,7 +23,10 @@ from shutil import copytree, ignore_patterns
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import wsgi_after
+
 ROOT = Path(__file__).parents[1]
+PACKAGE = Path(wsgi_after.__file__).parent
 PATIENCE = 600.0  # seconds; a fault that makes a test hang is found
 
 #: The tests of the core: the quick ones, which find most, first.
@@ -67,7 +70,7 @@ def planted(fault: Fault) -> str:
 
     :raises ValueError: if the old lines are not there just once, or the new ones do not compile.
     """
-    source = (ROOT / "wsgi_after" / f"{fault.module}.py").read_text(encoding="utf-8")
+    source = (PACKAGE / f"{fault.module}.py").read_text(encoding="utf-8")
     lines, size = source.splitlines(), len(fault.old)
     found = [
         at

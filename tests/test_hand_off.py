@@ -366,6 +366,13 @@ def test_what_comes_after_a_job_has_left_the_process_is_refused(late):
     assert [callback() for callback in sent] == [1, 2][: 1 + late]
 
 
+def test_a_job_that_has_left_the_process_keeps_no_exception_of_the_app_here():
+    environ = make_environ()
+    with pytest.raises(ValueError, match="on purpose"):
+        Exchange(registers(int, app=breaks_at_once, executor=Broker(late=False)), environ)
+    assert (environ["wsgi.after"].ended, environ["wsgi.after"].error) == (True, None)
+
+
 @pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy])
 def test_a_copy_of_the_list_while_its_job_waits_ends_nothing(copies, queue, events):
     """Debug toolbars and error reporters copy what they can."""

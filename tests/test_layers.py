@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from planted import faults, planted
 
 import wsgi_after
 
@@ -170,3 +171,8 @@ def test_the_core_stays_small_enough_to_be_read() -> None:
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in COUNTED)
     way = sum(len(source_of(f"_core.{module}").splitlines()) for module in WAY)
     assert (lines <= 1_300, sum(map(lines_of_code, COUNTED)) <= 800, way <= 850) == (True,) * 3
+
+
+def test_each_fault_of_planted_txt_can_be_planted() -> None:
+    """Its lines are those of the code as it is now."""
+    assert [planted(fault) for fault in faults()] != []

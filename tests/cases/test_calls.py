@@ -51,9 +51,15 @@ def read(body):
         list(body)
 
 
-def fails(*chunks):
-    yield from chunks
-    raise ValueError("of the body")
+class Fails:
+    """A body that fails behind these chunks, each time that it is read."""
+
+    def __init__(self, *chunks):
+        self.chunks = chunks
+
+    def __iter__(self):
+        yield from self.chunks
+        raise ValueError("of the body")
 
 
 def close(body):
@@ -160,8 +166,8 @@ STATES = {
     "begun, stopped": ([b"a"], lambda body: begun(body).close(), True),
     "begun a second time": ([b"a"], lambda body: (list(body), begun(body)), True),
     "exhausted by next()": ([b"a"], lambda body: (next(body), next(body, None)), False),
-    "failed at once": (fails(), read, False),
-    "failed": (fails(b"a"), read, False),
+    "failed at once": (Fails(), read, False),
+    "failed": (Fails(b"a"), read, False),
     "closed, unread": ([b"a"], lambda body: body.close(), False),
 }
 

@@ -305,3 +305,28 @@ def test_a_handler_that_fails_where_stderr_is_closed_costs_no_callback(events, m
 
 async def coroutine() -> None:
     """What a callback must not return."""
+
+
+BEHIND_OURS = """
+import atexit, gc
+
+def behind():
+    cycle = [AfterResponseMiddleware(app)({}, lambda *args: None)]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+
+atexit.register(behind)  # before ours, so it is called after that
+from wsgi_after import AfterResponseMiddleware
+
+def app(environ, start_response):
+    environ["wsgi.after"](print, "ran")
+    return []
+"""
+
+
+def test_what_is_collected_when_our_atexit_function_has_run_is_closed_in_place():
+    """Nothing would come by later for what waits."""
+    command = [sys.executable, "-W", "ignore", "-c", BEHIND_OURS]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("ran\n", "")
