@@ -33,7 +33,8 @@ class Body:
 
         A generator, which costs half of an iterator in Python. It holds this body, if nobody does.
         """
-        self._after._progress = IN_BODY
+        after = self._after
+        after._progress = IN_BODY
         chunk = b""
         try:
             # Not "yield from": that would close the app's iterable together with this generator.
@@ -45,7 +46,7 @@ class Body:
             self._fail(error)
             raise
         is_empty = type(chunk) is bytes and not chunk
-        self._after._progress = EXHAUSTED_EMPTY if is_empty else EXHAUSTED
+        after._progress = EXHAUSTED_EMPTY if is_empty else EXHAUSTED
 
     def __next__(self) -> bytes:
         try:
@@ -71,6 +72,7 @@ class Body:
         if self._closed:
             return
         self._closed = True
+        after = self._after
         try:
             try:
                 if unclosed.collector.thread is not None and unclosed.must_wait(self):
@@ -78,12 +80,12 @@ class Body:
                 close = getattr(self._iterable, "close", None)
                 if close is not None:
                     close()
-                finish(self._after)
+                finish(after)
             except BaseException as error:  # of the app's close(), or let out by a callback
-                finish(self._after, error)
+                finish(after, error)
                 raise
         except BaseException as error:  # a signal handler may have interrupted finish()
-            finish(self._after, error)
+            finish(after, error)
             raise
 
     def __del__(self) -> None:

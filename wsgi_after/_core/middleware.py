@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import unclosed
 from .body import body_class
 from .callbacks import UNREAD, CallbackList
-from .current import current
+from .current import reset_current, set_current
 from .files import arm, watch
 from .finish import finish
 from .logs import is_get_response, no_application, no_executor, no_list
@@ -102,7 +102,7 @@ class AfterResponseMiddleware:
             watch(environ)
         for fn in self._app_wide:
             after.append(partial(fn, environ))
-        token = current.set(after)
+        token = set_current(after)
         try:
             try:
                 result = self.app(environ, after._start_response)
@@ -110,7 +110,7 @@ class AfterResponseMiddleware:
                 finish(after, error)
                 raise
             finally:
-                current.reset(token)
+                reset_current(token)
             after._progress = UNREAD
             if "wsgi.file_wrapper" in environ and arm(result, after, environ):
                 return result
@@ -132,11 +132,11 @@ class AfterResponseMiddleware:
             if recognise(environ).reuses_environ:
                 environ = rebound(present, environ)
         present.extend(partial(fn, environ) for fn in self._app_wide)
-        token = current.set(present)
+        token = set_current(present)
         try:
             return self.app(environ, start_response)
         finally:
-            current.reset(token)
+            reset_current(token)
 
 
 def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:

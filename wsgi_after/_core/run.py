@@ -8,7 +8,7 @@ from time import monotonic
 
 from . import process
 from .callbacks import HANDED_OVER, IN_JOB, RUNNING, CallbackList
-from .current import current
+from .current import reset_current, set_current
 from .let_out import goes_on
 from .logs import OTHER_PROCESS, Nobody, log_failure, log_interruption, log_not_run, log_slow
 
@@ -59,7 +59,7 @@ def run(
             after._state = RUNNING
     call = None if after is None else after._call
     forks = process.forks
-    token = current.set(callbacks)
+    token = set_current(callbacks)
     try:
         while True:
             try:
@@ -98,5 +98,5 @@ def run(
                 else:
                     log_interruption(request, error, after)
     finally:
-        current.reset(token)
+        reset_current(token)
         del raised  # or this frame and the traceback would hold each other
