@@ -153,23 +153,24 @@ class BufferBody(SizedBody):
         return super().__next__()
 
 
-#: By type of the app's iterable: to look for ``__len__`` where there is none costs 200 ns. An app
-#: that makes a type for each request must not have them all kept.
-_body_classes: dict[type, type[Body]] = {}
+class BodyClasses(dict[type, "type[Body] | None"]):
+    """The class of the body by type of the app's iterable; ``None`` if that cannot be iterated.
 
+    Looked up once for each type: to look for ``__len__`` where there is none costs 200 ns.
+    """
 
-def body_class(kind: type) -> type[Body] | None:
-    """The class of the body for objects of a type; ``None`` if these cannot be iterated."""
-    found = _body_classes.get(kind)
-    if found is None:
+    def __missing__(self, kind: type) -> type[Body] | None:
+        found: type[Body] | None = None
         if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
             found = ObjectBody
         if hasattr(kind, "__len__"):
             found = ListBody if kind is list else SizedBody
         if issubclass(kind, (bytes, bytearray, memoryview)):
             found = BufferBody
-        if len(_body_classes) >= 64:
-            _body_classes.clear()
-        if found is not None:
-            _body_classes[kind] = found
-    return found
+        if len(self) >= 64:  # an app that makes a type for each request must not have all kept
+            self.clear()
+        self[kind] = found
+        return found
+
+
+body_classes = BodyClasses()

@@ -7,13 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import unclosed
-from .body import body_class
+from .body import body_classes
 from .callbacks import UNREAD, CallbackList
 from .current import reset_current, set_current
 from .files import arm, watch
 from .finish import finish
 from .logs import is_get_response, no_application, no_executor, no_list
-from .servers import recognise
+from .servers import rebound, recognise
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -114,7 +114,7 @@ class AfterResponseMiddleware:
             after._progress = UNREAD
             if "wsgi.file_wrapper" in environ and arm(result, after, environ):
                 return result
-            body = body_class(type(result))
+            body = body_classes[type(result)]
             if body is not None:
                 return body(result, after)
             finish(after)
@@ -137,15 +137,6 @@ class AfterResponseMiddleware:
             return self.app(environ, start_response)
         finally:
             reset_current(token)
-
-
-def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:
-    """A copy of the environ, for a job; what is registered with the environ gets it, too."""
-    copied = environ.copy()
-    for index, entry in enumerate(callbacks):
-        if isinstance(entry, partial) and entry.args and entry.args[0] is environ:
-            callbacks[index] = partial(entry.func, copied, *entry.args[1:], **entry.keywords)
-    return copied
 
 
 def is_shared(present: object, instance: object) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from itertools import repeat
 from time import monotonic
 
 from . import process
@@ -59,14 +58,18 @@ def run(
             after._state = RUNNING
     call = None if after is None else after._call
     forks = process.forks
+    taken: Callable[[], object] | None = None
     token = set_current(callbacks)
     try:
         while True:
             try:
                 began = monotonic()
-                # One step takes a callback: between two, a signal handler could raise and lose it,
-                # or another thread take it, too.
-                for callback in map(callbacks.pop, repeat(0, len(callbacks))):
+                while callbacks:
+                    # pop() decides which thread runs it. A signal handler can raise when that has
+                    # returned, before the next line: then "taken" is put back.
+                    taken = callbacks[0]
+                    callback = callbacks.pop(0)
+                    taken = None
                     try:
                         outcome = callback() if call is None else call(callback)
                         if outcome is not None and isinstance(outcome, NOT_RUN):
@@ -85,14 +88,17 @@ def run(
                     if ended - began > patience:
                         log_slow(callback, request, ended - began, after)
                     began = ended
-                if not callbacks and (after is None or after._end()):
+                if after is None or after._end():
                     return raised
-            except IndexError:  # one was cancelled, or another thread took it: look again
-                pass
+            except IndexError:  # another thread has taken the last one
+                taken = None
             # A signal handler can raise between two callbacks, or while a failure is being logged.
             except BaseException as error:
                 if process.forks != forks:  # on_error, or a log handler, forked
                     return error
+                if taken is not None:
+                    list.insert(callbacks, 0, taken)
+                    taken = None
                 if raised is None and goes_on(error):
                     raised = error
                 else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -46,3 +47,12 @@ def recognise(environ: WSGIEnvironment) -> Server:
         if server.key in environ or server.errors == errors:
             return server
     return UNKNOWN
+
+
+def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:
+    """A copy of the environ, for a job; what is registered with the environ gets it, too."""
+    copied = environ.copy()
+    for index, entry in enumerate(callbacks):
+        if isinstance(entry, partial) and entry.args and entry.args[0] is environ:
+            callbacks[index] = partial(entry.func, copied, *entry.args[1:], **entry.keywords)
+    return copied
