@@ -18,7 +18,7 @@ PACKAGE = Path(wsgi_after.__file__).parent
 
 #: From the top; those of one layer do not import each other, either.
 LAYERS = [
-    {"__main__", "pytest_plugin"},
+    {"__main__", "gunicorn", "pytest_plugin"},
     {"django", "flask", "lint", "probe", "pyramid", "testing"},  # imported by their users alone
     {"django_tasks"},
     {"integration", "moment"},

@@ -65,7 +65,7 @@ SHOWN = {
 
 def test_everything_on_the_pages_is_run_by_a_test():
     assert [*GUNICORN, *UWSGI, *MOD_WSGI, *NGINX] == [
-        *("gunicorn.conf.py", "start", "uwsgi.ini", "start", "shop.conf"),
+        *("gunicorn.conf.py", "start", "after", "uwsgi.ini", "start", "shop.conf"),
         *("gunicorn.conf", "uwsgi.conf"),
     ]
 

@@ -1,0 +1,372 @@
+"""The worker classes for gunicorn: callbacks run when the response is out, and none is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+
+import pytest
+from conftest import hello
+from documents import blocks
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.workers.gthread import TConn
+
+import wsgi_after.gunicorn
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.moment import KEY
+
+from .client import Connection
+from .descriptions import gunicorn, package
+from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
+from .harness import control, running
+from .measure import attempt, terminate
+from .test_deployment_pages import start
+
+servers = pytest.mark.servers
+PAGE = blocks("gunicorn.rst")
+OPTIONS = {"Sync": (), "GThread": ("--threads=4",), "Gevent": ()}
+WAIT = 10  # seconds, for what takes none
+
+
+def server(name, *options, app=None):
+    """One with a worker class of ours.
+
+    :param app: the source of one, in place of that of the matrix.
+    """
+    worker = f"--worker-class=wsgi_after.gunicorn.{name}"
+    start = gunicorn(worker, *OPTIONS[name], *options, app="other" if app else "kinds")
+
+    def commands(where):
+        if app:
+            where.write("other.py", app)
+        return start(where)
+
+    return package(name, commands, "gunicorn", "gevent")
+
+
+# The servers themselves
+
+
+@servers
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_client_waits_and_callbacks_run_in_the_requests_own_thread(name):
+    """Whatever the response: error pages, too. Then SIGTERM lets a callback finish."""
+    timings = {kind: GONE if kind == "hang_up" else IN_TIME for kind in KINDS}
+    with running(server(name)) as where:
+        found = {
+            kind: attempt(where, "wrapped", kind, Expected(timings[kind], connection="keep-alive"))
+            for kind in KINDS
+        }
+        bare = attempt(where, "bare", "error_before_return", Expected(IN_TIME)).wire
+        ended = terminate(where, "wrapped")
+    watches = [watch for tried in found.values() for watch in tried.watches]
+    assert {kind: tried.timing for kind, tried in found.items()} == timings
+    assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
+    assert [
+        report["here"][:3]
+        for watch in watches
+        for report in watch.reports
+        if "called" in report and report["here"][:3] != report["called"][:3]
+    ] == []
+    assert (found["error_before_return"].wire, ended) == (bare, "finishes")
+
+
+@servers
+@pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_response_in_http_1_0_ends_first(name, kind):
+    with running(server(name)) as where:
+        watch = control().watch(WAIT)
+        with Connection(where.port) as client:
+            client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
+            client.read_to_end()
+        watch.end.set()
+        assert watch.done.wait(WAIT), where.log.read_text()
+    assert watch.had == (False, True)
+
+
+@servers
+def test_with_threads_the_next_request_on_the_connection_does_not_wait():
+    with running(server("GThread")) as where:
+        watch = control().watch(WAIT)
+        with Connection(where.port) as client:
+            for path in (f"wrapped/list_with_length?{watch.query}", "bare/list_with_length"):
+                client.request(f"/{path}")
+                client.read_response("GET", lambda: None)
+            answered = client.received.count(b"hello list")
+            watch.end.set()
+            assert watch.done.wait(WAIT)
+    assert (answered, watch.had) == (2, (False, True))
+
+
+WITH_A_POOL = """
+from concurrent.futures import ThreadPoolExecutor
+import kinds
+from wsgi_after import AfterResponseMiddleware
+
+def app(environ, start_response):
+    if environ["PATH_INFO"].endswith("about"):
+        return kinds.about(environ, start_response)
+    query = kinds.query_of(environ)
+    def slow():
+        kinds.say(query, "slow")
+        with ThreadPoolExecutor() as pool:
+            pool.submit(kinds.say, query, "last").result()
+    environ["wsgi.after"].append(slow)
+    return kinds.list_with_length(environ, start_response)
+
+application = AfterResponseMiddleware(app)
+"""
+
+
+@servers
+def test_a_worker_that_ends_waits_for_its_callbacks_longer_than_its_timeout():
+    """At the end of it, they can still start threads."""
+    options = ("--max-requests=1", "--timeout=1", "--graceful-timeout=20")
+    with running(server("GThread", *options, app=WITH_A_POOL)) as where:
+        watch = control().watch(patience=4)
+        with Connection(where.port) as client:
+            client.request(f"/?{watch.query}", connection="close")
+            client.read_to_end()
+        assert watch.done.wait(WAIT), where.log.read_text()
+    assert watch.events == ["slow", "last"]
+
+
+THREE_SLOW_ONES = """
+import kinds
+from wsgi_after import AfterResponseMiddleware
+
+def app(environ, start_response):
+    if environ["PATH_INFO"].endswith("about"):
+        return kinds.about(environ, start_response)
+    for event in ("slow", "slow", "slow", "last"):
+        environ["wsgi.after"](kinds.say, kinds.query_of(environ), event)
+    return kinds.list_with_length(environ, start_response)
+
+application = AfterResponseMiddleware(app)
+"""
+
+
+@servers
+def test_in_a_sync_worker_the_timeout_counts_for_each_callback():
+    with running(server("Sync", "--timeout=3", app=THREE_SLOW_ONES)) as where:
+        watch = control().watch(patience=1.5)
+        with Connection(where.port) as client:
+            client.request(f"/?{watch.query}", connection="close")
+            client.read_to_end()
+        assert watch.done.wait(WAIT), where.log.read_text()
+        log = where.log.read_text()
+    assert (watch.events, "WORKER TIMEOUT" in log) == (["slow", "slow", "slow", "last"], False)
+
+
+@servers
+def test_a_sync_worker_refuses_threads_and_names_the_class_that_has_them(tmp_path):
+    command = ["-m", "gunicorn", "--bind=127.0.0.1:0", "--worker-class=wsgi_after.gunicorn.Sync"]
+    done = subprocess.run(
+        [sys.executable, *command, "--threads=2", "wsgiref.simple_server:demo_app"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(wsgi_after.__file__))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, "use --worker-class wsgi_after.gunicorn.GThread" in done.stderr) == (
+        1,
+        True,
+    )
+
+
+@servers
+def test_gunicorn_starts_with_the_worker_class_as_its_page_shows():
+    def commands(where):
+        return [
+            start({"start": PAGE["after"], "gunicorn.conf.py": PAGE["gunicorn.conf.py"]}, where)
+        ]
+
+    with running(package("GThread", commands, "gunicorn")) as where:
+        tried = attempt(where, "wrapped", "error_before_return", Expected(IN_TIME))
+    assert (tried.timing, tried.watches[0].events) == (IN_TIME, CALLBACKS)
+
+
+@servers
+def test_gevent_is_not_loaded_for_the_other_classes():
+    code = "import sys, wsgi_after.gunicorn; print('gevent' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+# The classes, in this process
+
+
+@pytest.fixture
+def make_worker():
+    """A worker of a class, as gunicorn's arbiter makes it; the app is loaded."""
+    made = []
+
+    def make(name, app, *listeners, **settings):
+        config = Config()
+        for setting, value in settings.items():
+            config.set(setting, value)
+        loaded = SimpleNamespace(wsgi=lambda: AfterResponseMiddleware(app))
+        worker_class = getattr(wsgi_after.gunicorn, name)
+        worker = worker_class(0, os.getppid(), list(listeners), loaded, 30, config, Logger(config))
+        worker.load_wsgi()
+        made.append(worker)
+        return worker
+
+    yield make
+    for worker in made:
+        worker.tmp.close()
+        for descriptor in worker.PIPE:
+            os.close(descriptor)
+
+
+@contextmanager
+def requested(text):
+    """A connection on which this was sent: both ends, and the listener."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname(), timeout=WAIT) as client,
+    ):
+        accepted, address = listener.accept()
+        client.sendall(text)
+        client.shutdown(socket.SHUT_WR)
+        with accepted:
+            yield listener, client, accepted, address
+
+
+def everything(client):
+    """What a server sent until it closed the connection."""
+    return b"".join(iter(lambda: client.recv(1 << 16), b""))
+
+
+def raises(environ, start_response):
+    raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize(("app", "status"), [(hello, b"200"), (raises, b"500")])
+@pytest.mark.parametrize("name", ["Sync", "Gevent"])
+def test_a_callback_finds_the_connection_closed_behind_the_response(
+    name, app, status, make_worker, events
+):
+    def registering(environ, start_response):
+        environ["wsgi.after"].append(lambda: events.append(everything(client).split()[1]))
+        return app(environ, start_response)
+
+    worker = make_worker(name, registering)
+    with requested(b"GET / HTTP/1.0\r\n\r\n") as (listener, client, accepted, address):
+        worker.handle(listener, accepted, address)
+    assert (events, wsgi_after.gunicorn.opened.get()) == ([status], None)
+
+
+def test_on_gevent_a_callback_finds_the_response_sent_on_a_connection_that_stays(
+    make_worker, events
+):
+    def registering(environ, start_response):
+        environ["wsgi.after"].append(lambda: events.append(client.recv(1 << 16).split()[1]))
+        return hello(environ, start_response)
+
+    worker = make_worker("Gevent", registering)
+    both = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2
+    with requested(both) as (listener, client, accepted, address):
+        worker.handle(listener, accepted, address)
+    assert events == [b"200", b"200"]
+
+
+def test_a_connection_without_a_request_has_no_slot(make_worker):
+    worker = make_worker("Sync", hello)
+    with requested(b"") as (listener, client, accepted, address):
+        worker.handle(listener, accepted, address)
+        assert everything(client) == b""
+
+
+def test_with_threads_the_connection_is_given_back_before_the_callbacks_run(make_worker, events):
+    given_back = threading.Event()
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(lambda: events.append(given_back.wait(WAIT)))
+        environ["wsgi.after"].append(lambda: events.append(threading.get_ident() == thread))
+        thread = threading.get_ident()
+        return hello(environ, start_response)
+
+    worker = make_worker("GThread", app, threads=2)
+    with (
+        worker.get_thread_pool() as pool,
+        requested(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") as (_, _, accepted, address),
+    ):
+        conn = TConn(worker.cfg, accepted, address, accepted.getsockname())
+        assert pool.submit(worker.handle, conn).result(WAIT)
+        given_back.set()
+    assert events == [True, True]
+
+
+def test_the_future_of_a_request_has_what_was_raised(make_worker):
+    with make_worker("GThread", hello).get_thread_pool() as pool:
+        assert isinstance(pool.submit(raises, {}, None).exception(WAIT), RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("graceful_timeout", "order"), [(20, ["callback", "ended"]), (0, ["ended", "callback"])]
+)
+def test_a_worker_with_threads_waits_for_callbacks_with_signs_of_life(
+    graceful_timeout, order, make_worker, events, monkeypatch
+):
+    running, release, done = (threading.Event() for _ in range(3))
+
+    def callback():
+        running.set()
+        release.wait(WAIT)
+        events.append("callback")
+        done.set()
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(callback)
+        return hello(environ, start_response)
+
+    def notify():
+        if worker.poller.get_map() is None:  # gunicorn's own end is over
+            release.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        worker = make_worker("GThread", app, listener, graceful_timeout=graceful_timeout)
+        monkeypatch.setattr(worker, "init_signals", lambda: None)  # for the main thread only
+        monkeypatch.setattr(worker, "notify", notify)
+        thread = threading.Thread(target=worker.init_process)
+        thread.start()
+        with Connection(port) as client:
+            client.request("/", connection="close")
+            client.read_to_end()
+        assert running.wait(WAIT)
+        worker.handle_exit(signal.SIGTERM, None)
+        thread.join(WAIT)
+        events.append("ended")
+        release.set()
+        assert done.wait(WAIT)
+    assert events == order
+
+
+def test_a_stream_of_http_2_gets_no_slot(make_worker, events):
+    """It is served by a method of its own, within which more streams may wait."""
+    worker = make_worker("GThread", lambda environ, start_response: events.append(environ[KEY]))
+    with suppress(Exception):
+        worker.wsgi({"PATH_INFO": "/"}, lambda *args: None)
+    assert events == [None]
+
+
+def test_only_one_thread_is_allowed_for_a_sync_worker():
+    check = wsgi_after.gunicorn.Sync.check_config
+    check(SimpleNamespace(threads=1), None)
+    with pytest.raises(RuntimeError, match="GThread"):
+        check(SimpleNamespace(threads=2), None)
+
+
+def test_another_name_is_not_made():
+    with pytest.raises(AttributeError, match="Tornado"):
+        wsgi_after.gunicorn.Tornado  # noqa: B018

@@ -1,0 +1,150 @@
+"""Worker classes for gunicorn, whose callbacks run when the response is out.
+
+They are named at gunicorn's start::
+
+    gunicorn --worker-class wsgi_after.gunicorn.GThread --threads 4 shop:application
+
+The callbacks run in the request's own thread or greenlet, as in ``close()``. But no client waits
+for them, whatever the response: error pages and HTTP/1.0 end first, too. Without
+``AfterResponseMiddleware`` in the app, the classes behave as those of gunicorn.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from threading import Thread
+from typing import Any
+
+from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.sync import SyncWorker
+
+from .moment import KEY, Slot
+
+__all__ = ["GThread", "Gevent", "Sync"]  # noqa: F822: see __getattr__
+
+#: The slot of the request that this thread, or greenlet, serves.
+opened: ContextVar[Slot | None] = ContextVar("opened", default=None)
+
+
+def run_slot() -> None:
+    """Run what was left to the slot of this thread, if it has one."""
+    slot = opened.get()
+    if slot is not None:
+        opened.set(None)
+        slot.run()
+
+
+class Opens:
+    """A worker that has a slot in the environ of each request."""
+
+    def open_slot(self) -> Slot:
+        return Slot()
+
+    def load_wsgi(self) -> None:
+        """Load the app; a thin function around it has the environ, which gunicorn makes."""
+        super().load_wsgi()  # type: ignore[misc]
+        app = self.wsgi
+
+        def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
+            environ[KEY] = opened.get()
+            return app(environ, start_response)
+
+        self.wsgi: Any = wsgi
+
+    def handle_request(self, *args: Any) -> Any:
+        """Serve a request of HTTP/1; the streams of HTTP/2 do not come here, and have no slot."""
+        opened.set(self.open_slot())
+        return super().handle_request(*args)  # type: ignore[misc]
+
+
+class RunsAtTheEnd(Opens):
+    """A worker that runs the slot when the connection is closed."""
+
+    def handle(self, *args: Any) -> None:
+        try:
+            super().handle(*args)  # type: ignore[misc]
+        finally:
+            run_slot()
+
+
+class Sync(RunsAtTheEnd, SyncWorker):  # type: ignore[misc]
+    """gunicorn's worker of one thread. It serves its next request after the callbacks.
+
+    ``--timeout`` counts anew for each callback.
+    """
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Called by gunicorn when it starts.
+
+        :raises RuntimeError: for ``--threads``, which ends gunicorn with this message.
+        """
+        if cfg.threads > 1:
+            raise RuntimeError(
+                "wsgi_after.gunicorn.Sync has one thread. "
+                "For --threads, use --worker-class wsgi_after.gunicorn.GThread"
+            )
+
+    def open_slot(self) -> Slot:
+        return Slot(before_each=self.notify)
+
+
+class GThread(Opens, ThreadWorker):  # type: ignore[misc]
+    """gunicorn's worker with ``--threads``. A callback holds up no request on its connection.
+
+    A worker that is to end waits for its callbacks up to ``--graceful-timeout``, and gives signs of
+    life meanwhile, so that ``--timeout`` does not end it.
+    """
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        return Pool(self.cfg.threads)
+
+    def run(self) -> None:
+        super().run()
+        # gunicorn thinks that it is idle, and has shut the pool down without waiting.
+        ending = Thread(target=self.tpool.shutdown, daemon=True)
+        ending.start()
+        deadline = time.monotonic() + self.cfg.graceful_timeout
+        while ending.is_alive() and time.monotonic() < deadline:
+            self.notify()
+            ending.join(0.1)
+
+
+class Pool(ThreadPoolExecutor):
+    """Ends the future of a request, which gives its connection back, and then runs its slot."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # so nobody cancels what may be running
+        super().submit(serve, future, fn, *args, **kwargs)
+        return future
+
+
+def serve(future: Future[Any], fn: Any, /, *args: Any, **kwargs: Any) -> None:
+    try:
+        served = fn(*args, **kwargs)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(served)
+    run_slot()
+
+
+def __getattr__(name: str) -> Any:
+    """Make ``Gevent`` when it is asked for: the others neither need gevent nor load it."""
+    if name != "Gevent":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from gunicorn.workers.ggevent import GeventWorker
+
+    class Gevent(RunsAtTheEnd, GeventWorker):  # type: ignore[misc]
+        """gunicorn's worker of greenlets. The next request on a connection waits."""
+
+        def handle_request(self, *args: Any) -> Any:
+            outcome = super().handle_request(*args)
+            run_slot()  # the response is out; what raised has an end, or an error page, to come
+            return outcome
+
+    globals()[name] = Gevent
+    return Gevent
