@@ -22,7 +22,7 @@ from gunicorn.workers.sync import SyncWorker
 
 from .moment import KEY, Slot
 
-__all__ = ["GThread", "Gevent", "Sync"]  # noqa: F822: see __getattr__
+__all__ = ["GThread", "Gevent", "Sync"]  # noqa: F822
 
 #: The slot of the request that this thread, or greenlet, serves.
 opened: ContextVar[Slot | None] = ContextVar("opened", default=None)
