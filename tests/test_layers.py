@@ -20,7 +20,7 @@ PACKAGE = Path(wsgi_after.__file__).parent
 LAYERS = [
     {"__main__", "gunicorn", "pytest_plugin"},
     {"django", "flask", "lint", "probe", "pyramid", "testing"},  # imported by their users alone
-    {"django_tasks"},
+    {"django_tasks", "waitress"},
     {"integration", "moment"},
     {"__init__"},
     {"exits", "functions"},

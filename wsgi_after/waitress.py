@@ -1,0 +1,114 @@
+"""Waitress, with callbacks that run when the response is out: no client waits for them.
+
+In Python, or in a file of PasteDeploy::
+
+    wsgi_after.waitress.serve(application, listen="127.0.0.1:8000")
+
+    [server:main]
+    use = egg:wsgi-after#waitress
+    listen = 127.0.0.1:8000
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from functools import partial
+from typing import Any
+
+import waitress
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer, create_server
+from waitress.task import ThreadedTaskDispatcher, WSGITask
+
+from .moment import KEY, Slot
+
+__all__ = ["serve", "serve_paste"]
+
+
+class Task(WSGITask):  # type: ignore[misc]
+    """Has the slot of its request in the environ."""
+
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        environ[KEY] = self.channel.slot
+        return environ
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """Runs the slot of a request when its response is out, and the next one may begin."""
+
+    task_class = Task
+
+    def service(self) -> None:
+        # The next request of the connection begins before the slot of this one has run.
+        slot = self.slot = Slot()
+        try:
+            super().service()
+        finally:
+            slot.run()
+
+
+class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
+    """Gives running requests and callbacks some seconds at the end."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def shutdown(self, cancel_pending: bool = True, timeout: float | None = None) -> object:
+        return super().shutdown(cancel_pending, self._seconds if timeout is None else timeout)
+
+
+def create(application: Any, seconds: float, sockets_open: dict[int, Any], **options: Any) -> Any:
+    """Waitress's server, or servers, with channels that have slots.
+
+    :param sockets_open: empty; all that are open are put there.
+    """
+    dispatcher = Dispatcher(seconds)
+    server = create_server(application, map=sockets_open, _dispatcher=dispatcher, **options)
+    dispatcher.set_thread_count(server.adj.threads)
+    for each in sockets_open.values():
+        if isinstance(each, BaseWSGIServer):
+            each.channel_class = Channel
+    return server
+
+
+def serve(app: Any, *, graceful_timeout: float = 30, **options: Any) -> None:
+    """Serve an app as ``waitress.serve`` does, and run the callbacks when a response is out.
+
+    SIGTERM ends the server as SIGINT does, unless it has a handler, or this is not the main thread:
+    requests and callbacks that have begun finish. A second one ends it at once.
+
+    :param graceful_timeout: how many seconds they have for that.
+    :param options: those of ``waitress.serve``.
+    """
+    sockets: dict[int, Any] = {}
+    server = partial(create, seconds=float(graceful_timeout), sockets_open=sockets)
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        waitress.serve(app, _server=server, **options)
+    finally:
+        wasyncore.close_all(sockets)
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def leave(number: int, frame: object) -> None:
+    """End the loop of waitress, which then shuts down its threads."""
+    raise SystemExit(0)
+
+
+def serve_paste(app: Any, global_conf: object, **options: Any) -> int:
+    """Serve an app as a file of PasteDeploy says: for ``use = egg:wsgi-after#waitress``.
+
+    :param options: those of waitress's own runner, and ``graceful_timeout``.
+    """
+    serve(app, **options)
+    return 0
