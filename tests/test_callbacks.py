@@ -283,3 +283,41 @@ def test_a_repr_shows_names_and_arguments():
         "builtins.print('ada@example.com', sep='------------...-------------'), "
         "builtins.print(<CallbackList [...]>)]>"
     )
+
+
+def test_what_another_thread_registers_just_before_the_end_runs(events, monkeypatch):
+    end = CallbackList._end
+
+    def end_late(after):
+        if events == ["first"]:
+            after.append(partial(events.append, "late"))
+        return end(after)
+
+    monkeypatch.setattr(CallbackList, "_end", end_late)
+    run_callbacks(CallbackList([partial(events.append, "first")]))
+    assert events == ["first", "late"]
+
+
+def test_a_callback_that_another_thread_takes_at_the_last_moment_is_not_run(events):
+    class Emptied(list):
+        def __getitem__(self, index):
+            self.clear()
+            return super().__getitem__(index)
+
+    run_callbacks(Emptied([partial(events.append, "taken")]))
+    assert events == []
+
+
+def test_a_signal_between_taking_a_callback_and_calling_it_does_not_lose_it(events):
+    class Interrupted(list):
+        def pop(self, index):
+            callback = super().pop(index)
+            if len(self) == 1 and not events:
+                events.append("signal")
+                raise KeyboardInterrupt
+            return callback
+
+    notes = [partial(events.append, number) for number in (1, 2)]
+    with pytest.raises(KeyboardInterrupt):
+        run_callbacks(Interrupted(notes))
+    assert events == ["signal", 1, 2]

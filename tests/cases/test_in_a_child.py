@@ -179,3 +179,10 @@ def test_a_buffer_is_one_chunk_by_next_too():
     body = Exchange(AfterResponseMiddleware(lambda environ, start_response: b"text")).result
     assert [next(body, None), next(body, None)] == [b"text", None]
     body.close()
+
+
+def test_who_waits_for_callbacks_looks_again_until_they_have_run(events, monkeypatch):
+    exchange = Exchange(AfterResponseMiddleware(registers(partial(events.append, "ran"))))
+    monkeypatch.setattr("wsgi_after.testing.sleep", lambda seconds: exchange.finish())
+    wait_for_callbacks(30)
+    assert events == ["ran"]

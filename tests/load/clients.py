@@ -80,7 +80,7 @@ class Crowd:
     def _client(self, number: int) -> None:
         chance = random.Random(f"{self.seed} {number}")
         connection = None
-        with suppress(ConnectionRefusedError):  # the server has ended
+        with suppress(ConnectionRefusedError, ConnectionResetError):  # the server has ended
             while self._next():
                 if connection is None or not connection.reusable:
                     connection = Client(self.where.port)
