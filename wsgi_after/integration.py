@@ -16,7 +16,7 @@ import gc
 from collections.abc import Callable
 from functools import partial
 from threading import get_ident
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._core import hand_off, let_out, logs, process, unclosed
@@ -142,20 +142,13 @@ class Closer:
     """
 
     def __init__(self, after: CallbackList, close: Callable[[], object] | None) -> None:
-        self._body = Body(_Closable(close), after)
+        self._body = Body(SimpleNamespace(close=close), after)
 
     def __call__(self) -> None:
         self._body.close()
 
     def __reduce__(self) -> Any:
         return partial, (bool,)
-
-
-class _Closable:
-    """What a body closes."""
-
-    def __init__(self, close: Callable[[], object] | None) -> None:
-        self.close = close
 
 
 def _start(*args: object) -> Any:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from threading import get_ident
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from ._core import hand_off, process
@@ -85,14 +86,7 @@ class Slot:
         if self._before_each is not None:
             callbacks._call = partial(call_behind, self._before_each, callbacks._call)
         run = partial(copy_context().run, fn, callbacks, *args)
-        self._jobs.append(Body(Job(run), callbacks))
-
-
-class Job:
-    """What runs the callbacks of a request when it is closed."""
-
-    def __init__(self, close: Callable[[], object]) -> None:
-        self.close = close
+        self._jobs.append(Body(SimpleNamespace(close=run), callbacks))
 
 
 def call_behind(
