@@ -1,4 +1,4 @@
-"""Waitress, with callbacks that run when the response is out: no client waits for them.
+"""waitress, with callbacks that run when the response is out: no client waits for them.
 
 In Python, or in a file of PasteDeploy::
 
@@ -79,7 +79,7 @@ def serve(app: Any, *, graceful_timeout: float = 30, **options: Any) -> None:
     """Serve an app as ``waitress.serve`` does, and run the callbacks when a response is out.
 
     SIGTERM ends the server as SIGINT does, unless it has a handler, or this is not the main thread:
-    requests and callbacks that have begun finish. A second one ends it at once.
+    requests and callbacks that have begun finish.
 
     :param graceful_timeout: how many seconds they have for that.
     :param options: those of ``waitress.serve``.

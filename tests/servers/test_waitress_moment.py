@@ -10,6 +10,7 @@ import threading
 from importlib.metadata import entry_points
 
 import pytest
+from conftest import hello
 from documents import blocks
 
 from wsgi_after import AfterResponseMiddleware
@@ -77,10 +78,7 @@ def test_a_callback_finishes_after_sigterm():
 # In this process
 
 
-@pytest.mark.parametrize("main", [True, False])
-def test_serve_runs_the_callbacks_and_ends_at_sigterm(main, events):
-    """In another thread than the main one, signals are left alone."""
-
+def test_serve_runs_the_callbacks_and_ends_at_sigterm(events):
     def app(environ, start_response):
         environ["wsgi.after"](events.append, "callback")
         environ["wsgi.after"](done.set)
@@ -95,29 +93,55 @@ def test_serve_runs_the_callbacks_and_ends_at_sigterm(main, events):
         os.kill(os.getpid(), signal.SIGTERM)
 
     done = threading.Event()
-    application = AfterResponseMiddleware(app)
-    if main:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-            thread = threading.Thread(target=visit)
-            thread.start()
-            code = serve_paste(application, {}, sockets=[listener], graceful_timeout="5")
-            thread.join()
-        events.append(code)
-        assert (events, signal.getsignal(signal.SIGTERM)) == (["callback", 0], signal.SIG_DFL)
-    else:
-        raised = []
-
-        def refuse():
-            try:
-                serve(application, unknown="option")
-            except ValueError as error:
-                raised.append(type(error))
-
-        thread = threading.Thread(target=refuse)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=visit)
         thread.start()
+        application = AfterResponseMiddleware(app)
+        code = serve_paste(application, {}, sockets=[listener], graceful_timeout="5")
         thread.join()
-        assert (raised, signal.getsignal(signal.SIGTERM)) == ([ValueError], signal.SIG_DFL)
+    events.append(code)
+    assert (events, signal.getsignal(signal.SIGTERM)) == (["callback", 0], signal.SIG_DFL)
+
+
+class Ends(Exception):
+    """Raised by a handler of the program's own."""
+
+
+def end(*args):
+    raise Ends
+
+
+def in_the_main_thread(listener):
+    with pytest.raises(Ends):
+        serve(AfterResponseMiddleware(hello), sockets=[listener], graceful_timeout=5)
+
+
+def in_another_thread(listener):
+    def refuse():
+        with pytest.raises(ValueError, match="unknown"):
+            serve(AfterResponseMiddleware(hello), sockets=[listener], unknown="option")
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    thread.join()
+    with pytest.raises(Ends):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("where", [in_the_main_thread, in_another_thread])
+def test_a_handler_of_the_programs_own_stays(where):
+    before = signal.signal(signal.SIGTERM, end)
+    stopper = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM])
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            if where is in_the_main_thread:
+                stopper.start()
+            where(listener)
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        stopper.cancel()
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_server_of_a_paste_file_is_ours():
