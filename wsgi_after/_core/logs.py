@@ -466,6 +466,12 @@ OTHER_PROCESS = (
     "is a forked child: what it registers would never run. Register before the fork, or do the "
     "work in the child itself."
 )
+PREPARED_TOO_LATE = (
+    "A response callback was registered too late: the response has started, so its headers are "
+    "with the server, or the request has ended without one. It is early enough until the app "
+    "calls start_response(), which means until the view, or whatever makes the response, returns. "
+    "A response callback may register another, too."
+)
 STARTED_TOO_LATE = (
     "start_response() was called after the end of its request, when the server had closed the "
     "response. The usual cause is a callback, or a thread, that answers a request once more."
