@@ -17,10 +17,12 @@ class Contender:
         imports what it needs only when it is called.
     :param can: what of a workload's needs it has.
     :param package: the distribution that it belongs to.
+    :param about: what it does, in a line of the page.
     """
 
-    def __init__(self, title, make, can=(), package=None):
+    def __init__(self, title, make, can=(), package=None, about=None):
         self.title = title
+        self.about = about
         self.make = make
         self.can = frozenset(can)
         self.package = package
@@ -153,16 +155,51 @@ def sentry(workload):
 
 
 CONTENDERS = {
-    "bare": Contender("bare", bare, {LIST, APP_WIDE, PREPARE}),
-    "ours": Contender("wsgi_after", ours, {LIST, APP_WIDE, PREPARE}),
-    "recipe": Contender("recipe", recipe, {LIST, APP_WIDE}, "werkzeug"),
-    "paste": Contender("add_close", paste, {LIST, APP_WIDE}, "Paste"),
-    "bottle": Contender("_closeiter", bottle, {LIST, APP_WIDE}, "bottle"),
-    "repoze": Contender("repoze.tm2", repoze, {LIST}, "repoze.tm2"),
-    "opentelemetry": Contender(
-        "OpenTelemetry", opentelemetry, package="opentelemetry-instrumentation-wsgi"
+    "bare": Contender("bare", bare, {LIST, APP_WIDE, PREPARE}, about="the app alone"),
+    "ours": Contender(
+        "wsgi_after", ours, {LIST, APP_WIDE, PREPARE}, about="the app behind this package"
     ),
-    "sentry": Contender("Sentry", sentry, package="sentry-sdk"),
+    "recipe": Contender(
+        "recipe",
+        recipe,
+        {LIST, APP_WIDE},
+        "werkzeug",
+        "fifteen lines around werkzeug's ``ClosingIterator``, which people copy to run code in "
+        "``close()``",
+    ),
+    "paste": Contender(
+        "add_close",
+        paste,
+        {LIST, APP_WIDE},
+        "Paste",
+        "the same lines around ``paste.wsgilib.add_close``",
+    ),
+    "bottle": Contender(
+        "_closeiter",
+        bottle,
+        {LIST, APP_WIDE},
+        "bottle",
+        "the same lines around the class with which bottle calls several ``close()``",
+    ),
+    "repoze": Contender(
+        "repoze.tm2",
+        repoze,
+        {LIST},
+        "repoze.tm2",
+        "a transaction around each request, with callbacks at its end",
+    ),
+    "opentelemetry": Contender(
+        "OpenTelemetry",
+        opentelemetry,
+        package="opentelemetry-instrumentation-wsgi",
+        about="a span for each request, which is not exported",
+    ),
+    "sentry": Contender(
+        "Sentry",
+        sentry,
+        package="sentry-sdk",
+        about="error reports, without traces, which are not sent",
+    ),
 }
 
 #: Those that everything but the time is measured of.

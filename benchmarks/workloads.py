@@ -3,6 +3,7 @@
 Imports next to nothing: under valgrind each import takes seconds.
 """
 
+from io import BytesIO
 from itertools import repeat  # range() would make an integer for each turn after the 256th
 
 BODY = b"Hello, world!\n"
@@ -185,6 +186,56 @@ def django_app():
     return app
 
 
+def flask_application():
+    """A whole Flask app with one view."""
+    from flask import Flask
+
+    app = Flask("benchmark")
+    app.add_url_rule("/hello", view_func=lambda: "Hello, world!\n", endpoint="hello")
+    return app
+
+
+def django_application():
+    """A whole Django app with one view, and the middleware of ``startproject``."""
+    import django
+    from django.conf import settings
+    from django.core.handlers.wsgi import WSGIHandler
+    from django.http import HttpResponse
+    from django.urls import path
+
+    class Urls:
+        """What stands for a module of routes."""
+
+        urlpatterns = (
+            path("hello", lambda request: HttpResponse(BODY, content_type="text/plain")),
+        )
+
+    if not settings.configured:  # each contender comes here
+        settings.configure(
+            ROOT_URLCONF=Urls,
+            ALLOWED_HOSTS=["*"],
+            SECRET_KEY="benchmark",
+            SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
+            INSTALLED_APPS=[
+                "django.contrib.auth",
+                "django.contrib.contenttypes",
+                "django.contrib.sessions",
+                "django.contrib.messages",
+            ],
+            MIDDLEWARE=[
+                "django.middleware.security.SecurityMiddleware",
+                "django.contrib.sessions.middleware.SessionMiddleware",
+                "django.middleware.common.CommonMiddleware",
+                "django.middleware.csrf.CsrfViewMiddleware",
+                "django.contrib.auth.middleware.AuthenticationMiddleware",
+                "django.contrib.messages.middleware.MessageMiddleware",
+                "django.middleware.clickjacking.XFrameOptionsMiddleware",
+            ],
+        )
+        django.setup()
+    return WSGIHandler()
+
+
 class FileWrapper:
     """A ``wsgi.file_wrapper`` that is a Python class, as gunicorn's."""
 
@@ -317,6 +368,8 @@ WORKLOADS = {
     "object": Workload("response object", lambda: object_app),
     "flask": Workload("Flask's response", flask_app),
     "django": Workload("Django's response", django_app),
+    "flask-request": Workload("Flask, whole request", flask_application),
+    "django-request": Workload("Django, whole request", django_application, input=BytesIO()),
     "stream": Workload("1000 chunks, per chunk", lambda: app_of_chunks(CHUNKS), chunks=CHUNKS),
     "wrapper": Workload("list, file_wrapper a class", plain, file_wrapper=FileWrapper),
     "function": Workload("list, file_wrapper a function", plain, file_wrapper=file_wrapper),

@@ -18,7 +18,8 @@ MODULES = {
 PROGRAMS = {"instructions": ["valgrind"], "growth": ["valgrind"], "throughput": ["wrk", "uwsgi"]}
 #: How many benchmarks of pyperf each has, and words of its tables.
 WRITTEN = {
-    "request": (89, ["list of one chunk", "+Sentry", "wsgi_after to the recipe"]),
+    "request": (105, ["list of one chunk", "+Sentry", "wsgi_after to the recipe"]),
+    "ablation": (24, ["left out", "all of these"]),
     "memory": (3, ["bytes in flight", "list of one chunk"]),
     "imports": (4, ["import wsgiref", "All others than its own are standard library."]),
     "latency": (40, ["waitress, no Content-Length", "in the view"]),
@@ -64,8 +65,9 @@ def test_the_page_shows_the_committed_figures(benchmark):
     if not (page.FIGURES / f"{benchmark}.json").exists():
         pytest.fail(f"run: python -m benchmarks.{benchmark} --write")
     figures = page.load(benchmark)
-    shown = page.block(benchmark).search(page.PAGE.read_text(encoding="utf-8"))
-    assert shown[0] == module.report(figures)
+    shown = page.PAGE.read_text(encoding="utf-8")
+    for part, told in page.blocks(benchmark, module, figures).items():
+        assert page.block(part).search(shown)[0] == told
     if hasattr(module, "plot"):
         drawn = (page.FIGURES / f"{benchmark}.svg").read_text(encoding="utf-8")
         assert page.digest(figures) in drawn
