@@ -32,6 +32,7 @@ LAYERS = [
     {"_core.run"},
     {"_core.callbacks"},
     {"_core.prepare"},
+    {"around"},
     {"arguments"},
     {"_core.logs"},
     {"_core.current", "_core.let_out", "_core.process", "_core.servers", "executor"},

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ._core.logs import describe, no_on_error, not_callable
+from ._core.logs import describe, no_around, no_on_error, not_callable
 
 
 def check_arguments(
@@ -36,6 +36,15 @@ def check_on_error(fn: object) -> None:
     check_arguments(fn, (None, None, None), {}, ON_ERROR)
 
 
+def check_around(fn: object) -> None:
+    """Raise a ``TypeError`` unless ``fn`` can be what ``around=`` takes."""
+    functions = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+    if not callable(fn) or any(is_one(fn) for is_one in functions):
+        raise no_around(fn)
+    check_arguments(fn, (None, None), {}, AROUND)
+
+
+AROUND = "around= expects a callable that takes the callback and the list."
 ON_ERROR = "on_error= expects a callable that takes the callback, its exception and the list."
 THE_ENVIRON = (
     "after_response() expects a callable that takes the environ. It is after_response() of "

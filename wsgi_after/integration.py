@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from threading import get_ident
 from types import SimpleNamespace, TracebackType
@@ -30,6 +31,7 @@ from ._core.logs import Nobody, describe, request_line
 from ._core.middleware import KEY, check_executor, is_shared
 from ._core.servers import recognise
 from .arguments import check_arguments
+from .around import Around, caller
 from .functions import current_list
 
 if TYPE_CHECKING:
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KEY",
+    "InContext",
     "OpenRequest",
     "add_failure_hook",
     "add_let_out",
+    "bind",
     "check_arguments",
     "current_list",
     "describe",
@@ -57,17 +61,24 @@ __all__ = [
 ]
 
 
-def open_request(environ: WSGIEnvironment, executor: SupportsSubmit | None = None) -> OpenRequest:
+def open_request(
+    environ: WSGIEnvironment,
+    executor: SupportsSubmit | None = None,
+    *,
+    around: Around | None = None,
+) -> OpenRequest:
     """Give a request its list, as :class:`wsgi_after.AfterResponseMiddleware` does.
 
     :param environ: of the request. A list that is there is shared by rule 2 of the contract. With
         an executor on uWSGI, which uses an environ again, pass a copy, and give that to the app.
     :param executor: as for the middleware.
+    :param around: as for the middleware.
     :return: a context manager, to be entered while the app, or what stands for it, is called.
-    :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.
+    :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list; if an
+        argument is something else.
     """
     check_executor(executor)
-    return OpenRequest(environ, executor)
+    return OpenRequest(environ, executor, None if around is None else caller(around))
 
 
 class OpenRequest:
@@ -77,7 +88,12 @@ class OpenRequest:
     :ivar is_shared: whether somebody else made the list, and runs it.
     """
 
-    def __init__(self, environ: WSGIEnvironment, executor: SupportsSubmit | None) -> None:
+    def __init__(
+        self,
+        environ: WSGIEnvironment,
+        executor: SupportsSubmit | None,
+        call: Callable[..., object] | None,
+    ) -> None:
         self._environ = environ
         present = environ.get(KEY)
         self.is_shared = present is not None and is_shared(present, self)
@@ -86,7 +102,8 @@ class OpenRequest:
             if executor is not None and isinstance(self.after, CallbackList):
                 self.after._executor = executor
         else:
-            self.after = environ[KEY] = CallbackList((), Nobody, environ, _start, executor)
+            own = self.after = environ[KEY] = CallbackList((), Nobody, environ, _start, executor)
+            own._call = call
 
     def __enter__(self) -> OpenRequest:
         self._token = current.set(self.after)
@@ -149,6 +166,61 @@ class Closer:
 
     def __reduce__(self) -> Any:
         return partial, (bool,)
+
+
+class InContext(partial[object]):
+    """A callback that runs within a context: what a framework's module registers.
+
+    A subclass says by :meth:`context` which. This is a partial, so that the log and ``capture()``
+    show the function; it equals the callback that it stands for, if :func:`bind` made it.
+    """
+
+    original: Callable[[], object] | None = None
+
+    def context(self) -> AbstractContextManager[object]:
+        """What the callback runs within, made anew for each run."""
+        raise NotImplementedError
+
+    def __call__(self, /) -> object:
+        with self.context():
+            return self.func(*self.args, **self.keywords)
+
+    def __eq__(self, other: object) -> bool:
+        theirs = other.original if isinstance(other, InContext) else other
+        return self is other or (self.original is not None and self.original == theirs)
+
+    def __hash__(self) -> int:
+        return hash(self.original) if self.original is not None else id(self)
+
+    def __reduce__(self) -> Any:
+        """Pickle as a plain callback: a request, and what is local to a thread, stays here."""
+        if self.keywords:
+            return partial, (partial(self.func, *self.args, **self.keywords),)
+        return partial, (self.func, *self.args)
+
+
+#: Not the list's own: nothing is registered here, which in a forked child would raise.
+replace: Callable[[Any, int, object], None] = list.__setitem__
+
+
+def bind(
+    callbacks: list[Callable[[], object]],
+    before: list[Callable[[], object]],
+    in_context: Callable[[Callable[[], object]], InContext],
+) -> None:
+    """Have callbacks run within a context, but not those that were there, nor what has one.
+
+    :param before: the callbacks that were there.
+    :param in_context: makes the callback that takes the place of a plain one.
+    """
+    known = [id(fn) for fn in before]
+    for index, fn in enumerate(callbacks):
+        if id(fn) in known:
+            known.remove(id(fn))  # once: it may have been registered again
+        elif callable(fn) and not isinstance(fn, InContext):
+            bound = in_context(fn)
+            bound.original = fn
+            replace(callbacks, index, bound)
 
 
 def _start(*args: object) -> Any:

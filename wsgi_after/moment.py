@@ -91,16 +91,22 @@ class Slot:
 
 def call_behind(
     hook: Callable[[], object],
-    call: Callable[[Callable[[], object]], object] | None,
-    callback: Callable[[], object],
+    call: Callable[..., object] | None,
+    taken: list[Callable[[], object]],
+    request: str | None,
 ) -> object:
-    """Call the hook, then the callback as it would be called without it."""
+    """Call the hook, then ``taken[0]()`` as it would be called without it: see :mod:`.around`."""
+    callback = taken[0]
     try:
         hook()
     except Exception as error:
         log(logger.error, HOOK_FAILED, hook, exc_info=error)
     finally:  # a signal handler may have raised
-        outcome = callback() if call is None else call(callback)
+        if call is not None:
+            outcome = call(taken, request)
+        else:
+            del taken[0]
+            outcome = callback()
     return outcome
 
 

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from .prepare import Draft, ResponseCallback
 
 F = TypeVar("F", bound=Callable[..., object])
-Call = Callable[[Callable[[], object]], object]
 P = TypeVar("P", bound="Callable[[Response], Response | None]")
 
 # The states, in an order that counts: see above.
@@ -83,7 +82,7 @@ class CallbackList(list[Callable[[], object]]):
         self._given: tuple[Any, Any] = (None, None)  # status and headers
         self._error: BaseException | None = None
         self._executor = executor
-        self._call: Call | None = None  # how a callback is called; None: directly
+        self._call: Callable[..., object] | None = None  # calls a callback: see around.py
         self._thread: int | None = None  # if set, the only one to run them in
         self._response_callbacks: list[ResponseCallback] = []
         self._draft: Draft | None = None  # what these change, while they run

@@ -243,6 +243,14 @@ def log_slow(callback: object, request: str | None, seconds: float, after: Any) 
         log(logger.warning, SLOW, describe(callback), label(request, after), seconds, more)
 
 
+def log_around(
+    around: object, callback: object, request: str | None, error: BaseException, after: Any
+) -> None:
+    """Log that a context manager around a callback could not be entered, or left."""
+    names = describe(around), describe(callback), label(request, after)
+    log(logger.error, AROUND_FAILED, *names, exc_info=error)
+
+
 def since_last(times: int, events: str) -> str:
     """What to add to a message that stands for all events since it was last logged."""
     return f" {events.format(times)} since this was last logged." if times > 1 else ""
@@ -346,6 +354,10 @@ ON_ERROR_FAILED = (
     "The function %s, passed as on_error=, failed itself. It was called for the failure that is "
     "logged above, of a callback of %s."
 )
+AROUND_FAILED = (
+    "The function %s, passed as around=, or the context manager that it returned, raised an "
+    "exception around callback %s of %s. The callback runs once all the same."
+)
 
 
 # Executors
@@ -425,6 +437,15 @@ def no_on_error(on_error: object) -> TypeError:
     return TypeError(
         f"on_error= expects a plain function fn(callback, error, after), or None, not "
         f"{type(on_error).__name__}: {on_error!r}."
+    )
+
+
+def no_around(around: object) -> TypeError:
+    """What to raise where ``around=`` is something else."""
+    return TypeError(
+        f"around= expects a function fn(callback, after) that returns a context manager, or None, "
+        f"not {type(around).__name__}: {around!r}. The usual causes are a context manager passed "
+        "in its place, and a generator function without @contextlib.contextmanager."
     )
 
 

@@ -18,6 +18,7 @@ from .servers import rebound, recognise
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from ..around import Around
     from ..executor import SupportsSubmit
     from .logs import OnError
 
@@ -45,6 +46,9 @@ class AfterResponseMiddleware:
         the list. What it raises is logged. Where instances share a list, its maker's counts.
     :param moment: whether the callbacks run at the server's own moment after the response, where it
         has one (see :mod:`wsgi_after.moment`). ``False``: in ``close()``, always.
+    :param around: called as ``around(callback, after)`` before each callback. It returns a context
+        manager, within which the callback runs. What that raises is logged, and the callback runs
+        all the same. Where instances share a list, its maker's counts.
     :raises TypeError: if one of them is something else.
     """
 
@@ -55,6 +59,7 @@ class AfterResponseMiddleware:
         executor: SupportsSubmit | None = None,
         on_error: OnError | None = None,
         moment: bool = True,
+        around: Around | None = None,
     ) -> None:
         if not callable(app) or is_get_response(app):
             raise no_application(app)
@@ -67,6 +72,11 @@ class AfterResponseMiddleware:
         self._executor = executor
         self._on_error = on_error
         self._moment = moment
+        self._call: Callable[..., object] | None = None
+        if around is not None:
+            from ..around import caller  # loads inspect, too
+
+            self._call = caller(around)
         self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
 
     def after_response(self, fn: G) -> G:
@@ -95,6 +105,7 @@ class AfterResponseMiddleware:
         if KEY in environ and is_shared(environ[KEY], self):
             return self._share(environ[KEY], environ, start_response)
         after = environ[KEY] = CallbackList((), self, environ, start_response, self._executor)
+        after._call = self._call
         if self._executor is not None and recognise(environ).reuses_environ:
             # The app gets a copy: in the server's own, the job would read the next request.
             environ = after._environ = environ.copy()

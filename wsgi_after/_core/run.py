@@ -71,13 +71,16 @@ def run(
                     callback = callbacks.pop(0)
                     taken = None
                     try:
-                        outcome = callback() if call is None else call(callback)
+                        outcome = callback() if call is None else call(taken := [callback], request)
                         if outcome is not None and isinstance(outcome, NOT_RUN):
                             log_not_run(callback, request, monotonic() - began, outcome, after)
                     # Catch everything: one callback's bug must not stop the others.
                     except BaseException as error:
                         if process.forks != forks:
                             return error
+                        if call is not None and taken:  # interrupted before it began
+                            list.insert(callbacks, 0, callback)
+                            raise
                         if raised is None and goes_on(error):
                             raised = error
                         else:
