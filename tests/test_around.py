@@ -257,7 +257,7 @@ def test_whatever_a_handler_of_a_signal_raises_wherever_all_callbacks_run_once(e
         assert list(request.result) == [b"hello"]
         return request.result.close
 
-    caplog.handler.setLevel(100)
+    caplog.set_level(100, "wsgi_after")
     wrong = []
     for place, interruption in enumerate(interruptions(make, error)):
         came_out = type(interruption.came_out)

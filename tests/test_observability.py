@@ -68,7 +68,7 @@ def logger() -> Iterator[logging.Logger]:
 
 def test_a_page_has_no_block_that_is_not_run() -> None:
     assert list(blocks("observability.rst")) == [
-        *("silent.py", "count_failures.py"),
+        *("silent.py", "count_failures.py", "time_callbacks.py"),
         *("json_logs.py", "json_logs.json", "sentry.py", "opentelemetry_logs.py"),
     ]
 
@@ -528,6 +528,12 @@ def test_the_failures_that_the_page_counts() -> None:
     names = snippet("count_failures.py")
     Exchange(names["counted"](registers(send_mail, stop))).finish()
     assert names["failures"] == {("ValueError", "200 OK"): 1, ("SystemExit", "200 OK"): 1}
+
+
+def test_the_times_that_the_page_takes() -> None:
+    names = snippet("time_callbacks.py")
+    Exchange(names["with_times"](registers(send_mail, stop))).finish()
+    assert [status for status, seconds in names["times"]] == ["200 OK"] * 2
 
 
 def test_a_list_without_a_middleware_has_no_on_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from time import monotonic
-from typing import Any
 
 from ._core import process
 from ._core.current import current
 from ._core.let_out import goes_on
-from ._core.logs import log_around, log_failure
-from .arguments import check_around
-
-#: What ``around=`` takes: it is called with the entry and the list.
-Around = Callable[[Callable[[], object], Any], AbstractContextManager[object]]
+from ._core.logs import Around, log_around, log_failure
+from .arguments import check_around, check_on_error
 
 
-def caller(around: Around) -> Callable[..., object]:
+def caller(around: Around | None, on_error: object = None) -> Callable[..., object] | None:
     """How a list calls its callbacks, so that each is within what ``around`` returns for it.
 
-    :raises TypeError: if ``around`` is something else.
+    :param on_error: of the same middleware, to be checked, too.
+    :return: ``None`` without ``around``: directly.
+    :raises TypeError: if one of them is something else.
     """
+    if on_error is not None:
+        check_on_error(on_error)
+    if around is None:
+        return None
     check_around(around)
     return partial(call_within, around)
 

@@ -31,12 +31,13 @@ from ._core.logs import Nobody, describe, request_line
 from ._core.middleware import KEY, check_executor, is_shared
 from ._core.servers import recognise
 from .arguments import check_arguments
-from .around import Around, caller
+from .around import caller
 from .functions import current_list
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+    from ._core.logs import Around
     from .executor import SupportsSubmit
 
 __all__ = [

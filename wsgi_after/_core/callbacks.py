@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from . import logs, process
 from .logs import OTHER_PROCESS, STARTED_TOO_LATE, TOO_LATE, not_callable, request_line
+from .servers import status_and_headers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -82,7 +83,7 @@ class CallbackList(list[Callable[[], object]]):
         self._given: tuple[Any, Any] = (None, None)  # status and headers
         self._error: BaseException | None = None
         self._executor = executor
-        self._call: Callable[..., object] | None = None  # calls a callback: see around.py
+        self._call = None if maker is None else maker._call  # calls a callback: see around.py
         self._thread: int | None = None  # if set, the only one to run them in
         self._response_callbacks: list[ResponseCallback] = []
         self._draft: Draft | None = None  # what these change, while they run
@@ -247,8 +248,8 @@ class CallbackList(list[Callable[[], object]]):
             self._state = STARTED  # before the look at the response callbacks
         try:
             if self._response_callbacks:
-                prepare = self._response_callbacks[0].prepare  # not imported again: 0.5 us
-                args, kwargs = prepare(self, *status_and_headers(args, kwargs), args, kwargs)
+                # By way of an entry: to import prepare.py again takes 0.5 us.
+                args, kwargs = self._response_callbacks[0].prepare(self, args, kwargs)
             start_response: Callable[..., Any] = self._server_start_response
             write = start_response(*args, **kwargs)
         except BaseException:
@@ -273,8 +274,7 @@ class CallbackList(list[Callable[[], object]]):
         """Drop what is the server's, so that it can free the environ: the request is over."""
         self._environ = self._write = None
         self._server_start_response = refuse_to_start
-        if self._response_callbacks:
-            self._response_callbacks.clear()
+        self._response_callbacks.clear()
         if self._state >= ENDED:
             self._error = None
 
@@ -285,14 +285,6 @@ def register(callbacks: list[Callable[[], object]], fn: F, /, *args: Any, **kwar
         raise not_callable(fn)
     callbacks.append(partial(fn, *args, **kwargs) if args or kwargs else fn)
     return fn
-
-
-def status_and_headers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The status and the headers, however an app passed them: servers differ in their names."""
-    if len(args) >= 2:
-        return args[:2]
-    named = {**kwargs, **dict(zip(("status", "headers"), args, strict=False))}
-    return named.get("status"), named.get("headers", named.get("response_headers"))
 
 
 def refuse_to_start(*args: object, **kwargs: object) -> Any:

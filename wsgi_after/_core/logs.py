@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import count, pairwise
 from reprlib import recursive_repr
@@ -64,11 +64,14 @@ failure_hooks: list[Callable[[str, BaseException | None], object]] = []
 
 #: What ``on_error=`` takes: it is called with the callback, what that raised, and the list.
 OnError = Callable[[Callable[[], object], BaseException, Any], object]
+#: What ``around=`` takes: it is called with the callback and the list.
+Around = Callable[[Callable[[], object], Any], AbstractContextManager[object]]
 
 
 class Maker(Protocol):
     """Who made a list: what its callbacks need to know of a middleware, or of a class as below."""
 
+    _call: Callable[..., object] | None
     _on_error: OnError | None
     _moment: bool
 
@@ -76,6 +79,7 @@ class Maker(Protocol):
 class Nobody:
     """In place of a maker: the list was made by hand, or in another process."""
 
+    _call: ClassVar[Callable[..., object] | None] = None
     _on_error: ClassVar[OnError | None] = None
     _moment: ClassVar[bool] = True
 

@@ -18,9 +18,8 @@ from .servers import rebound, recognise
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from ..around import Around
     from ..executor import SupportsSubmit
-    from .logs import OnError
+    from .logs import Around, OnError
 
 G = TypeVar("G", bound="Callable[[WSGIEnvironment], object]")
 
@@ -64,19 +63,15 @@ class AfterResponseMiddleware:
         if not callable(app) or is_get_response(app):
             raise no_application(app)
         check_executor(executor)
-        if on_error is not None:
-            from ..arguments import check_on_error  # loads inspect, which is large
+        self._call: Callable[..., object] | None = None
+        if on_error is not None or around is not None:
+            from ..around import caller  # loads inspect, which is large
 
-            check_on_error(on_error)
+            self._call = caller(around, on_error)
         self.app = app
         self._executor = executor
         self._on_error = on_error
         self._moment = moment
-        self._call: Callable[..., object] | None = None
-        if around is not None:
-            from ..around import caller  # loads inspect, too
-
-            self._call = caller(around)
         self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
 
     def after_response(self, fn: G) -> G:
@@ -105,7 +100,6 @@ class AfterResponseMiddleware:
         if KEY in environ and is_shared(environ[KEY], self):
             return self._share(environ[KEY], environ, start_response)
         after = environ[KEY] = CallbackList((), self, environ, start_response, self._executor)
-        after._call = self._call
         if self._executor is not None and recognise(environ).reuses_environ:
             # The app gets a copy: in the server's own, the job would read the next request.
             environ = after._environ = environ.copy()

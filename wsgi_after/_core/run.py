@@ -59,6 +59,7 @@ def run(
     call = None if after is None else after._call
     forks = process.forks
     taken: Callable[[], object] | None = None
+    kept: list[Callable[[], object]] = []
     token = set_current(callbacks)
     try:
         while True:
@@ -71,15 +72,15 @@ def run(
                     callback = callbacks.pop(0)
                     taken = None
                     try:
-                        outcome = callback() if call is None else call(taken := [callback], request)
+                        outcome = callback() if call is None else call(kept := [callback], request)
                         if outcome is not None and isinstance(outcome, NOT_RUN):
                             log_not_run(callback, request, monotonic() - began, outcome, after)
                     # Catch everything: one callback's bug must not stop the others.
                     except BaseException as error:
                         if process.forks != forks:
                             return error
-                        if call is not None and taken:  # interrupted before it began
-                            list.insert(callbacks, 0, callback)
+                        if kept:  # call() was interrupted before it called the callback
+                            taken = kept.pop()
                             raise
                         if raised is None and goes_on(error):
                             raised = error

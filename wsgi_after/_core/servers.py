@@ -56,3 +56,9 @@ def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:
         if isinstance(entry, partial) and entry.args and entry.args[0] is environ:
             callbacks[index] = partial(entry.func, copied, *entry.args[1:], **entry.keywords)
     return copied
+
+
+def status_and_headers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The status and the headers, however an app passed them: servers differ in their names."""
+    named = {**kwargs, **dict(zip(("status", "headers"), args, strict=False))}
+    return named.get("status"), named.get("headers", named.get("response_headers"))
