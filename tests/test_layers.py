@@ -33,6 +33,7 @@ LAYERS = [
     {"_core.callbacks"},
     {"_core.prepare"},
     {"around"},
+    {"registering"},
     {"arguments"},
     {"_core.logs"},
     {"_core.current", "_core.let_out", "_core.process", "_core.servers", "executor"},

@@ -18,13 +18,20 @@ from ._core.callbacks import CallbackList
 from ._core.middleware import AfterResponseMiddleware
 from ._core.run import run_callbacks
 from .exits import watch_exits
-from .functions import after_this_request, after_this_response
+from .functions import (
+    after_this_request,
+    after_this_response,
+    after_this_response_or_now,
+    current_list,
+)
 
 __all__ = [
     "AfterResponseMiddleware",
     "CallbackList",
     "after_this_request",
     "after_this_response",
+    "after_this_response_or_now",
+    "current_list",
     "run_callbacks",
 ]
 

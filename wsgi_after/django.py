@@ -86,7 +86,8 @@ def after_response(request: HttpRequest, fn: F, /, *args: Any, **kwargs: Any) ->
         raise ImproperlyConfigured(_ABSENT)
     if getattr(callbacks, "ended", False) and is_test_case():
         raise RuntimeError(_ON_COMMIT)
-    return register(callbacks, fn, *args, **kwargs)
+    register(callbacks, fn, *args, **kwargs)
+    return fn
 
 
 def is_test_case() -> bool:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast, overload
 
-from ._core.callbacks import F, P, register
+from ._core import process
+from ._core.callbacks import CallbackList, P
 from ._core.current import current
 from ._core.logs import outside, plain_list
+from .registering import NoArguments, R, checked, register
+from .registering import P as Parameters
 
 
-def current_list() -> list[Callable[[], object]] | None:
-    """The list of the current request; ``None`` outside one, and in a streaming body."""
-    return current.get(None)
+def current_list() -> CallbackList | None:
+    """The list of the current request; ``None`` outside one, and in a streaming body.
+
+    For code that does not have the environ: ``current_list()`` is ``environ["wsgi.after"]`` where
+    :func:`after_this_response` works. It is a plain list if somebody else put one there.
+    """
+    return cast("CallbackList | None", current.get(None))
 
 
-def after_this_response(fn: F, /, *args: Any, **kwargs: Any) -> F:
+@overload
+def after_this_response(fn: NoArguments, /) -> NoArguments: ...
+@overload
+def after_this_response(
+    fn: Callable[Parameters, R], /, *args: Parameters.args, **kwargs: Parameters.kwargs
+) -> Callable[Parameters, R]: ...
+def after_this_response(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Register ``fn(*args, **kwargs)`` to run after the current response, and return ``fn``.
 
     For code that does not have the environ. Also a decorator. Call it wherever the app itself is
@@ -31,6 +45,34 @@ def after_this_response(fn: F, /, *args: Any, **kwargs: Any) -> F:
     if callbacks is None:
         raise outside("after_this_response", "append to that")
     return register(callbacks, fn, *args, **kwargs)
+
+
+@overload
+def after_this_response_or_now(fn: NoArguments, /) -> NoArguments: ...
+@overload
+def after_this_response_or_now(
+    fn: Callable[Parameters, R], /, *args: Parameters.args, **kwargs: Parameters.kwargs
+) -> Callable[Parameters, R]: ...
+def after_this_response_or_now(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Register ``fn(*args, **kwargs)`` as :func:`after_this_response`, or call it now.
+
+    For library code that may run in a script, a task or a test. Also a decorator. Where no request
+    is current, ``fn`` is called at once: in a body that is being streamed, in a thread of your own,
+    when the callbacks of the request have run, in a child that a request forked. What it returns is
+    ignored, and ``fn`` is returned.
+
+    :raises TypeError: if ``fn`` is not callable.
+    :raises BaseException: what ``fn`` raises, if it is called at once.
+    """
+    callbacks = current_list()
+    is_over = isinstance(callbacks, CallbackList) and (
+        callbacks.ended or callbacks._forks != process.forks
+    )
+    if callbacks is not None and not is_over:
+        with suppress(RuntimeError):  # another thread has just ended it
+            return register(callbacks, fn, *args, **kwargs)
+    checked(fn)(*args, **kwargs)
+    return fn
 
 
 def after_this_request(fn: P, /) -> P:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ._core import hand_off, let_out, logs, process, unclosed
 from ._core import middleware as middleware_module
 from ._core.body import Body
-from ._core.callbacks import UNSEEN, CallbackList, register
+from ._core.callbacks import UNSEEN, CallbackList
 from ._core.current import current
 from ._core.files import file_of
 from ._core.finish import finish
@@ -33,6 +33,7 @@ from ._core.servers import recognise
 from .arguments import check_arguments
 from .around import caller
 from .functions import current_list
+from .registering import register
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

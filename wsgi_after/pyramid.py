@@ -202,7 +202,7 @@ class InThreadlocals(partial[object]):
 
     def __call__(self, /) -> object:
         """Call it; what it registers meanwhile has the same threadlocals."""
-        callbacks = current_list()
+        callbacks: list[Any] | None = current_list()
         if callbacks is None:  # run one by one, from a list that is not ours
             callbacks = []
         before = callbacks.copy()

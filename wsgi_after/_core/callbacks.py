@@ -24,11 +24,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
+from ..registering import Registering
 from . import logs, process
-from .logs import OTHER_PROCESS, STARTED_TOO_LATE, TOO_LATE, not_callable, request_line
+from .logs import OTHER_PROCESS, STARTED_TOO_LATE, TOO_LATE, request_line
 from .servers import status_and_headers
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ..executor import SupportsSubmit
     from .prepare import Draft, ResponseCallback
 
-F = TypeVar("F", bound=Callable[..., object])
 P = TypeVar("P", bound="Callable[[Response], Response | None]")
 
 # The states, in an order that counts: see above.
@@ -49,7 +48,11 @@ OPEN, STARTED, RUNNING, HANDED_OVER, IN_JOB, ENDED, SENT = range(7)
 IN_CALL, UNREAD, IN_BODY, FAILED, UNSEEN, EXHAUSTED, EXHAUSTED_EMPTY = range(7)
 
 
-class CallbackList(list[Callable[[], object]]):
+#: In place of an error of which nothing but the fact is kept: its traceback holds the request.
+FORGOTTEN = Exception("The callbacks have run.")
+
+
+class CallbackList(Registering, list[Callable[[], object]]):
     """The callbacks of one request, in order of registration, and what became of its response.
 
     An entry is a callable without arguments. Add entries until the list has ended, from a running
@@ -57,7 +60,7 @@ class CallbackList(list[Callable[[], object]]):
     """
 
     __slots__ = tuple(
-        "_call _draft _environ _error _executor _forks _given _maker _observer _progress "  # noqa: SIM905
+        "_call _called _draft _environ _error _executor _forks _given _maker _observer _progress "  # noqa: SIM905
         "_response_callbacks _server_start_response _state _thread _write".split()
     )
 
@@ -88,6 +91,7 @@ class CallbackList(list[Callable[[], object]]):
         self._response_callbacks: list[ResponseCallback] = []
         self._draft: Draft | None = None  # what these change, while they run
         self._observer: Callable[..., object] | None = None  # see integration.observe()
+        self._called: list[Any] | None = None  # what has run, once registering.py has it to do
 
     def append(self, fn: Callable[[], object], /) -> None:
         """Register ``fn()`` to run after the response; ``append(fn())`` would call it at once.
@@ -134,17 +138,6 @@ class CallbackList(list[Callable[[], object]]):
         if late:
             raise RuntimeError(TOO_LATE if self._forks == process.forks else OTHER_PROCESS)
 
-    def __call__(self, fn: F, /, *args: Any, **kwargs: Any) -> F:
-        """Register ``fn(*args, **kwargs)`` to run after the response, and return ``fn``.
-
-        Also a decorator. It runs last of what is registered now. What it returns is ignored; what
-        it raises is logged, and the other callbacks run.
-
-        :raises TypeError: if ``fn`` is not callable.
-        :raises RuntimeError: as for :meth:`append`.
-        """
-        return register(self, fn, *args, **kwargs)
-
     def on_prepare(self, fn: P, /) -> P:
         """Register ``fn(response)``, to change the response before its headers go out.
 
@@ -187,7 +180,18 @@ class CallbackList(list[Callable[[], object]]):
 
         ``None`` again when the callbacks have run: its traceback holds the request.
         """
-        return self._error
+        return None if self._error is FORGOTTEN else self._error
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether the status is below 400 and nothing was raised, also if the client has left.
+
+        ``None`` while there is neither a status nor an error. A framework makes a response of what
+        a view raises, so ``error`` alone does not tell. It stays when the callbacks have run.
+        """
+        if self._error is not None:
+            return False
+        return None if self.status is None else self.status < "400"
 
     @property
     def completed(self) -> bool | None:
@@ -267,7 +271,9 @@ class CallbackList(list[Callable[[], object]]):
         if self:
             self._state = before
             return False
-        self._error = None
+        if self._error is not None:
+            self._error = FORGOTTEN
+        self._called = None
         return True
 
     def _let_go(self) -> None:
@@ -275,16 +281,8 @@ class CallbackList(list[Callable[[], object]]):
         self._environ = self._write = None
         self._server_start_response = refuse_to_start
         self._response_callbacks.clear()
-        if self._state >= ENDED:
-            self._error = None
-
-
-def register(callbacks: list[Callable[[], object]], fn: F, /, *args: Any, **kwargs: Any) -> F:
-    """Append ``fn``, bound to the arguments if there are any, and return ``fn``."""
-    if not callable(fn):
-        raise not_callable(fn)
-    callbacks.append(partial(fn, *args, **kwargs) if args or kwargs else fn)
-    return fn
+        if self._state >= ENDED and self._error is not None:
+            self._error = FORGOTTEN
 
 
 def refuse_to_start(*args: object, **kwargs: object) -> Any:

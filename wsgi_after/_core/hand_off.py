@@ -8,6 +8,7 @@ from functools import partial
 from threading import Thread, get_ident
 from typing import TYPE_CHECKING, Any
 
+from ..registering import decide
 from . import process
 from .callbacks import ENDED, HANDED_OVER, RUNNING, SENT, CallbackList
 from .let_out import goes_on
@@ -52,6 +53,9 @@ def offer(callbacks: CallbackList, raised: BaseException | None) -> BaseExceptio
         takers.append(slot)
     if callbacks._thread is not None and callbacks._thread != get_ident():
         takers.append(OwnThread())
+    if takers and callbacks._called is not None:
+        decide(callbacks)  # what is not to run stays here
+        takers = takers if callbacks else []
     forks, refusal = process.forks, None
     try:
         for taker in takers:

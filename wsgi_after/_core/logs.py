@@ -128,9 +128,19 @@ def write_at_the_end(message: str, error: BaseException | None) -> None:
             os.write(2, "\n".join([*lines, ""]).encode("ascii", "backslashreplace"))
 
 
+def call_of(callback: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The function that a callback calls in the end, its arguments and its keywords."""
+    args: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = {}
+    while isinstance(callback, partial):
+        args, keywords = (*callback.args, *args), {**callback.keywords, **keywords}
+        callback = callback.func
+    return callback, args, keywords
+
+
 def describe(callback: Any) -> str:
     """A name for the log: ``module.function`` where there is one, else the ``repr``."""
-    fn = callback.func if isinstance(callback, partial) else callback
+    fn, _, _ = call_of(callback)
     try:
         return f"{fn.__module__}.{fn.__qualname__}"
     except Exception:
@@ -141,11 +151,9 @@ def call_text(callback: Any) -> str:
     """How a callback will be called, such as ``shop.send_mail('ada@example.com', copies=2)``."""
     if not callable(callback):
         return short_repr(callback)
-    arguments: list[str] = []
-    if isinstance(callback, partial):
-        arguments += map(short_repr, callback.args)
-        arguments += [f"{name}={short_repr(value)}" for name, value in callback.keywords.items()]
-    return f"{describe(callback)}({', '.join(arguments)})"
+    fn, args, keywords = call_of(callback)
+    named = [f"{name}={short_repr(value)}" for name, value in keywords.items()]
+    return f"{describe(fn)}({', '.join([*map(short_repr, args), *named])})"
 
 
 @recursive_repr("<CallbackList [...]>")

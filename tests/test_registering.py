@@ -1,0 +1,140 @@
+"""On success, once per request, and at once where there is no request."""
+
+from __future__ import annotations
+
+import pickle
+from functools import partial
+
+import pytest
+from conftest import Exchange
+
+from wsgi_after import (
+    AfterResponseMiddleware,
+    after_this_response_or_now,
+    current_list,
+)
+
+
+def responds(status, view):
+    def app(environ, start_response):
+        view(environ["wsgi.after"])
+        start_response(status, [])
+        return [b"body"]
+
+    return AfterResponseMiddleware(app)
+
+
+@pytest.mark.parametrize(("status", "ok"), [("200 OK", True), ("302 F", True), ("404 N", False)])
+def test_what_is_registered_on_success_keeps_its_place(status, ok, events):
+    def view(after):
+        assert after.ok is None
+        after(events.append, 1)
+        assert after.on_success(events.append, 2) == events.append
+        after(events.append, 3)
+
+    exchange = Exchange(responds(status, view))
+    exchange.finish()
+    assert (events, exchange.environ["wsgi.after"].ok) == ([1, 2, 3] if ok else [1, 3], ok)
+
+
+def test_an_app_that_fails_in_its_body_is_no_success_for_good(events):
+    def app(environ, start_response):
+        environ["wsgi.after"].on_success(events.append, 1)
+        start_response("200 OK", [])
+        yield b"chunk"
+        raise ZeroDivisionError
+
+    exchange = Exchange(AfterResponseMiddleware(app))
+    with pytest.raises(ZeroDivisionError):
+        exchange.finish()
+    after = exchange.environ["wsgi.after"]
+    assert (events, after.ok, after.error) == ([], False, None)
+
+
+def test_a_call_is_made_once_whether_the_equal_one_waits_or_has_run(events):
+    def view(after):
+        after.once(events.append, [1])
+        after.once(partial(events.append, [1]))
+        after(after.once, events.append, [1])
+        after.on_success(after.once, events.append, 2)
+        after.once(after.on_success, events.append, 2)
+        after.once(events.append, 3)
+        after.remove(partial(events.append, 3))
+        after.once(events.append, 3)
+
+    Exchange(responds("200 OK", view)).finish()
+    assert events == [[1], 2, 3]
+
+
+def test_one_that_depends_on_success_does_not_stand_for_one_that_does_not(events):
+    def view(after):
+        after.once(after.on_success, events.append, 1)
+        after.once(events.append, 1)
+
+    Exchange(responds("200 OK", view)).finish()
+    Exchange(responds("500 E", view)).finish()
+    assert events == [1, 1]
+
+
+class Leaves:
+    """An executor that sends its jobs to where nothing of this process is."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def submit(self, fn, *args):
+        self.jobs.append(pickle.dumps((fn, args)))
+
+
+class Wrapped(partial):
+    """As the entries of Pyramid's module."""
+
+    def __call__(self):
+        return self.func()
+
+
+@pytest.mark.parametrize(("status", "jobs"), [("200 OK", 1), ("500 E", 0)])
+def test_it_is_decided_before_a_hand_over(status, jobs, capsys):
+    executor = Leaves()
+
+    def app(environ, start_response):
+        after = environ["wsgi.after"]
+        after.on_success(after.once, print, "one")
+        after[:] = [Wrapped(after[0])]
+        after.once(after.on_success, print, "one")
+        start_response(status, [])
+        return []
+
+    Exchange(AfterResponseMiddleware(app, executor=executor)).finish()
+    assert len(executor.jobs) == jobs
+
+
+@pytest.mark.parametrize("method", ["on_success", "once"])
+def test_what_is_not_callable_is_refused(method):
+    def view(after):
+        other = after.once if method == "on_success" else after.on_success
+        for arguments in [(3,), (other,), (other, 3)]:
+            with pytest.raises(TypeError, match="must be callable"):
+                getattr(after, method)(*arguments)
+
+    Exchange(responds("200 OK", view)).finish()
+
+
+def test_without_a_request_it_is_called_at_once_and_raises(events):
+    assert current_list() is None
+    after_this_response_or_now(events.append, 1)
+    with pytest.raises(ZeroDivisionError):
+        after_this_response_or_now(lambda: 1 / 0)
+    with pytest.raises(TypeError, match="must be callable"):
+        after_this_response_or_now(3)
+    assert events == [1]
+
+
+def test_in_a_request_it_waits_for_the_response(events):
+    def view(after):
+        assert current_list() is after
+        after_this_response_or_now(events.append, "callback")
+        events.append("view")
+
+    Exchange(responds("200 OK", view)).finish()
+    assert events == ["view", "callback"]
