@@ -11,6 +11,7 @@ from ._core.current import current
 from ._core.let_out import goes_on
 from ._core.logs import Around, log_around, log_failure
 from .arguments import check_around, check_on_error
+from .registering import is_due
 
 
 def caller(around: Around | None, on_error: object = None) -> Callable[..., object] | None:
@@ -39,6 +40,9 @@ def call_within(around: Around, taken: list[Callable[[], object]], request: str 
         it is not to go on; what entering or leaving raised, if that is to go on.
     """
     callback, after, forks, began = taken[0], current.get(), process.forks, monotonic()
+    if not is_due(callback):  # it would do nothing
+        del taken[0]
+        return None
     outcome: object = None
     failure: BaseException | None = None
     stop: BaseException | None = None

@@ -18,7 +18,7 @@ def current_list() -> CallbackList | None:
     """The list of the current request; ``None`` outside one, and in a streaming body.
 
     For code that does not have the environ: ``current_list()`` is ``environ["wsgi.after"]`` where
-    :func:`after_this_response` works. It is a plain list if somebody else put one there.
+    :func:`wsgi_after.after_this_response` works. It is a plain list if somebody else put one there.
     """
     return cast("CallbackList | None", current.get(None))
 
@@ -54,7 +54,7 @@ def after_this_response_or_now(
     fn: Callable[Parameters, R], /, *args: Parameters.args, **kwargs: Parameters.kwargs
 ) -> Callable[Parameters, R]: ...
 def after_this_response_or_now(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Register ``fn(*args, **kwargs)`` as :func:`after_this_response`, or call it now.
+    """Register ``fn(*args, **kwargs)`` as :func:`wsgi_after.after_this_response`, or call it now.
 
     For library code that may run in a script, a task or a test. Also a decorator. Where no request
     is current, ``fn`` is called at once: in a body that is being streamed, in a thread of your own,
@@ -82,8 +82,8 @@ def after_this_request(fn: P, /) -> P:
 
     :raises TypeError: if ``fn`` is not callable, or a coroutine function.
     :raises RuntimeError: if the app has called ``start_response`` already; outside the call of an
-        app behind ``AfterResponseMiddleware``, as for :func:`after_this_response`; if the list in
-        use is a plain one, which somebody else put there.
+        app behind ``AfterResponseMiddleware``, as for :func:`wsgi_after.after_this_response`; if
+        the list in use is a plain one, which somebody else put there.
     """
     callbacks: Any = current_list()
     if callbacks is None:

@@ -19,9 +19,23 @@ NoArguments = TypeVar("NoArguments", bound=Callable[[], object])
 
 
 class Registering:
-    """What a ``CallbackList`` can be asked for with arguments. Each is a decorator, too."""
+    """What a ``CallbackList`` can be asked for with arguments, and what decides about success.
+
+    Each method is a decorator, too.
+    """
 
     __slots__ = ()
+
+    @property
+    def ok(self: Any) -> bool | None:
+        """Whether the status is below 400 and nothing was raised, also if the client has left.
+
+        ``None`` while there is neither a status nor an error. A framework makes a response of what
+        a view raises, so ``error`` alone does not tell. It stays when the callbacks have run.
+        """
+        if self._error is not None:
+            return False
+        return None if self.status is None else bool(self.status < "400")
 
     @overload
     def __call__(self, fn: NoArguments, /) -> NoArguments: ...
@@ -176,6 +190,12 @@ def conditional_in(entry: object) -> Conditional | None:
     while isinstance(entry, partial) and not isinstance(entry, Conditional):
         entry = entry.func
     return entry if isinstance(entry, Conditional) else None
+
+
+def is_due(entry: object) -> bool:
+    """Whether an entry would call its function now."""
+    found = conditional_in(entry)
+    return found is None or found.is_due()
 
 
 def decide(after: Any) -> None:

@@ -183,17 +183,6 @@ class CallbackList(Registering, list[Callable[[], object]]):
         return None if self._error is FORGOTTEN else self._error
 
     @property
-    def ok(self) -> bool | None:
-        """Whether the status is below 400 and nothing was raised, also if the client has left.
-
-        ``None`` while there is neither a status nor an error. A framework makes a response of what
-        a view raises, so ``error`` alone does not tell. It stays when the callbacks have run.
-        """
-        if self._error is not None:
-            return False
-        return None if self.status is None else self.status < "400"
-
-    @property
     def completed(self) -> bool | None:
         """Whether the app's iterable was exhausted, which is no proof of delivery.
 

@@ -53,12 +53,11 @@ def offer(callbacks: CallbackList, raised: BaseException | None) -> BaseExceptio
         takers.append(slot)
     if callbacks._thread is not None and callbacks._thread != get_ident():
         takers.append(OwnThread())
-    if takers and callbacks._called is not None:
-        decide(callbacks)  # what is not to run stays here
-        takers = takers if callbacks else []
+    if callbacks._called is not None:
+        decide(callbacks)  # what is not to run must not leave
     forks, refusal = process.forks, None
     try:
-        for taker in takers:
+        for taker in takers if callbacks else ():
             refusal = hand_over(callbacks, taker)
             if process.forks != forks:  # submit() forked, and this is the child
                 return refusal
