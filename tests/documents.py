@@ -31,7 +31,7 @@ class LeftOut(Directive):
         return []
 
 
-for role in ("class", "doc", "func", "meth", "mod", "ref"):
+for role in ("class", "data", "doc", "func", "meth", "mod", "ref"):
     roles.register_generic_role(role, nodes.inline)
 for kind in ("class", "data", "exception", "function", "module"):
     directives.register_directive(f"auto{kind}", LeftOut)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import socket
+import sys
 import threading
 from contextvars import ContextVar
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from conftest import Exchange, make_environ
+from documents import blocks, executed
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after._core import hand_off, process
@@ -193,3 +197,46 @@ def test_a_forked_child_does_not_run_what_its_parent_left_to_a_slot(events, monk
         assert events == []
     slot.run()
     assert events == ["callback"]
+
+
+# What the page for a server shows.
+
+PAGE = blocks("for-a-server.rst")
+
+
+@pytest.mark.parametrize("path", ["/", "/fails"])
+def test_no_client_waits_on_the_server_that_the_page_shows(path, events):
+    def served(environ, start_response):
+        environ["wsgi.after"](lambda: events.append((read.wait(10), threading.get_ident())))
+        if environ["PATH_INFO"] == "/fails":
+            raise OSError("on purpose")
+        start_response("200 OK", [])
+        return iter([b"stream"])
+
+    read = threading.Event()
+    names = executed(PAGE["slot_server.py"])
+    handler = type("Quiet", (names["Handler"],), {"log_message": lambda *args: None})
+    with names["Server"](("127.0.0.1", 0), handler) as server:
+        server.set_app(AfterResponseMiddleware(served))
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with socket.create_connection(server.server_address, timeout=10) as client:
+            client.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            answered = client.makefile("rb").read()
+        read.set()
+        thread.join()
+    assert answered.startswith(b"HTTP/1.0 500" if path == "/fails" else b"HTTP/1.0 200")
+    assert events == [(True, thread.ident)]
+
+
+@pytest.mark.parametrize("by_its_process", [False, True])
+def test_the_page_says_how_to_do_without(by_its_process, events, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shop", SimpleNamespace(app=app))
+    *lines, disabled = PAGE["without.py"].splitlines()
+    made = executed("\n".join([*lines, disabled] if by_its_process else lines))
+    slot = Slot()
+    which = AfterResponseMiddleware(app) if by_its_process else made["application"]
+    request(partial(events.append, "callback"), slot=slot, application=which)
+    events.append("closed")
+    slot.run()
+    assert events == ["callback", "closed"]

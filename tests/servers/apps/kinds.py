@@ -282,9 +282,24 @@ def closes_early(app):
     return middleware
 
 
+def in_another_thread(app):
+    """A middleware that has the response made, and closed, in another thread."""
+
+    def middleware(environ, start_response):
+        early = closes_early(app)
+        chunks = []
+        thread = threading.Thread(target=lambda: chunks.extend(early(environ, start_response)))
+        thread.start()
+        thread.join()
+        return chunks
+
+    return middleware
+
+
 MODES = {
     "quick": AfterResponseMiddleware(quick),
     "early": closes_early(AfterResponseMiddleware(quick)),
+    "thread": in_another_thread(AfterResponseMiddleware(app)),
     "bare": app,
     "wrapped": AfterResponseMiddleware(app),
     "closed": AfterResponseMiddleware(closed),

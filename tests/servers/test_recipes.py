@@ -1,0 +1,107 @@
+"""The recipes for servers that have no moment of their own: no client waits on them."""
+
+from __future__ import annotations
+
+import pytest
+from documents import blocks
+
+from .client import Connection
+from .descriptions import PYTHON, package
+from .expectations import (
+    BODY_ERRORS,
+    CALLBACKS,
+    END_LATE,
+    GONE,
+    IN_TIME,
+    KINDS,
+    LATE,
+    UNCLOSED,
+    Expected,
+)
+from .harness import control, running
+from .measure import attempt
+
+pytestmark = pytest.mark.servers
+PAGE = blocks("for-a-server.rst")
+OTHERS = ["slot_server.py", "without.py", "slots.py"]
+WAIT = 10  # seconds, for what takes none
+
+#: Recipe → what it needs.
+RECIPES = {
+    "cheroot_serve.py": ["cheroot"],
+    "gevent_serve.py": ["gevent"],
+    "eventlet_serve.py": ["eventlet"],
+    "eventlet_hooks.py": ["eventlet"],
+    "twisted_serve.py": ["Twisted"],
+    "a2wsgi_serve.py": ["a2wsgi", "uvicorn"],
+    "hypercorn_serve.py": ["hypercorn"],
+}
+#: Recipes whose clients wait for the end of the connection.
+ENDS_LATE = ["eventlet_hooks.py"]
+
+
+def recipe(name):
+    """The server that a recipe starts, with the app of the matrix."""
+
+    def commands(where):
+        where.write("slots.py", PAGE["slots.py"])
+        shown = PAGE[name].replace("8000", str(where.port)).replace("shop", "kinds")
+        # With debug, its default, eventlet's error pages are tracebacks, which name each function.
+        if "eventlet" in name:
+            shown = shown.rstrip().removesuffix(")") + ", debug=False)"
+        return [[PYTHON, where.write(name, shown)]]
+
+    return package(name, commands, *RECIPES[name])
+
+
+def test_everything_on_the_page_is_run_by_a_test():
+    assert sorted(PAGE) == sorted([*OTHERS, *RECIPES])
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def where(name):
+    with running(recipe(name)) as place:
+        yield place
+
+
+def timing_of(name, kind):
+    if kind == "hang_up":
+        return GONE
+    return UNCLOSED if name == "twisted_serve.py" and kind in BODY_ERRORS else IN_TIME
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_client_waits_and_callbacks_run_once_in_the_requests_own_thread(where, name, kind):
+    timing = timing_of(name, kind)
+    bare, wrapped = (attempt(where, mode, kind, Expected(timing)) for mode in ("bare", "wrapped"))
+    reports = [report for reports in wrapped.reports for report in reports]
+    assert wrapped.timing == timing, where.log.read_text()[-3000:]
+    assert [report["event"] for report in reports] == CALLBACKS * len(wrapped.watches)
+    assert kind == "hang_up" or wrapped.wire == bare.wire
+    if timing != UNCLOSED:
+        assert [report["here"][:3] for report in reports] == [r["called"][:3] for r in reports]
+
+
+@pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
+def test_a_response_in_http_1_0_ends_first(where, name, kind):
+    waits = name in ENDS_LATE
+    watch = control().watch(0.5 if waits else WAIT)
+    with Connection(where.port) as client:
+        client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
+        client.read_to_end()
+    watch.end.set()
+    assert watch.done.wait(WAIT), where.log.read_text()
+    assert watch.had == (False, not waits)
+
+
+def test_the_callbacks_run_in_close_where_the_response_is_closed_in_another_thread(where):
+    tried = attempt(where, "thread", "list_with_length", Expected(END_LATE))
+    [reports] = tried.reports
+    assert tried.timing in {END_LATE, LATE}
+    assert [report["event"] for report in reports] == CALLBACKS
+    assert [report["here"][:3] for report in reports] == [r["called"][:3] for r in reports]
