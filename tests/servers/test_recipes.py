@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+from pathlib import Path
+
 import pytest
-from documents import blocks
+from documents import DOCS, blocks
 
 from .client import Connection
-from .descriptions import PYTHON, package
+from .descriptions import BY_NAME, PYTHON, apache_with, mod_wsgi, package
 from .expectations import (
     BODY_ERRORS,
     CALLBACKS,
@@ -23,7 +27,7 @@ from .measure import attempt
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("for-a-server.rst")
-OTHERS = ["slot_server.py", "without.py", "slots.py"]
+OTHERS = ["slot_server.py", "without.py", "slots.py", "waitress.patch", "gunicorn.patch"]
 WAIT = 10  # seconds, for what takes none
 
 #: Recipe → what it needs.
@@ -105,3 +109,52 @@ def test_the_callbacks_run_in_close_where_the_response_is_closed_in_another_thre
     assert tried.timing in {END_LATE, LATE}
     assert [report["event"] for report in reports] == CALLBACKS
     assert [report["here"][:3] for report in reports] == [r["called"][:3] for r in reports]
+
+
+# Where there is no moment.
+
+EVENTS = """
+import kinds
+import mod_wsgi
+
+def application(environ, start_response):
+    mod_wsgi.request_data()["query"] = kinds.query_of(environ)
+    return kinds.application(environ, start_response)
+
+def note(name, **event):
+    if name == "request_finished" and "control" in event["request_data"]["query"]:
+        kinds.say(event["request_data"]["query"], "slow")
+
+mod_wsgi.subscribe_events(note)
+"""
+
+
+def test_mod_wsgi_publishes_that_a_request_has_finished_before_the_last_chunk():
+    def commands(where):
+        where.write("events.py", EVENTS)
+        group = "WSGIApplicationGroup %{GLOBAL}"
+        return [apache_with(where, [group, *mod_wsgi(where, "events.py", daemon=False)])]
+
+    server = dataclasses.replace(BY_NAME["mod_wsgi embedded"], commands=commands)
+    with running(server) as where:
+        watch = control().watch()
+        with Connection(where.port) as client:
+            client.request(f"/bare/list_without_length?{watch.query}")
+            client.read_response("GET", watch.headers.set)
+    assert watch.had == (True, False)
+
+
+#: Lines that the page names, by file, with what they have to do.
+NAMED = {
+    "tornado/wsgi.py": {178: "close()", 201: "write_headers", 202: "connection.finish()"},
+    "granian/wsgi.py": {64: "return resp.status"},
+}
+
+
+@pytest.mark.parametrize("file", NAMED)
+def test_the_lines_that_the_page_names_do_what_it_says(file):
+    found = importlib.util.find_spec(file.split("/")[0])
+    lines = (Path(found.origin).parent / file.split("/")[1]).read_text().splitlines()
+    page = " ".join((DOCS / "for-a-server.rst").read_text().split())
+    assert f"({file}:{min(NAMED[file])}" in page
+    assert [text for line, text in NAMED[file].items() if text not in lines[line - 1]] == []

@@ -1,0 +1,98 @@
+"""gunicorn and waitress with the key set by themselves: the patches of the page for a server."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from documents import DOCS, blocks
+
+from .client import Connection
+from .descriptions import gunicorn, module, package
+from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
+from .harness import control, running
+from .measure import attempt, terminate
+
+pytestmark = pytest.mark.servers
+PAGE = blocks("for-a-server.rst")
+WAIT = 10  # seconds, for what takes none
+
+APP = """
+from functools import partial
+import kinds
+
+def application(environ, start_response):
+    after = environ["wsgi.after"]
+    assert type(after) is list
+    def register(fn, *args):
+        after.append(partial(fn, *args))
+    used = environ["PATH_INFO"].startswith("/wrapped/")
+    return kinds.app({**environ, "wsgi.after": register if used else None}, start_response)
+"""
+
+COMMANDS = {
+    "gunicorn sync": gunicorn(app="native"),
+    "gunicorn gthread": gunicorn("--threads=4", app="native"),
+    "gunicorn gevent": gunicorn("--worker-class=gevent", app="native"),
+    "waitress": module("waitress", "--listen=127.0.0.1:{port}", "native:application"),
+}
+
+
+def patched(name):
+    """A server of a patched copy, which is found before the one that is installed."""
+
+    def commands(where):
+        distribution = name.split()[0]
+        found = importlib.util.find_spec(distribution)
+        copy = where.directory / distribution
+        shutil.copytree(Path(found.origin).parent, copy, ignore=shutil.ignore_patterns("__pyc*"))
+        patch = where.write("patch", PAGE[f"{distribution}.patch"] + "\n")
+        subprocess.check_call(["git", "apply", "-p1", patch], cwd=where.directory)
+        where.write("native.py", APP)
+        return COMMANDS[name](where)
+
+    return package(name, commands, name.split()[0], *["gevent"] * name.endswith("gevent"))
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def where(request):
+    with running(patched(request.param)) as place:
+        yield place
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_client_waits_and_callbacks_run_once_in_the_requests_own_thread(where, kind):
+    timing = GONE if kind == "hang_up" else IN_TIME
+    bare, wrapped = (attempt(where, mode, kind, Expected(timing)) for mode in ("bare", "wrapped"))
+    reports = [report for reports in wrapped.reports for report in reports]
+    assert wrapped.timing == timing, where.log.read_text()[-3000:]
+    assert [report["event"] for report in reports] == CALLBACKS * len(wrapped.watches)
+    assert kind == "hang_up" or wrapped.wire == bare.wire
+    assert [report["here"][:3] for report in reports] == [r["called"][:3] for r in reports]
+
+
+@pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
+def test_a_response_in_http_1_0_ends_first(where, kind):
+    watch = control().watch(WAIT)
+    with Connection(where.port) as client:
+        client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
+        client.read_to_end()
+    watch.end.set()
+    assert watch.done.wait(WAIT), where.log.read_text()
+    assert watch.had == (False, True)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "waitress"])
+def test_a_worker_of_gunicorn_that_ends_lets_a_callback_finish(name):
+    with running(patched(name)) as place:
+        assert terminate(place, "wrapped") == "finishes"
+
+
+@pytest.mark.parametrize("name", ["gunicorn", "waitress"])
+def test_the_page_says_how_many_lines_a_server_needs(name):
+    added = re.findall(r"(?m)^\+(?!\+\+)", PAGE[f"{name}.patch"])
+    assert f"{name} needs {len(added)} lines" in (DOCS / "for-a-server.rst").read_text()
