@@ -1,0 +1,233 @@
+"""Adapters for AWS Lambda: callbacks run before the handler returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.util
+import io
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from documents import DOCS, blocks, executed
+
+from wsgi_after import AfterResponseMiddleware
+
+from .descriptions import BY_NAME, module
+from .expectations import CALLBACKS, LATE, Expected
+from .harness import require, running
+from .measure import attempt
+
+pytestmark = pytest.mark.servers
+PAGE = blocks("serverless.rst")
+ADAPTERS = ["apig_wsgi", "serverless_wsgi"]
+
+LAMBDA_HANDLERS = {
+    "apig-wsgi": "from apig_wsgi import make_lambda_handler as made",
+    "serverless-wsgi": "from functools import partial\n"
+    "from serverless_wsgi import handle_request\n"
+    "made = partial(partial, handle_request)",
+}
+
+
+def handler(adapter, app):
+    """What Lambda calls, of an adapter; ``closed`` is that of the page."""
+    if adapter == "closed":
+        return executed(PAGE["closed.py"])["lambda_handler"]
+    return executed(LAMBDA_HANDLERS[adapter])["made"](app)
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    require([name for name in ADAPTERS if importlib.util.find_spec(name) is None])
+
+
+# The kinds of response.
+
+
+class ClassIterator:
+    def __init__(self):
+        self.chunks = [b"one, ", b"two"]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.chunks:
+            raise StopIteration
+        return self.chunks.pop(0)
+
+
+def failing(chunks):
+    yield from [b"chunk"] * chunks
+    raise OSError("on purpose")
+
+
+BODIES = {
+    "list": lambda: [b"one, ", b"two"],
+    "tuple": lambda: (b"one, ", b"two"),
+    "generator": lambda: (chunk for chunk in (b"one, ", b"two")),
+    "class_iterator": ClassIterator,
+    "file": partial(io.BytesIO, b"one\ntwo\n"),
+    "empty_list": list,
+    "write": list,
+    "head": list,
+    "redirect": list,
+    "no_content": list,
+    "not_modified": list,
+    "error_before_return": list,
+    "error_in_first_chunk": partial(failing, 0),
+    "error_in_mid_body": partial(failing, 1),
+}
+BODY_ERRORS = ["error_in_first_chunk", "error_in_mid_body"]
+STATUS = {"redirect": "302 Found", "no_content": "204 No Content", "not_modified": "304 Not Mod"}
+
+
+@pytest.fixture
+def app(events):
+    def app(environ, start_response):
+        kind = environ["PATH_INFO"].strip("/")
+        if "wsgi.after" in environ:
+            thread = threading.get_ident()
+            for number in (1, 2):
+                environ["wsgi.after"](note, kind, number, thread)
+        if kind == "error_before_return":
+            raise OSError("on purpose")
+        headers = [("Content-Type", "text/plain"), ("Location", "/elsewhere")]
+        write = start_response(STATUS.get(kind, "200 OK"), headers)
+        if kind == "write":
+            write(b"written")
+        return BODIES[kind]()
+
+    def note(kind, number, thread):
+        events.append((kind, number) if threading.get_ident() == thread else "another thread")
+
+    return app
+
+
+# The events.
+
+
+def first_format(kind):
+    headers = {"Host": "shop.example"}
+    method = "HEAD" if kind == "head" else "GET"
+    request = {"httpMethod": method, "path": f"/{kind}", "headers": headers}
+    return {"version": "1.0", "requestContext": {}, "body": None, **request}
+
+
+def second_format(kind):
+    method = "HEAD" if kind == "head" else "GET"
+    http = {"method": method, "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1"}
+    request = {"rawPath": f"/{kind}", "rawQueryString": "", "headers": {"host": "shop.example"}}
+    return {"version": "2.0", "requestContext": {"http": http}, **request}
+
+
+def load_balancer(kind):
+    event = {**first_format(kind), "requestContext": {"elb": {}}, "body": ""}
+    del event["version"]
+    return event
+
+
+def outcome(call, event):
+    try:
+        return call(event, None)
+    except OSError as error:
+        return repr(error)
+
+
+@pytest.mark.parametrize("event", [first_format, second_format, load_balancer])
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("adapter", ["apig-wsgi", "serverless-wsgi", "closed"])
+def test_callbacks_run_before_the_handler_returns_and_change_nothing(
+    adapter, kind, event, app, events, monkeypatch
+):
+    application = AfterResponseMiddleware(app)
+    monkeypatch.setitem(sys.modules, "shop", SimpleNamespace(application=application))
+    bare = outcome(handler(adapter.replace("closed", "serverless-wsgi"), app), event(kind))
+    never_closed = adapter == "serverless-wsgi" and kind != "error_before_return"
+    later = never_closed and kind in BODY_ERRORS
+    warned = pytest.warns(ResourceWarning) if never_closed and not later else nullcontext()
+    with warned:
+        wrapped = outcome(handler(adapter, application), event(kind))
+    ran = [(kind, 1), (kind, 2)]
+    assert (wrapped, events) == (bare, [] if later else ran)
+    if later:
+        gc.collect()
+        with pytest.warns(ResourceWarning):
+            outcome(handler(adapter, application), event("error_before_return"))
+        assert events[:2] == ran
+
+
+def test_the_handler_for_apig_is_made_as_shown(app, events, monkeypatch):
+    application = AfterResponseMiddleware(app)
+    monkeypatch.setitem(sys.modules, "shop", SimpleNamespace(application=application))
+    response = executed(PAGE["apig.py"])["lambda_handler"](first_format("list"), None)
+    assert (response["body"], events) == ("one, two", [("list", 1), ("list", 2)])
+    assert [*PAGE] == ["apig.py", "closed.py"]
+
+
+FROZEN = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from apig_wsgi import make_lambda_handler
+from wsgi_after import AfterResponseMiddleware
+
+def app(environ, start_response):
+    environ["wsgi.after"](lambda: print(sys.stdin.readline(), end="", flush=True))
+    start_response("200 OK", [])
+    return [b"hello"]
+
+application = AfterResponseMiddleware(app, executor=ThreadPoolExecutor())
+print(make_lambda_handler(application)({event}, None)["body"], flush=True)
+"""
+
+
+def test_a_job_of_an_executor_is_frozen_with_the_process():
+    code = FROZEN.replace("{event}", repr(first_format("list")))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        returned = process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        process.stdin.write("ran\n")
+        process.stdin.flush()
+        ran, _, _ = select.select([process.stdout], [], [], 0.3)
+        process.send_signal(signal.SIGCONT)
+        assert (returned, ran, process.stdout.readline()) == ("hello\n", [], "ran\n")
+
+
+def test_closed_has_the_client_of_a_server_wait():
+    """Without it, nobody waits on gunicorn for such a response."""
+
+    def commands(where):
+        where.write("shown.py", PAGE["closed.py"].replace("shop", "kinds"))
+        return module("gunicorn", "--bind=127.0.0.1:{port}", "--threads=4", "shown:closed")(where)
+
+    with running(dataclasses.replace(BY_NAME["gunicorn gthread"], commands=commands)) as where:
+        tried = attempt(where, "wrapped", "generator", Expected(LATE))
+        logged = where.log.read_text().count("Clients wait for callbacks")
+    assert (tried.timing, tried.watches[0].events, logged) == (LATE, CALLBACKS, 1)
+
+
+#: Lines that the page names, by file, with what they have to do.
+NAMED = {
+    "apig_wsgi/__init__.py": {278: "close()"},
+    "serverless_wsgi.py": dict.fromkeys([247, 303, 351], "Response.from_app"),
+}
+
+
+@pytest.mark.parametrize("file", NAMED)
+def test_the_lines_that_the_page_names_do_what_it_says(file):
+    name = file.split("/")[0].removesuffix(".py")
+    lines = Path(importlib.util.find_spec(name).origin).read_text().splitlines()
+    assert f"({file}:{min(NAMED[file])}" in (DOCS / "serverless.rst").read_text()
+    assert [text for line, text in NAMED[file].items() if text not in lines[line - 1]] == []
