@@ -88,7 +88,7 @@ callbacks.
 
 You can adapt some of these servers in a few lines, so that no client waits and the callbacks stay
 in the thread of their request: :doc:`for-a-server` has recipes for cheroot, gevent.pywsgi,
-eventlet, Twisted, a2wsgi and hypercorn.
+eventlet, Twisted, a2wsgi and hypercorn. AWS Lambda is another matter: :doc:`serverless`.
 
 {table}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from .expectations import (
     UNCLOSED,
     Expected,
 )
-from .harness import control, running
+from .harness import control, running, send
 from .measure import attempt
 
 pytestmark = pytest.mark.servers
@@ -109,6 +111,30 @@ def test_the_callbacks_run_in_close_where_the_response_is_closed_in_another_thre
     assert tried.timing in {END_LATE, LATE}
     assert [report["event"] for report in reports] == CALLBACKS
     assert [report["here"][:3] for report in reports] == [r["called"][:3] for r in reports]
+
+
+#: Recipes in which the next request on a connection waits, because it runs in the same greenlet.
+NEXT_WAITS = ["gevent_serve.py", "eventlet_serve.py", "eventlet_hooks.py"]
+
+
+def test_the_next_request_on_a_connection_waits_where_the_page_says_so(where, name):
+    waits = name in NEXT_WAITS
+    watch = control().watch(0.5 if waits else WAIT)
+    with Connection(where.port) as client:
+        for path in (f"wrapped/list_with_length?{watch.query}", "bare/list_with_length"):
+            client.request(f"/{path}")
+            client.read_response("GET", lambda: None)
+        watch.end.set()
+        assert watch.done.wait(WAIT), where.log.read_text()
+    assert (client.received.count(b"hello list"), watch.had) == (2, (False, not waits))
+
+
+def test_the_callbacks_of_requests_at_the_same_time_run_once_each(where):
+    with ThreadPoolExecutor(8) as clients:
+        paths = ["wrapped/list_with_length", "wrapped/generator"] * 32
+        watches = list(clients.map(partial(send, where, patience=0), paths))
+    assert all(watch.done.wait(WAIT) for watch in watches), where.log.read_text()
+    assert [watch.events for watch in watches] == [CALLBACKS] * len(paths)
 
 
 # Where there is no moment.
