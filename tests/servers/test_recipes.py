@@ -25,7 +25,7 @@ from .expectations import (
     Expected,
 )
 from .harness import control, running, send
-from .measure import attempt
+from .measure import attempt, terminate
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("for-a-server.rst")
@@ -135,6 +135,14 @@ def test_the_callbacks_of_requests_at_the_same_time_run_once_each(where):
         watches = list(clients.map(partial(send, where, patience=0), paths))
     assert all(watch.done.wait(WAIT) for watch in watches), where.log.read_text()
     assert [watch.events for watch in watches] == [CALLBACKS] * len(paths)
+
+
+FINISHES = ["twisted_serve.py", "a2wsgi_serve.py", "hypercorn_serve.py"]
+
+
+def test_a_callback_finishes_after_sigterm_where_the_page_says_so(name):
+    with running(recipe(name)) as place:
+        assert terminate(place, "wrapped") == ("finishes" if name in FINISHES else "lost")
 
 
 # Where there is no moment.
