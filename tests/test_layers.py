@@ -21,10 +21,12 @@ LAYERS = [
     {"__main__", "gunicorn", "pytest_plugin"},
     {"django", "flask", "lint", "probe", "pyramid", "testing"},  # imported by their users alone
     {"django_tasks", "waitress"},
-    {"integration", "moment"},
+    {"integration"},
     {"__init__"},
     {"exits", "functions"},
     {"_core.middleware"},
+    {"uwsgi"},
+    {"moment"},
     {"_core.files"},
     {"_core.body"},
     {"_core.finish"},

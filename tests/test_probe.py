@@ -366,6 +366,12 @@ VERDICTS = [
 ]
 
 
+def test_on_uwsgi_it_says_why_a_client_waits():
+    waiting, not_waiting = rows(("stream", CLOSE)), rows()
+    assert probe.advice(waiting, "", "uWSGI 2.0.31")[0] == probe.ADVICE["uwsgi"]
+    assert probe.advice(not_waiting, "", "uWSGI 2.0.31") == []
+
+
 @pytest.mark.parametrize(("measured", "proxy", "code", "verdict", "keys"), VERDICTS)
 def test_verdict_advice_and_exit_code(measured, proxy, code, verdict, keys):
     assert probe.verdict(measured) == verdict
@@ -400,14 +406,17 @@ SAME = {
 }
 
 APP = """
-import json
+import json, os, threading, time
 from wsgi_after.probe import application as probe
 
 def application(environ, start_response):
     if environ["PATH_INFO"] != "/bare/about":    # what tells that the server is ready
         return probe(environ, start_response)
-    start_response("200 OK", [("Content-Length", "2")])
-    return [b"{}"]
+    if environ.get("QUERY_STRING"):    # that all threads have served
+        time.sleep(0.05)
+    body = json.dumps({"place": [os.getpid(), threading.get_ident()]}).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
 """
 
 

@@ -30,7 +30,7 @@ from django.db import close_old_connections, connections
 from django.db.backends.signals import connection_created
 from django.http import HttpRequest
 
-from .integration import KEY, OpenRequest, current_list, open_request, register
+from .integration import KEY, OpenRequest, current_list, open_request, register, use_moment
 
 if TYPE_CHECKING:
     from django.http import HttpResponse
@@ -115,6 +115,7 @@ class AfterResponseMiddleware:
             raise ImproperlyConfigured(_AROUND)
         self.get_response = get_response
         connection_created.connect(close_again)
+        use_moment()
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """The view's response, which runs the callbacks when it is closed.

@@ -34,6 +34,7 @@ from .arguments import check_arguments
 from .around import caller
 from .functions import current_list
 from .registering import register
+from .uwsgi import install as use_moment
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -60,6 +61,7 @@ __all__ = [
     "set_capture",
     "set_sharing",
     "unfinished",
+    "use_moment",
 ]
 
 

@@ -392,6 +392,12 @@ def summary(rows: Sequence[Row]) -> str:
 
 HAND_OVER = "executor= frees the client, and moves the callbacks to another thread."
 ADVICE = {
+    "uwsgi": (
+        "These callbacks ran in close(), and not in uWSGI's hook, where no client waits for them. "
+        "In the first request of each thread this is normal. Else the usual cause is mount: set "
+        "single-interpreter = true and import = wsgi_after.uwsgi. Another is a hook of the app's "
+        "own that replaced it."
+    ),
     "proxy": (
         "Let the proxy speak HTTP/1.1 to the server, in nginx: proxy_http_version 1.1; "
         'proxy_set_header Connection ""; with HTTP/1.0 it waits for the end of the connection.'
@@ -414,13 +420,14 @@ ADVICE = {
 }
 
 
-def advice(rows: Sequence[Row], proxy: str) -> list[str]:
+def advice(rows: Sequence[Row], proxy: str, server: str = "") -> list[str]:
     """What can be done about it."""
     waited = [row for row in rows if row.waited]
     without = [row for row in waited if row.kind in {"no-length", "stream"}]
     new = [row for row in without if row.http == "1.1"]
     empty = [row for row in waited if row.kind in {"redirect", "no-content", "head"}]
     found = {
+        "uwsgi": bool(waited) and server.startswith("uWSGI"),
         "proxy": bool(new and proxy),
         "length": bool(new),
         "old": bool(without) and not new,
@@ -533,7 +540,7 @@ def measured(asked: Probe, modes: Sequence[Mode], quiet: bool) -> list[Row]:
     for row in asked.rows(modes):
         rows.append(row)
         say(row.line())
-    say("\n" + "\n".join([verdict(rows), *advice(rows, asked.proxy)]))
+    say("\n" + "\n".join([verdict(rows), *advice(rows, asked.proxy, asked.server)]))
     return rows
 
 
@@ -550,7 +557,7 @@ def document(url: str, asked: Probe, rows: Sequence[Row]) -> dict[str, Any]:
         "seconds": asked.seconds,
         "rows": [asdict(row) for row in rows],
         "verdict": verdict(rows),
-        "advice": advice(rows, asked.proxy),
+        "advice": advice(rows, asked.proxy, asked.server),
         "exit": exit_code(rows),
     }
 

@@ -189,8 +189,9 @@ def package(name: str, commands: Callable[[Place], Commands], *distributions: st
     return Server(name, commands, versions(*distributions), modules=modules)
 
 
-def uwsgi_server(name: str, commands: Callable[[Place], Commands]) -> Server:
-    return Server(name, commands, versions("uWSGI"), programs=("uwsgi",))
+def uwsgi_server(name: str, commands: Callable[[Place], Commands], places: int = 0) -> Server:
+    """The first request of a thread is another case: see wsgi_after/uwsgi.py."""
+    return Server(name, commands, versions("uWSGI"), programs=("uwsgi",), places=places)
 
 
 SERVERS = [
@@ -211,9 +212,15 @@ SERVERS = [
         modules=("gunicorn",),
         programs=("nginx",),
     ),
-    uwsgi_server("uWSGI --http-socket", uwsgi("--http-socket", *THREADS)),
-    uwsgi_server("uWSGI --http", uwsgi("--http", *THREADS)),
-    Server("nginx, uWSGI", nginx_uwsgi, with_nginx("uWSGI"), programs=("nginx", "uwsgi")),
+    uwsgi_server("uWSGI --http-socket", uwsgi("--http-socket", *THREADS), places=4),
+    uwsgi_server("uWSGI --http", uwsgi("--http", *THREADS), places=4),
+    Server(
+        "nginx, uWSGI",
+        nginx_uwsgi,
+        with_nginx("uWSGI"),
+        programs=("nginx", "uwsgi"),
+        places=4,
+    ),
     Server("mod_wsgi embedded", apache(daemon=False), apache_version, programs=APACHE),
     Server("mod_wsgi daemon", apache(daemon=True), apache_version, programs=APACHE),
     package("waitress", WAITRESS, "waitress"),

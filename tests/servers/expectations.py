@@ -55,10 +55,10 @@ class Expected:
 
 _UWSGI = [
     (
-        UNFRAMED,
-        END_LATE,
-        "uWSGI ends the body by closing the connection, and does so after ``close()`` "
-        "(plugins/python/wsgi_subhandler.c:363, core/utils.c:1105)",
+        ERRORS,
+        IN_TIME,
+        "uWSGI calls ``uwsgi.after_req_hook``, in which the callbacks run, when it has closed the "
+        "connection (core/utils.c, uwsgi_close_request)",
     )
 ]
 _MOD_WSGI = [
@@ -91,14 +91,7 @@ DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
     ],
     "uWSGI --http-socket": _UWSGI,
     "uWSGI --http": _UWSGI,
-    "nginx, uWSGI": [
-        (
-            [*UNFRAMED, "error_in_mid_body"],
-            LATE,
-            "uWSGI ends the body by closing the connection, after ``close()``; nginx buffers the "
-            "response until then (uwsgi_buffering of ngx_http_uwsgi_module)",
-        )
-    ],
+    "nginx, uWSGI": _UWSGI,
     "mod_wsgi embedded": _MOD_WSGI,
     "mod_wsgi daemon": _MOD_WSGI,
     "waitress": [
@@ -262,8 +255,10 @@ ADVICE = {
         '``proxy_set_header Connection "";``'
     ],
     "uWSGI": [
+        "The first request of each thread runs its callbacks in ``close()``, as all requests do "
+        "where uWSGI does not call the hook: :doc:`uwsgi`",
         "uWSGI clears the environ after the request and uses it for the next one. A thread that "
-        "you start yourself must not read it (plugins/python/wsgi_subhandler.c)"
+        "you start yourself must not read it (plugins/python/wsgi_subhandler.c)",
     ],
     "cheroot": [
         "cheroot does not call ``close()`` if the body raises before the app has called "

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,6 +45,8 @@ class Server:
     :param modules: without which it cannot start; and
     :param programs: likewise, or whole paths.
     :param version: one line that names what was measured.
+    :param places: how many threads serve, in how many processes, that have to have served before a
+        test begins.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Server:
     version: Callable[[], str]
     modules: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    places: int = 0
 
     def missing(self) -> list[str]:
         """What of it is not installed."""
@@ -74,10 +78,10 @@ class Place:
         path.write_text(text)
         return path
 
-    def about(self, mode: str = "bare") -> dict[str, Any]:
+    def about(self, mode: str = "bare", query: str = "") -> dict[str, Any]:
         """What the app knows of the server it runs on; garbage is collected on the way."""
         with Connection(self.port) as connection:
-            connection.request(f"/{mode}/about", connection="close")
+            connection.request(f"/{mode}/about?{query}", connection="close")
             connection.read_response("GET", lambda: None)
         found: dict[str, Any] = json.loads(connection.received.partition(b"\r\n\r\n")[2])
         return found
@@ -145,6 +149,8 @@ def running(server: Server, before: Sequence[str] = ()) -> Iterator[Place]:
                     where.processes.append(start(command, where.directory, log, env=environment))
                 wait_until(lambda: answers(where), where.log, *where.processes, seconds=30)
                 where.pid = where.processes[0].pid
+                if server.places:
+                    warm(where, server.places)
                 yield where
             finally:
                 for process in where.processes:
@@ -198,6 +204,21 @@ def answers(where: Place) -> bool:
         where.about()
         return True
     return False
+
+
+def warm(where: Place, places: int) -> None:
+    """Return when each of so many threads of the server has ended a request."""
+    found = set()
+
+    def visit(number: int) -> str:
+        return str(where.about(query="meet")["place"])
+
+    def all_found() -> bool:
+        found.update(pool.map(visit, range(2 * places)))
+        return len(found) == places
+
+    with ThreadPoolExecutor(2 * places) as pool:
+        wait_until(all_found, where.log, *where.processes)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

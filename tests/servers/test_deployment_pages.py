@@ -62,6 +62,8 @@ SHOWN = {
     "nginx, uWSGI": nginx_uwsgi,
 }
 
+PLACES = {"uWSGI --http": 8, "nginx, uWSGI": 4}  # threads, in all processes
+
 
 def test_everything_on_the_pages_is_run_by_a_test():
     assert [*GUNICORN, *UWSGI, *MOD_WSGI, *NGINX] == [
@@ -74,7 +76,8 @@ def test_everything_on_the_pages_is_run_by_a_test():
 @pytest.mark.parametrize("name", SHOWN)
 def test_who_waits_on_a_server_that_is_started_as_shown(name):
     """The same clients as where the tests start it in their own way."""
-    with running(dataclasses.replace(BY_NAME[name], commands=SHOWN[name])) as where:
+    shown = dataclasses.replace(BY_NAME[name], commands=SHOWN[name], places=PLACES.get(name, 0))
+    with running(shown) as where:
         found = {kind: attempt(where, "wrapped", kind, expected(name, kind)) for kind in KINDS}
     for kind, tried in found.items():
         assert tried.timing == expected(name, kind).timing, kind

@@ -6,6 +6,8 @@ All else is contained: it would put an error page before the next response, or e
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
+from traceback import walk_tb
 from types import TracebackType
 
 #: These go on wherever they come from. The pytest plugin adds its own.
@@ -23,13 +25,9 @@ def goes_on(error: BaseException) -> bool:
 
 def came_out_of_a_signal_handler(traceback: TracebackType | None) -> bool:
     """Whether a frame was given the frame that it interrupted, as only a signal handler is."""
-    interrupted = None
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if interrupted is not None:
-            for value in frame.f_locals.values():
-                arguments = value if type(value) is tuple else (value,)
-                if any(argument is interrupted for argument in arguments):
-                    return True
-        interrupted, traceback = frame, traceback.tb_next
+    for (interrupted, _), (frame, _) in pairwise(walk_tb(traceback)):
+        for value in frame.f_locals.values():
+            arguments = value if type(value) is tuple else (value,)
+            if any(argument is interrupted for argument in arguments):
+                return True
     return False

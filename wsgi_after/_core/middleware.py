@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import uwsgi
 from . import unclosed
 from .body import body_classes
 from .callbacks import UNREAD, CallbackList
@@ -73,6 +74,7 @@ class AfterResponseMiddleware:
         self._on_error = on_error
         self._moment = moment
         self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
+        uwsgi.install()
 
     def after_response(self, fn: G) -> G:
         """Register ``fn(environ)`` to run after every response from now on, and return ``fn``.

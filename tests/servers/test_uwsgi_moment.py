@@ -1,0 +1,312 @@
+"""uWSGI's own moment: callbacks run when the connection is closed, and none is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
+
+import pytest
+from documents import parse
+from docutils import nodes
+
+from .client import Connection
+from .control import Watch
+from .descriptions import uwsgi, uwsgi_command, uwsgi_server
+from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
+from .harness import control, running, wait_until
+from .measure import attempt
+
+pytestmark = pytest.mark.servers
+
+WAIT = 20  # seconds, for what takes none
+TWO = ("--processes=2",)
+#: Options, and in how many places requests are served. Coroutines of Python are one place.
+MODES = {
+    "one process": ((), 1),
+    "processes": (TWO, 2),
+    "threads": (("--enable-threads", "--threads=4"), 4),
+    "lazy-apps": ((*TWO, "--lazy-apps"), 2),
+    "gevent": (("--gevent=20",), 1),
+    "ugreen": (("--async=20", "--ugreen"), 1),
+}
+
+
+def server(mode, *options, app="kinds", source=None):
+    """One in a mode, for the app of the matrix or another one."""
+    more, places = MODES[mode]
+    start = uwsgi("--http-socket", *more, *options, app=app)
+
+    def commands(where):
+        if source is not None:
+            where.write(f"{app}.py", source)
+        return start(where)
+
+    return uwsgi_server(mode, commands, places)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_each_mode_no_client_waits_and_callbacks_run_in_the_requests_own_thread(mode):
+    """Whatever the response: error pages, too. tests/servers/test_who_waits.py has more."""
+    kinds = [kind for kind in KINDS if mode == "threads" or not kind.startswith("large")]
+    with running(server(mode)) as where:
+        found = {
+            kind: attempt(where, "wrapped", kind, Expected(GONE if kind == "hang_up" else IN_TIME))
+            for kind in kinds
+        }
+    watches = [watch for tried in found.values() for watch in tried.watches]
+    assert {kind: t.timing for kind, t in found.items()} == {
+        kind: GONE if kind == "hang_up" else IN_TIME for kind in kinds
+    }
+    assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
+    assert [
+        report["here"][:3]
+        for watch in watches
+        for report in watch.reports
+        if "called" in report and report["here"][:3] != report["called"][:3]
+    ] == []
+
+
+@pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
+def test_a_response_in_http_1_0_ends_first(kind):
+    with running(server("threads")) as where:
+        watch = control().watch(WAIT)
+        with Connection(where.port) as client:
+            client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
+            client.read_to_end()
+        watch.end.set()
+        assert watch.done.wait(WAIT), where.log.read_text()
+    assert watch.had == (False, True)
+
+
+# Whose request it is
+
+
+COUNTS = """
+import os
+import kinds
+from wsgi_after import AfterResponseMiddleware
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path.endswith("about"):
+        return kinds.about(environ, start_response)
+    def callback():
+        line = f"{path} {environ.get('PATH_INFO')} {environ.get('QUERY_STRING')}\\n"
+        os.write(2, line.encode())
+    environ["wsgi.after"].append(callback)
+    body = [b"x" * 10]
+    start_response("200 OK", [])
+    return iter(body) if path.endswith("0") else body
+
+application = AfterResponseMiddleware(app)
+
+@application.after_response
+def app_wide(environ):
+    if not environ["PATH_INFO"].endswith("about"):
+        os.write(2, f"wide {environ['PATH_INFO']} {environ['QUERY_STRING']}\\n".encode())
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_of_2000_requests_at_once_each_runs_once_and_sees_itself(mode):
+    numbers = count()
+
+    def ask(_):
+        number = next(numbers)
+        with Connection(where.port) as client:
+            client.request(f"/r{number}?q{number}", connection="close")
+            client.read_to_end()
+
+    with running(server(mode, app="other", source=COUNTS)) as where:
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(ask, range(2000)))
+        lines = re.compile(r"^(?:wide )?/r\d+ .*$", re.MULTILINE)
+        wait_until(lambda: len(lines.findall(where.log.read_text())) >= 4000, where.log)
+        found = Counter(lines.findall(where.log.read_text()))
+    wanted = [f"/r{n} /r{n} q{n}" for n in range(2000)]
+    assert found == Counter([*wanted, *(f"wide /r{n} q{n}" for n in range(2000))])
+
+
+# Where the hook does not live, callbacks run in close()
+
+
+def where_it_runs(where, path="/"):
+    """The stack of a callback: its names tell whether ``close()`` or the hook called it."""
+    with Connection(where.port) as client:
+        client.request(path, connection="close")
+        client.read_to_end()
+    lines = re.compile(r"^stack (.*)$", re.MULTILINE)
+    wait_until(lambda: lines.search(where.log.read_text()), where.log)
+    stacks = [json.loads(line) for line in lines.findall(where.log.read_text())]
+    return ["hook" if "hook" in stack else "close" for stack in stacks]
+
+
+STACK = """
+import json, os, sys, traceback
+import kinds
+import uwsgi
+from wsgi_after import AfterResponseMiddleware
+
+def app(environ, start_response):
+    if environ["PATH_INFO"].endswith("about"):
+        return kinds.about(environ, start_response)
+    def callback():
+        stack = [frame.name for frame in traceback.extract_stack()]
+        os.write(2, f"stack {json.dumps(stack)}\\n".encode())
+        %s
+    environ["wsgi.after"].append(callback)
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+
+def theirs():
+    os.write(2, b"theirs\\n")
+
+%s
+application = AfterResponseMiddleware(app)
+%s
+"""
+
+
+def stack(in_callback="pass", before="", after=""):
+    return STACK % (in_callback, before, after)
+
+
+@pytest.mark.parametrize(
+    ("source", "places", "theirs"),
+    [
+        (stack(), ["hook"], False),
+        (stack(before="uwsgi.after_req_hook = theirs"), ["hook"], True),
+        (stack(after="uwsgi.after_req_hook = theirs"), ["close"], True),
+    ],
+    ids=["ours", "chained", "replaced"],
+)
+def test_a_hook_that_is_there_is_called_and_one_over_ours_is_noticed(source, places, theirs):
+    with running(server("one process", app="other", source=source)) as where:
+        assert where_it_runs(where) == places
+        assert ("theirs" in where.log.read_text()) is theirs
+
+
+def test_without_greenlets_asynchronous_requests_use_close():
+    running_one = server("one process", "--async=4", app="other", source=stack())
+    with running(running_one) as where:
+        assert where_it_runs(where) == ["close"]
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [((), ["close"]), (("--single-interpreter", "--import=wsgi_after.uwsgi"), ["hook"])],
+)
+def test_mounted_apps_need_one_interpreter_and_an_import(options, found):
+    def commands(where):
+        where.write("other.py", stack())
+        listen = f"--http-socket=127.0.0.1:{where.port}"
+        command = uwsgi_command(listen, *options, "--mount=/=other.py")
+        return [[part for part in command if not part.startswith("--wsgi-file")]]
+
+    with running(uwsgi_server("mount", commands)) as where:
+        where.about()
+        assert where_it_runs(where) == found
+
+
+def test_a_worker_that_is_reloaded_at_an_exception_loses_nothing():
+    """The server ends it before it would call the hook."""
+    options = ("--reload-on-exception",)
+    with running(server("one process", *options)) as where:
+        watches: list[Watch] = []
+        for _ in range(3):
+            watch = control().watch(0)
+            watches.append(watch)
+            with suppress(OSError), Connection(where.port) as client:
+                client.request(f"/wrapped/error_before_return?{watch.query}", connection="close")
+                client.read_to_end()
+            assert watch.done.wait(WAIT), where.log.read_text()
+    assert [watch.events for watch in watches] == [CALLBACKS] * 3
+
+
+# What ends a worker
+
+
+ENDINGS = """
+import os, time
+import kinds
+import uwsgi
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
+
+def app(environ, start_response):
+    if environ["PATH_INFO"].endswith("about"):
+        return kinds.about(environ, start_response)
+    way = environ["PATH_INFO"][1:]
+    def callback():
+        os.write(2, f"begins {way}\\n".encode())
+        time.sleep(2.5)
+        os.write(2, f"ends {way}\\n".encode())
+    environ["wsgi.after"].append(callback)
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+pool = BoundedThreadPoolExecutor(max_workers=2)
+ways = {
+    "/hook": AfterResponseMiddleware(app),
+    "/close": AfterResponseMiddleware(app, moment=False),
+    "/pool": AfterResponseMiddleware(app, executor=pool),
+}
+
+def at_exit():
+    os.write(2, b"atexit\\n")
+    pool.drain(10)
+
+uwsgi.atexit = at_exit
+
+def application(environ, start_response):
+    return ways.get(environ["PATH_INFO"], app_about)(environ, start_response)
+
+app_about = AfterResponseMiddleware(app)
+"""
+WAYS = ("close", "hook", "pool")
+HARAKIRI = ("--harakiri=1",)
+#: What ends a worker: options, and the signal to the master. In the order of the page's table.
+ENDS = {
+    "SIGTERM, with die-on-term": ((), "SIGTERM"),
+    "SIGHUP": ((), "SIGHUP"),
+    "max-requests": (("--max-requests=2",), None),
+    "harakiri": (HARAKIRI, None),
+    "harakiri, with harakiri-no-arh": ((*HARAKIRI, "--harakiri-no-arh"), None),
+}
+
+
+def outcomes():
+    """What the page says: by what ends the worker, and where the callback runs."""
+    [table] = [
+        [[" ".join(cell.astext().split()) for cell in row] for row in found.findall(nodes.row)]
+        for found in parse("uwsgi.rst").findall(nodes.table)
+        if "harakiri" in found.astext()
+    ]
+    return {row[0]: dict(zip(WAYS, row[1:], strict=True)) for row in table[1:]}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("end", ENDS)
+def test_what_becomes_of_a_callback_when_its_worker_ends(end, way):
+    options, sign = ENDS[end]
+    more = ("--enable-threads", "--py-call-osafterfork", *options)
+    with running(server("one process", *more, app="other", source=ENDINGS)) as where:
+        with Connection(where.port) as client:
+            client.request(f"/{way}", connection="close")
+            client.read_response("GET", lambda: None)
+        wait_until(lambda: f"begins {way}" in where.log.read_text(), where.log)
+        if sign is not None:
+            os.kill(where.pid, getattr(signal, sign))
+        with suppress(Exception):
+            wait_until(lambda: f"ends {way}" in where.log.read_text(), where.log, seconds=4)
+        log = where.log.read_text()
+    assert [*outcomes()] == [*ENDS]
+    assert ("finishes" if f"ends {way}" in log else "is lost") == outcomes()[end][way]
+    if end == "SIGTERM, with die-on-term":  # the place to drain a pool is not reached if it is busy
+        assert ("atexit" in log) is (way == "pool")

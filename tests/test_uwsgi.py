@@ -1,0 +1,198 @@
+"""uWSGI's moment without uWSGI: which requests are left to the hook, and what it does.
+
+A namespace stands for uWSGI's module, and the test calls the hook, as uWSGI does between two
+requests. ``tests/servers/test_uwsgi_moment.py`` has uWSGI itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import Exchange
+
+from wsgi_after import AfterResponseMiddleware, uwsgi
+from wsgi_after._core import hand_off
+
+
+class Server:
+    """uWSGI's module, and what uWSGI does with it."""
+
+    def __init__(self, **opt: object) -> None:
+        self.logvars: dict[str, str] = {}
+        self.module = SimpleNamespace(
+            opt=opt, get_logvar=self.logvars.get, set_logvar=self.logvars.__setitem__
+        )
+
+    def end(self, exchange: Any) -> None:
+        """End a request: ``close()``, then clear the environ, then call the hook."""
+        exchange.finish()
+        exchange.environ.clear()
+        self.call_hook()
+
+    def call_hook(self) -> None:
+        self.module.after_req_hook()
+        self.logvars.clear()
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Make this process uWSGI's, with options; return the server, and its module of ours."""
+
+    def start(hook: Any = None, **opt: object) -> tuple[Server, Any]:
+        server = Server(**opt)
+        if hook is not None:
+            server.module.after_req_hook = hook
+        monkeypatch.setitem(sys.modules, "uwsgi", server.module)
+        monkeypatch.setattr(hand_off, "find_slot", None)
+        for name, value in {
+            "seen": set(),
+            "pending": {},
+            "running": set(),
+            "previous": None,
+        }.items():
+            monkeypatch.setattr(uwsgi, name, value)
+        uwsgi.install()
+        return server, uwsgi
+
+    return start
+
+
+def request(events: list[Any], fails: bool = False) -> Any:
+    """A request with a callback, behind a middleware that is made now."""
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(lambda: events.append(environ.get("PATH_INFO")))
+        if fails:
+            raise ZeroDivisionError
+        start_response("200 OK", [])
+        return [b"body"]
+
+    return Exchange(AfterResponseMiddleware(app), {"uwsgi.version": b"2", "PATH_INFO": "/me"})
+
+
+def test_the_first_request_runs_in_close_and_the_next_behind_it_with_its_environ(start, events):
+    server, _ = start()
+    for _ in range(2):
+        exchange = request(events)
+        exchange.finish()
+        events.append("closed")
+        exchange.environ.clear()
+        server.call_hook()
+    assert (events, exchange.environ) == (["/me", "closed", "closed", "/me"], {})
+
+
+def served(server, events, **options):
+    """A request that has been preceded by another one, so that the thread is trusted."""
+    server.call_hook()
+    return request(events, **options)
+
+
+def test_a_hook_that_was_there_is_called_behind_the_callbacks(start, events):
+    server, _ = start(hook=lambda: events.append("theirs"))
+    server.end(served(server, events))
+    assert events == ["theirs", "/me", "theirs"]
+
+
+def test_a_hook_over_ours_that_calls_ours_runs_the_callbacks_once(start, events):
+    server, module = start()
+    ours = server.module.after_req_hook
+    server.module.after_req_hook = lambda: (events.append("theirs"), ours())
+    module.install()  # as the next constructor does: theirs is now behind ours, and calls it
+    server.end(served(server, events))
+    assert events == ["theirs", "/me", "theirs"]
+
+
+def test_a_hook_that_fails_does_not_keep_the_request(start, events):
+    def fails():
+        raise ZeroDivisionError
+
+    server, module = start(hook=fails)
+    with pytest.raises(ZeroDivisionError):
+        server.call_hook()
+    assert module.running == set()
+
+
+def test_one_that_is_not_called_in_a_thread_takes_nothing_there(start, events):
+    start()
+    exchange = request(events)
+    exchange.finish()
+    assert events == ["/me"]
+
+
+def test_a_request_that_another_server_made_is_none_of_its_own(start, events):
+    server, _ = start()
+    server.call_hook()
+    exchange = request(events)
+    del exchange.environ["uwsgi.version"]
+    exchange.finish()
+    assert events == ["/me"]
+
+
+def test_a_request_within_a_callback_runs_in_close(start, events):
+    server, _ = start()
+    server.call_hook()
+
+    def app(environ, start_response):
+        environ["wsgi.after"].append(lambda: (request(events).finish(), events.append("outer")))
+        start_response("200 OK", [])
+        return []
+
+    exchange = Exchange(AfterResponseMiddleware(app), {"uwsgi.version": b"2", "PATH_INFO": "/"})
+    server.end(exchange)
+    assert events == ["/me", "outer"]
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [({}, []), ({"reload-on-exception": True}, ["/me"])]
+)
+def test_where_an_exception_ends_the_worker_it_runs_before(start, events, option, expected):
+    server, _ = start(**option)
+    with pytest.raises(ZeroDivisionError):
+        served(server, events, fails=True)
+    assert events == expected
+    server.call_hook()
+    assert len(events) == 1
+
+
+def test_an_environ_that_is_a_copy_is_left_as_it_is(start, events):
+    server, _ = start()
+    exchange = served(server, events)
+    exchange.finish()
+    server.call_hook()
+    assert (events, exchange.environ["PATH_INFO"]) == (["/me"], "/me")
+
+
+@pytest.mark.parametrize("option", ["async", "loop", "tornado"])
+def test_where_requests_take_turns_in_one_thread_nothing_is_set(start, option):
+    server, _ = start(**{option: b"4"})
+    assert not hasattr(server.module, "after_req_hook")
+
+
+def test_with_ugreen_a_request_is_known_by_a_variable_for_the_log(start, events):
+    server, _ = start(**{"async": b"4", "ugreen": True})
+    server.end(served(server, events))
+    assert events == ["/me"]
+
+
+def test_with_gevent_only_the_greenlet_of_a_request_is_trusted(start, events):
+    import greenlet
+
+    server, _ = start(gevent=b"10")
+    server.call_hook()
+    served(server, events).finish()
+
+    class OfUwsgi(greenlet.greenlet):
+        uwsgi_wsgi_req = True
+
+    OfUwsgi(lambda: (server.end(request(events)), events.append("ended"))).switch()
+    assert events == ["/me", "/me", "ended"]
+
+
+def test_in_another_process_it_sets_nothing(start):
+    _, module = start()
+    del sys.modules["uwsgi"]
+    module.install()
+    assert module.options() is None
