@@ -6,15 +6,16 @@ import dataclasses
 import gc
 import importlib.util
 import io
+import json
 import os
-import select
 import signal
-import subprocess
 import sys
 import threading
 from contextlib import nullcontext
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from types import SimpleNamespace
 
 import pytest
@@ -24,12 +25,13 @@ from wsgi_after import AfterResponseMiddleware
 
 from .descriptions import BY_NAME, module
 from .expectations import CALLBACKS, LATE, Expected
-from .harness import require, running
+from .harness import control, end, prepared, require, running, start
 from .measure import attempt
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("serverless.rst")
-ADAPTERS = ["apig_wsgi", "serverless_wsgi"]
+WAIT = 20  # seconds, for what takes one at most
+MODULES = ["apig_wsgi", "serverless_wsgi", "awslambdaric"]
 
 LAMBDA_HANDLERS = {
     "apig-wsgi": "from apig_wsgi import make_lambda_handler as made",
@@ -48,7 +50,7 @@ def handler(adapter, app):
 
 @pytest.fixture(autouse=True)
 def installed():
-    require([name for name in ADAPTERS if importlib.util.find_spec(name) is None])
+    require([name for name in MODULES if importlib.util.find_spec(name) is None])
 
 
 # The kinds of response.
@@ -175,34 +177,94 @@ def test_the_handler_for_apig_is_made_as_shown(app, events, monkeypatch):
     assert [*PAGE] == ["apig.py", "closed.py"]
 
 
-FROZEN = """
-import sys
-from concurrent.futures import ThreadPoolExecutor
+# Lambda's own runtime, against its API.
+
+HANDLERS = """
+import kinds
 from apig_wsgi import make_lambda_handler
-from wsgi_after import AfterResponseMiddleware
-
-def app(environ, start_response):
-    environ["wsgi.after"](lambda: print(sys.stdin.readline(), end="", flush=True))
-    start_response("200 OK", [])
-    return [b"hello"]
-
-application = AfterResponseMiddleware(app, executor=ThreadPoolExecutor())
-print(make_lambda_handler(application)({event}, None)["body"], flush=True)
+lambda_handler = make_lambda_handler(kinds.application)
 """
 
 
-def test_a_job_of_an_executor_is_frozen_with_the_process():
-    code = FROZEN.replace("{event}", repr(first_format("list")))
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
-        returned = process.stdout.readline()
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-        process.stdin.write("ran\n")
-        process.stdin.flush()
-        ran, _, _ = select.select([process.stdout], [], [], 0.3)
-        process.send_signal(signal.SIGCONT)
-        assert (returned, ran, process.stdout.readline()) == ("hello\n", [], "ran\n")
+class RuntimeApi(BaseHTTPRequestHandler):
+    """What Lambda offers to a runtime: the next event, and where its response goes."""
+
+    def do_GET(self):
+        self.answer(200, json.dumps(self.server.events.get()).encode())
+
+    def do_POST(self):
+        response = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.responses.put(response)
+        self.answer(202, b"{}")
+
+    def answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")  # without it, the runtime crashes
+        self.send_header("Lambda-Runtime-Aws-Request-Id", "1")
+        self.send_header("Lambda-Runtime-Deadline-Ms", "9999999999999")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        """Be quiet."""
+
+
+@pytest.fixture
+def api():
+    with ThreadingHTTPServer(("127.0.0.1", 0), RuntimeApi) as server:
+        server.daemon_threads = True
+        server.events, server.responses = Queue(), Queue()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def function(api):
+    """The process that runs the function."""
+    with prepared() as where:
+        where.write("function.py", HANDLERS)
+        environment = {
+            **os.environ,
+            "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{api.server_port}",
+            "PYTHONPATH": str(where.directory),
+        }
+        command = [sys.executable, "-m", "awslambdaric", "function.lambda_handler"]
+        with (where.directory / "log").open("wb") as log:
+            process = start(command, where.directory, log, env=environment)
+            yield process
+            process.send_signal(signal.SIGCONT)
+            end(process)
+
+
+def event_of(mode, watch):
+    query = dict(part.split("=") for part in watch.query.split("&"))
+    return {**first_format(f"{mode}/list_with_length"), "queryStringParameters": query}
+
+
+def test_lambda_has_the_response_after_the_callbacks(api, function):
+    watch = control().watch()
+    api.events.put(event_of("wrapped", watch))
+    response = api.responses.get(timeout=WAIT)
+    assert (response["body"], watch.events, watch.had) == ("hello list", CALLBACKS, (False, False))
+
+
+def test_a_job_of_an_executor_is_frozen_until_the_next_event(api, function):
+    watch = control().watch(patience=WAIT)
+    api.events.put(event_of("pool", watch))
+    response = api.responses.get(timeout=WAIT)
+    assert watch.slow.wait(WAIT)
+    function.send_signal(signal.SIGSTOP)  # as Lambda does
+    os.waitid(os.P_PID, function.pid, os.WSTOPPED | os.WNOWAIT)
+    watch.end.set()
+    done = watch.done.wait(0.5)
+    function.send_signal(signal.SIGCONT)
+    api.events.put(event_of("bare", watch))
+    assert watch.done.wait(WAIT)
+    assert (response["body"], done, watch.events) == ("hello list", False, CALLBACKS)
 
 
 def test_closed_has_the_client_of_a_server_wait():
