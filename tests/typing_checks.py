@@ -16,13 +16,18 @@ from wsgi_after import (
     CallbackList,
     after_this_request,
     after_this_response,
+    after_this_response_or_now,
+    current_list,
     run_callbacks,
 )
+from wsgi_after import django as django_module
+from wsgi_after import flask as flask_module
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from django.http import HttpRequest
     from werkzeug.sansio.response import Response
 
 
@@ -52,10 +57,27 @@ def send_mail(user_id: int) -> bool:
     return True
 
 
+def decorated_later() -> None: ...
+
+
 def registering_keeps_the_type(after: CallbackList) -> None:
     after.append(lambda: None)
     registered: bool = after(send_mail, 1)(2)
     registered = after_this_response(send_mail, 1)(2)
+
+    registered = after.on_success(send_mail, 1)(2)
+    registered = after.once(send_mail, user_id=1)(2)
+    registered = after_this_response_or_now(send_mail, 1)(2)
+    after(send_mail, "one")  # error
+    after(send_mail)  # error
+    after.on_success(send_mail, 1, 2)  # error
+    after.once(send_mail, user=1)  # error
+    after_this_response(send_mail, "one")  # error
+    after_this_response_or_now(send_mail)  # error
+    current = current_list()
+    current.append(decorated_later)  # error
+    if current is not None and current.ok:
+        current(decorated_later)
 
     @after
     def decorated() -> None: ...
@@ -91,6 +113,23 @@ def app_wide(application: AfterResponseMiddleware) -> None:
     def log(environ: WSGIEnvironment) -> None: ...
 
     log({})
+
+
+def of_flask() -> None:
+    app = flask_module.TypedFlask(__name__)
+
+    @app.after_response
+    def count() -> None: ...
+
+    count()
+    sent: bool = flask_module.after_this_response(send_mail, 1)(2)
+    flask_module.after_this_response(send_mail, "one")  # error
+
+
+def of_django(request: HttpRequest) -> None:
+    sent: bool = django_module.after_response(request, send_mail, 1)(2)
+    django_module.after_response(request, send_mail, "one")  # error
+    django_module.after_response(request, send_mail)  # error
 
 
 def change(response: Response) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from http.cookies import Morsel, SimpleCookie
 from inspect import iscoroutinefunction, signature
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIRequest
@@ -30,12 +30,21 @@ from django.db import close_old_connections, connections
 from django.db.backends.signals import connection_created
 from django.http import HttpRequest
 
-from .integration import KEY, OpenRequest, current_list, open_request, register, use_moment
+from .integration import (
+    KEY,
+    NoArguments,
+    OpenRequest,
+    P,
+    R,
+    current_list,
+    open_request,
+    register,
+    use_moment,
+)
 
 if TYPE_CHECKING:
     from django.http import HttpResponse
 
-F = TypeVar("F", bound=Callable[..., object])
 
 _ASGI = (
     "wsgi_after.django.AfterResponseMiddleware is for WSGI, whose servers close responses. It was "
@@ -66,7 +75,13 @@ _of_thread = threading.local()  # .serves: Django has served a request in it, so
 _in_view: ContextVar[object] = ContextVar("wsgi_after.django", default=None)
 
 
-def after_response(request: HttpRequest, fn: F, /, *args: Any, **kwargs: Any) -> F:
+@overload
+def after_response(request: HttpRequest, fn: NoArguments, /) -> NoArguments: ...
+@overload
+def after_response(
+    request: HttpRequest, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+) -> Callable[P, R]: ...
+def after_response(request: HttpRequest, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Register ``fn(*args, **kwargs)`` to run after the response to ``request``; return ``fn``.
 
     Callbacks run in order of registration. What ``fn`` returns is ignored. What it raises is
@@ -80,7 +95,8 @@ def after_response(request: HttpRequest, fn: F, /, *args: Any, **kwargs: Any) ->
     if callbacks is None and not (hasattr(request, "environ") or isinstance(request, HttpRequest)):
         raise TypeError(
             "after_response() expects the request first, as after_response(request, fn, ...), not "
-            f"{type(request).__name__}: {request!r}."
+            f"{type(request).__name__}: {request!r}. It is wsgi_after.after_this_response(fn, ...) "
+            "that finds the request by itself."
         )
     if callbacks is None:
         raise ImproperlyConfigured(_ABSENT)

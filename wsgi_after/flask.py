@@ -29,7 +29,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from flask import Flask, got_request_exception, has_request_context, request, request_started
 from flask.globals import app_ctx, request_ctx
@@ -38,7 +38,7 @@ from werkzeug.datastructures import iter_multi_items
 from werkzeug.exceptions import BadRequest
 
 from . import AfterResponseMiddleware, CallbackList
-from .integration import KEY, check_arguments
+from .integration import KEY, NoArguments, P, R, check_arguments
 
 if TYPE_CHECKING:
     from flask import Request
@@ -86,6 +86,21 @@ class AfterResponse:
             app.wsgi_app, executor=self._executor, on_error=self._on_error
         )
         app.after_response = app.extensions["wsgi_after"] = AfterEachResponse(app)  # type: ignore[attr-defined]
+
+
+class TypedFlask(Flask):
+    """Flask's class with the type of what :class:`AfterResponse` adds, for type checkers.
+
+    ::
+
+        app = TypedFlask(__name__)
+        AfterResponse(app)
+
+        @app.after_response    # which a type checker does not know of Flask's own class
+        def count() -> None: ...
+    """
+
+    after_response: AfterEachResponse
 
 
 class AfterEachResponse:
@@ -136,7 +151,13 @@ NO_ARGUMENTS = (
 )
 
 
-def after_this_response(fn: F, /, *args: Any, **kwargs: Any) -> F:
+@overload
+def after_this_response(fn: NoArguments, /) -> NoArguments: ...
+@overload
+def after_this_response(
+    fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+) -> Callable[P, R]: ...
+def after_this_response(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Register ``fn(*args, **kwargs)`` to run after the current response, and return ``fn``.
 
     Also a decorator. Call it in a request of Flask's, in a body that is streamed with

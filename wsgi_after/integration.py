@@ -33,7 +33,7 @@ from ._core.servers import recognise
 from .arguments import check_arguments
 from .around import caller
 from .functions import current_list
-from .registering import register
+from .registering import NoArguments, P, R, register
 from .uwsgi import install as use_moment
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 __all__ = [
     "KEY",
     "InContext",
+    "NoArguments",
     "OpenRequest",
+    "P",
+    "R",
     "add_failure_hook",
     "add_let_out",
     "bind",

@@ -17,6 +17,7 @@ from itertools import count, pairwise
 from reprlib import recursive_repr
 from reprlib import repr as short_repr
 from time import monotonic
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from . import process
@@ -200,7 +201,16 @@ def log_failure(
         outcome, message = "system exit", SYSTEM_EXIT
     else:
         outcome, message = "failed", FAILED
+    if lacks_arguments(error):
+        error.add_note(NO_ARGUMENTS)
     _log_failure(outcome, message, callback, request, seconds, error, after)
+
+
+def lacks_arguments(error: BaseException) -> bool:
+    """Whether a call of this package's raised this because a function takes other arguments."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    is_ours = frame.f_globals.get("__name__", "").startswith("wsgi_after.")
+    return isinstance(error, TypeError) and is_ours and "argument" in str(error)
 
 
 def log_not_run(
@@ -498,6 +508,15 @@ OTHER_PROCESS = (
     'environ["wsgi.after"] belongs to the process that made it, which runs its callbacks, and this '
     "is a forked child: what it registers would never run. Register before the fork, or do the "
     "work in the child itself."
+)
+NO_ARGUMENTS = (
+    "A callback is called without arguments. Pass them where it is registered, as in after(fn, 1). "
+    "It is after_this_request() that passes the response, and after_response() of the middleware "
+    "that passes the environ."
+)
+THE_RESPONSE = (
+    "A response callback is called with the response, before the headers go out. It is "
+    "after_this_response() that passes nothing, and runs code after the response."
 )
 PREPARED_TOO_LATE = (
     "A response callback was registered too late: the response has started, so its headers are "

@@ -27,7 +27,7 @@ from werkzeug import datastructures
 from werkzeug.sansio import response as sansio
 
 from .current import current
-from .logs import describe
+from .logs import THE_RESPONSE, describe, lacks_arguments
 from .servers import status_and_headers
 
 Prepare = Callable[[sansio.Response], sansio.Response | None]
@@ -160,7 +160,12 @@ class Draft:
     def call(self, fn: Prepare) -> None:
         """Call ``fn(response)``; look at what it returned and what it left in the response."""
         response = self._response
-        returned: object = fn(response)
+        try:
+            returned: object = fn(response)
+        except TypeError as error:
+            if lacks_arguments(error):
+                error.add_note(THE_RESPONSE)
+            raise
         if returned is not None and returned is not response:
             if isinstance(returned, Coroutine):
                 returned.close()

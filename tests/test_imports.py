@@ -1,0 +1,69 @@
+"""docs/imports.rst: each name is there, and an error names the one that looks alike."""
+
+from __future__ import annotations
+
+import logging
+import pkgutil
+import re
+
+import pytest
+from conftest import Exchange, registers
+from documents import DOCS, parse
+from docutils import nodes
+
+import wsgi_after
+from wsgi_after import AfterResponseMiddleware, after_this_request
+
+NAMED = {
+    literal.astext()
+    for table in parse("imports.rst").findall(nodes.table)
+    for literal in table.findall(nodes.literal)
+}
+PUBLIC = {name for name in NAMED if re.fullmatch(r"wsgi_after(\.\w+)+", name)}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_each_name_can_be_imported(name):
+    assert callable(pkgutil.resolve_name(name))
+
+
+def test_each_way_to_register_of_the_package_is_on_the_page():
+    page = (DOCS / "imports.rst").read_text(encoding="utf-8")
+    ways = set(wsgi_after.__all__) - {"CallbackList", "run_callbacks"}
+    assert {name for name in ways if name not in page} == set()
+
+
+def test_a_callback_that_wants_an_argument_is_told_who_passes_one(caplog):
+    with caplog.at_level(logging.ERROR, "wsgi_after"):
+        Exchange(registers(lambda response: None)).finish()
+    [record] = caplog.records
+    [note] = record.exc_info[1].__notes__
+    assert "after_this_request() that passes the response" in note
+
+
+@pytest.mark.parametrize("callback", [lambda: len(5), lambda: int("one", argument=2)])
+def test_an_error_of_the_callback_itself_is_left_as_it_is(callback, caplog):
+    with caplog.at_level(logging.ERROR, "wsgi_after"):
+        Exchange(registers(callback)).finish()
+    [record] = caplog.records
+    assert not hasattr(record.exc_info[1], "__notes__")
+
+
+def test_a_response_callback_that_takes_nothing_is_told_who_passes_nothing():
+    def app(environ, start_response):
+        after_this_request(lambda: None)
+        return start_response("200 OK", [])
+
+    with pytest.raises(TypeError) as raised:
+        AfterResponseMiddleware(app)({}, lambda *args: None)
+    assert "after_this_response() that passes nothing" in raised.value.__notes__[0]
+
+
+def test_a_response_callback_that_fails_itself_is_left_as_it_is():
+    def app(environ, start_response):
+        after_this_request(lambda response: len(5))
+        return start_response("200 OK", [])
+
+    with pytest.raises(TypeError) as raised:
+        AfterResponseMiddleware(app)({}, lambda *args: None)
+    assert not hasattr(raised.value, "__notes__")
