@@ -322,3 +322,20 @@ def test_in_a_child_that_was_forked_meanwhile_nothing_runs(tmp_path, where, rais
     assert done.returncode == 0, done.stderr
     told = (tmp_path / "events").read_text().split("\n")[:-1]
     assert sorted(told) == ["CHILD end", "end", "first", "last"]
+
+
+@pytest.mark.parametrize(("status", "expected"), [("200 OK", ["in", "fn", "out"]), ("500 E", [])])
+def test_it_is_not_entered_for_a_callback_that_is_not_to_run(status, expected, events):
+    @contextmanager
+    def around(callback, after):
+        events.append("in")
+        yield
+        events.append("out")
+
+    def app(environ, start_response):
+        environ["wsgi.after"].on_success(events.append, "fn")
+        start_response(status, [])
+        return []
+
+    Exchange(AfterResponseMiddleware(app, around=around)).finish()
+    assert events == expected

@@ -19,7 +19,8 @@ PACKAGE = Path(wsgi_after.__file__).parent
 #: From the top; those of one layer do not import each other, either.
 LAYERS = [
     {"__main__", "gunicorn", "pytest_plugin"},
-    {"django", "flask", "lint", "probe", "pyramid", "testing"},  # imported by their users alone
+    # Imported by their users alone:
+    {"django", "flask", "lint", "opentelemetry", "probe", "pyramid", "testing"},
     {"django_tasks", "waitress"},
     {"integration"},
     {"__init__"},

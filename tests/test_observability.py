@@ -69,7 +69,8 @@ def logger() -> Iterator[logging.Logger]:
 def test_a_page_has_no_block_that_is_not_run() -> None:
     assert list(blocks("observability.rst")) == [
         *("silent.py", "count_failures.py", "time_callbacks.py"),
-        *("json_logs.py", "json_logs.json", "sentry.py", "opentelemetry_logs.py"),
+        *("json_logs.py", "json_logs.json", "prometheus.py", "access_log.py", "in_context.py"),
+        *("sentry.py", "spans.py", "opentelemetry_logs.py"),
     ]
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 
 import pytest
 from conftest import Exchange
+from pyramid.config import Configurator
+from pyramid.response import Response
+from webtest import TestApp
 
 from wsgi_after import (
     AfterResponseMiddleware,
@@ -138,3 +145,89 @@ def test_in_a_request_it_waits_for_the_response(events):
 
     Exchange(responds("200 OK", view)).finish()
     assert events == ["view", "callback"]
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, [1, 2]), (404, [2])])
+def test_in_pyramid_whose_module_wraps_each_callback(status, expected, events):
+    def view(request):
+        request.after.on_success(request.after.once, events.append, 1)
+        request.after.once(request.after.on_success, events.append, 1)
+        request.after.once(events.append, 2)
+        request.after.once(events.append, 2)
+        return Response(status=status)
+
+    with Configurator() as config:
+        config.include("wsgi_after.pyramid")
+        config.add_route("index", "/")
+        config.add_view(view, route_name="index")
+    TestApp(config.make_wsgi_app()).get("/", status=status)
+    assert events == expected
+
+
+def write(path, text):
+    with open(path, "a") as file:
+        file.write(text)
+
+
+@pytest.mark.parametrize(("status", "expected"), [("200 OK", "once ok "), ("500 Error", "once ")])
+def test_in_a_pool_of_processes(status, expected, tmp_path):
+    path = str(tmp_path / "written")
+
+    def view(after):
+        after.once(write, path, "once ")
+        after.on_success(write, path, "ok ")
+        after.once(write, path, "once ")
+
+    def app(environ, start_response):
+        view(environ["wsgi.after"])
+        start_response(status, [])
+        return []
+
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        Exchange(AfterResponseMiddleware(app, executor=pool)).finish()
+    assert (tmp_path / "written").read_text() == expected
+
+
+FORKS = """
+import os
+from wsgi_after import AfterResponseMiddleware, after_this_response_or_now
+
+def app(environ, start_response):
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+    else:
+        try:
+            after_this_response_or_now(os.write, 1, b"now")
+        finally:
+            os._exit(0 if environ["wsgi.after"] == [] else 1)
+    start_response("200 OK", [])
+    return []
+
+AfterResponseMiddleware(app)({}, print).close()
+"""
+
+
+def test_in_a_forked_child_it_is_called_at_once():
+    """In a process of its own: another test may have loaded what hooks into forks."""
+    assert subprocess.check_output([sys.executable, "-c", FORKS]).startswith(b"now")
+
+
+def test_in_a_streaming_body_it_is_called_at_once(events):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        after_this_response_or_now(events.append, "now")
+        events.append("later")
+        yield b"chunk"
+
+    Exchange(AfterResponseMiddleware(app)).finish()
+    assert events == ["now", "later"]
+
+
+def test_equal_calls_have_one_hash(events):
+    def view(after):
+        after.once(events.append, [1])
+        after.on_success(events.append, [1])
+        assert {hash(entry) for entry in after} == {hash(events.append)}
+
+    Exchange(responds("200 OK", view)).finish()

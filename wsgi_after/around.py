@@ -14,19 +14,22 @@ from .arguments import check_around, check_on_error
 from .registering import is_due
 
 
-def caller(around: Around | None, on_error: object = None) -> Callable[..., object] | None:
+def caller(
+    around: Around | None, on_error: object = None
+) -> tuple[Callable[..., object] | None, Callable[..., object] | None]:
     """How a list calls its callbacks, so that each is within what ``around`` returns for it.
 
     :param on_error: of the same middleware, to be checked, too.
-    :return: ``None`` without ``around``: directly.
+    :return: this, and who is told of what is registered; ``None`` for neither.
     :raises TypeError: if one of them is something else.
     """
     if on_error is not None:
         check_on_error(on_error)
     if around is None:
-        return None
+        return None, None
     check_around(around)
-    return partial(call_within, around)
+    function = around.func if isinstance(around, partial) else around
+    return partial(call_within, around), getattr(function, "observer", None)
 
 
 def call_within(around: Around, taken: list[Callable[[], object]], request: str | None) -> object:

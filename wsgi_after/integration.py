@@ -57,6 +57,7 @@ __all__ = [
     "describe",
     "file_of",
     "is_shared",
+    "notes_of",
     "observe",
     "open_request",
     "register",
@@ -85,7 +86,7 @@ def open_request(
         argument is something else.
     """
     check_executor(executor)
-    return OpenRequest(environ, executor, None if around is None else caller(around))
+    return OpenRequest(environ, executor, *caller(around))
 
 
 class OpenRequest:
@@ -100,6 +101,7 @@ class OpenRequest:
         environ: WSGIEnvironment,
         executor: SupportsSubmit | None,
         call: Callable[..., object] | None,
+        observer: Callable[..., object] | None,
     ) -> None:
         self._environ = environ
         present = environ.get(KEY)
@@ -110,7 +112,7 @@ class OpenRequest:
                 self.after._executor = executor
         else:
             own = self.after = environ[KEY] = CallbackList((), Nobody, environ, _start, executor)
-            own._call = call
+            own._call, own._observer = call, observer
 
     def __enter__(self) -> OpenRequest:
         self._token = current.set(self.after)
@@ -237,15 +239,46 @@ def _start(*args: object) -> Any:
 def observe(after: list[Callable[[], object]], observer: Callable[..., object]) -> bool:
     """Have an observer told of what is registered in a list of ours, if it has none yet.
 
-    :param observer: called as ``observer("registers", *functions)`` before functions are
-        registered, and as ``observer("too late")`` or ``observer("on_prepare too late")`` before a
-        registration raises because it came too late. What it raises goes to whoever registers.
+    That of ``around=`` does not count: it is told, too.
+
+    :param observer: called as ``observer(after, "registers", *functions)`` before functions are
+        registered, and as ``observer(after, "too late")`` or ``observer(after, "on_prepare too
+        late")`` before a registration raises because it came too late. What it raises goes to
+        whoever registers.
     :return: whether it will be told.
     """
-    if not isinstance(after, CallbackList) or after._observer is not None:
+    if not isinstance(after, CallbackList):
         return False
-    after._observer = observer
+    first = after._observer
+    if first is None:
+        after._observer = observer
+    elif after._maker is not None and first == after._maker._observer:
+        after._observer = partial(tell_both, first, observer)
+    else:
+        return False
     return True
+
+
+def notes_of(after: list[Callable[[], object]]) -> dict[str, Any]:
+    """What an observer, or an ``around=``, keeps of one request as long as its list lives.
+
+    Use the name of your package as a key.
+
+    :raises TypeError: if this is no list of ours.
+    """
+    if not isinstance(after, CallbackList):
+        raise TypeError(f"Only a CallbackList has notes, not {type(after).__name__}: {after!r}.")
+    if after._notes is None:
+        after._notes = {}
+    return after._notes
+
+
+def tell_both(
+    first: Callable[..., object], second: Callable[..., object], /, *event: object
+) -> None:
+    """Tell two observers."""
+    first(*event)
+    second(*event)
 
 
 def set_capture(capturing: Callable[[], SupportsSubmit | None]) -> None:

@@ -347,7 +347,7 @@ class Watch:
         for entry in list(self.callbacks or ()):
             check_entry(entry, code_place(entry), self.request, self.strict)
 
-    def observe(self, event: str, *fns: object) -> None:
+    def observe(self, after: object, event: str, *fns: object) -> None:
         """Check what the app registers: whether it can run, and whether it is in time."""
         place = place_of(caller_frame())
         for fn in fns:

@@ -123,13 +123,13 @@ class Conditional(partial[object]):
     def is_due(self) -> bool:
         """Whether it is to run, as far as is known now."""
         is_right = not self.on_success or self.after.ok is True
-        return is_right and not (self.once and call_of(self) in self.after._called)
+        return is_right and not (self.once and call_of(self) in called(self.after))
 
     def __call__(self, /) -> object:
         """Call the function, if it is due."""
         if not self.is_due():
             return None
-        self.after._called.append(call_of(self))
+        called(self.after).append(call_of(self))
         return self.func(*self.args, **self.keywords)
 
     def __eq__(self, other: object) -> bool:
@@ -157,10 +157,16 @@ def register_conditional(after: Any, call: partial[object], *kinds: str) -> None
         kind = method_of(after, call.func)
     entry = Conditional(call.func, *call.args, **call.keywords)
     entry.after, entry.on_success, entry.once = after, "on_success" in kinds, "once" in kinds
-    if after._called is None:
-        after._called = []
+    if after._notes is None:
+        after._notes = {}
     if not (entry.once and is_there(after, entry)):
         after.append(entry)
+
+
+def called(after: Any) -> list[Any]:
+    """The conditional calls of a list that have been made, until it ends."""
+    notes = {} if after._notes is None else after._notes
+    return notes.setdefault("called", [])  # type: ignore[no-any-return]
 
 
 def method_of(after: Any, fn: object) -> str | None:
@@ -173,7 +179,7 @@ def method_of(after: Any, fn: object) -> str | None:
 def is_there(after: Any, entry: Conditional) -> bool:
     """Whether the same call has run, or waits and will run if ``entry`` would."""
     call = call_of(entry)
-    return call in after._called or any(
+    return call in called(after) or any(
         call == call_of(other) and (entry.on_success or not depends_on_success(other))
         for other in [*after]
     )

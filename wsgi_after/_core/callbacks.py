@@ -60,8 +60,8 @@ class CallbackList(Registering, list[Callable[[], object]]):
     """
 
     __slots__ = tuple(
-        "_call _called _draft _environ _error _executor _forks _given _maker _observer _progress "  # noqa: SIM905
-        "_response_callbacks _server_start_response _state _thread _write".split()
+        "_call _draft _environ _error _executor _forks _given _maker _notes _observer "  # noqa: SIM905
+        "_progress _response_callbacks _server_start_response _state _thread _write".split()
     )
 
     def __init__(
@@ -90,8 +90,8 @@ class CallbackList(Registering, list[Callable[[], object]]):
         self._thread: int | None = None  # if set, the only one to run them in
         self._response_callbacks: list[ResponseCallback] = []
         self._draft: Draft | None = None  # what these change, while they run
-        self._observer: Callable[..., object] | None = None  # see integration.observe()
-        self._called: list[Any] | None = None  # what has run, once registering.py has it to do
+        self._observer = None if maker is None else maker._observer  # see integration.observe()
+        self._notes: dict[str, Any] | None = None  # of registering.py and integration.notes_of()
 
     def append(self, fn: Callable[[], object], /) -> None:
         """Register ``fn()`` to run after the response; ``append(fn())`` would call it at once.
@@ -99,7 +99,7 @@ class CallbackList(Registering, list[Callable[[], object]]):
         :raises RuntimeError: if the callbacks of this request have run already.
         """
         if self._observer is not None:
-            self._observer("registers", fn)
+            self._observer(self, "registers", fn)
         list.append(self, fn)  # super().append(fn) costs 60 ns more
         if self._state >= ENDED or self._forks != process.forks:
             self._take_back([fn])
@@ -121,7 +121,7 @@ class CallbackList(Registering, list[Callable[[], object]]):
 
     def _put(self, fns: list[Any], method: Callable[..., object], *args: object) -> None:
         if self._observer is not None:
-            self._observer("registers", *fns)
+            self._observer(self, "registers", *fns)
         method(self, *args)
         if self._state >= ENDED or self._forks != process.forks:
             self._take_back(fns)
@@ -134,7 +134,7 @@ class CallbackList(Registering, list[Callable[[], object]]):
                 self.remove(fn)
                 late += 1
         if late and self._observer is not None and self._state >= ENDED:
-            self._observer("too late")
+            self._observer(self, "too late")
         if late:
             raise RuntimeError(TOO_LATE if self._forks == process.forks else OTHER_PROCESS)
 
@@ -160,7 +160,7 @@ class CallbackList(Registering, list[Callable[[], object]]):
         self._response_callbacks.append(entry)
         if self._state != OPEN and self._draft is None and entry.take_back():
             if self._observer is not None:
-                self._observer("on_prepare too late")
+                self._observer(self, "on_prepare too late")
             raise RuntimeError(TOO_LATE if self.ended else logs.PREPARED_TOO_LATE)
         return fn
 
@@ -262,7 +262,7 @@ class CallbackList(Registering, list[Callable[[], object]]):
             return False
         if self._error is not None:
             self._error = FORGOTTEN
-        self._called = None
+        self._notes = None
         return True
 
     def _let_go(self) -> None:

@@ -53,7 +53,7 @@ def offer(callbacks: CallbackList, raised: BaseException | None) -> BaseExceptio
         takers.append(slot)
     if callbacks._thread is not None and callbacks._thread != get_ident():
         takers.append(OwnThread())
-    if callbacks._called is not None:
+    if callbacks._notes is not None:
         decide(callbacks)  # what is not to run must not leave
     forks, refusal = process.forks, None
     try:

@@ -75,6 +75,7 @@ class Maker(Protocol):
     _call: Callable[..., object] | None
     _on_error: OnError | None
     _moment: bool
+    _observer: Callable[..., object] | None
 
 
 class Nobody:
@@ -83,6 +84,7 @@ class Nobody:
     _call: ClassVar[Callable[..., object] | None] = None
     _on_error: ClassVar[OnError | None] = None
     _moment: ClassVar[bool] = True
+    _observer: ClassVar[Callable[..., object] | None] = None
 
 
 slow_ones = Throttle()

@@ -48,7 +48,8 @@ class AfterResponseMiddleware:
         has one (see :mod:`wsgi_after.moment`). ``False``: in ``close()``, always.
     :param around: called as ``around(callback, after)`` before each callback. It returns a context
         manager, within which the callback runs. What that raises is logged, and the callback runs
-        all the same. Where instances share a list, its maker's counts.
+        all the same. If it has an attribute ``observer``, that is told of registrations, as by
+        :func:`wsgi_after.integration.observe`. Where instances share a list, its maker's counts.
     :raises TypeError: if one of them is something else.
     """
 
@@ -64,11 +65,11 @@ class AfterResponseMiddleware:
         if not callable(app) or is_get_response(app):
             raise no_application(app)
         check_executor(executor)
-        self._call: Callable[..., object] | None = None
+        self._call = self._observer = None
         if on_error is not None or around is not None:
             from ..around import caller  # loads inspect, which is large
 
-            self._call = caller(around, on_error)
+            self._call, self._observer = caller(around, on_error)
         self.app = app
         self._executor = executor
         self._on_error = on_error

@@ -1,0 +1,253 @@
+"""Spans and durations, by the real SDK, with OpenTelemetry's own middlewares around or inside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import flask
+import pytest
+from conftest import Exchange, make_environ
+from opentelemetry import metrics, trace
+from opentelemetry.instrumentation.flask import FlaskInstrumentor
+from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+from opentelemetry.metrics import _internal as metrics_internal
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.util._once import Once
+from werkzeug.test import Client
+
+import wsgi_after.flask
+from wsgi_after import AfterResponseMiddleware, after_this_response
+from wsgi_after.lint import LintMiddleware
+from wsgi_after.moment import KEY, Slot
+from wsgi_after.opentelemetry import span
+
+
+@pytest.fixture
+def exporter(monkeypatch):
+    """Where spans go; the provider is this process's while the test runs."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return exporter
+
+
+@pytest.fixture
+def reader(monkeypatch):
+    """Where metrics are read."""
+    monkeypatch.setattr(metrics_internal, "_METER_PROVIDER", None)
+    monkeypatch.setattr(metrics_internal, "_METER_PROVIDER_SET_ONCE", Once())
+    reader = InMemoryMetricReader()
+    metrics.set_meter_provider(MeterProvider([reader]))
+    return reader
+
+
+def work():
+    return trace.get_current_span()
+
+
+def app(environ, start_response):
+    environ["wsgi.after"].append(work)
+    environ["wsgi.after"](work)
+    start_response("200 OK", [])
+    return [b"body"]
+
+
+ORDERS = {
+    "inside": lambda app, **options: AfterResponseMiddleware(
+        OpenTelemetryMiddleware(app), around=span, **options
+    ),
+    "outside": lambda app, **options: OpenTelemetryMiddleware(
+        AfterResponseMiddleware(app, around=span, **options)
+    ),
+    "inside, with lint": lambda app, **options: AfterResponseMiddleware(
+        LintMiddleware(OpenTelemetryMiddleware(app)), around=span, **options
+    ),
+}
+
+
+def in_close(wrap, environ):
+    Exchange(wrap(app), environ).finish()
+
+
+def at_a_moment(wrap, environ):
+    environ[KEY] = slot = Slot()
+    Exchange(wrap(app), environ).finish()
+    slot.run()
+
+
+def in_a_pool(wrap, environ):
+    with ThreadPoolExecutor() as pool:
+        Exchange(wrap(app, executor=pool), environ).finish()
+
+
+@pytest.mark.parametrize("run", [in_close, at_a_moment, in_a_pool])
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_callback_has_a_trace_of_its_own_with_a_link_to_the_requests_span(
+    order, run, exporter
+):
+    run(ORDERS[order], make_environ())
+    spans = exporter.get_finished_spans()
+    [request] = [one for one in spans if not one.name.endswith("work")]
+    callbacks = [one for one in spans if one.name.endswith("work")]
+    assert [one.name for one in callbacks] == [f"{__name__}.work"] * 2
+    assert [one.parent for one in callbacks] == [None, None]
+    assert [[link.context.span_id for link in one.links] for one in callbacks] == [
+        [request.context.span_id]
+    ] * 2
+    traces = {one.context.trace_id for one in spans}
+    assert len(traces) == 3
+    assert callbacks[0].attributes["http.response.status_code"] == 200
+
+
+def test_it_can_be_a_child_instead(exporter):
+    application = AfterResponseMiddleware(
+        OpenTelemetryMiddleware(app), around=partial(span, child=True)
+    )
+    Exchange(application).finish()
+    *callbacks, request = sorted(exporter.get_finished_spans(), key=lambda one: one.name == "GET /")
+    callbacks = [one for one in exporter.get_finished_spans() if one.name.endswith("work")]
+    [request] = [one for one in exporter.get_finished_spans() if one not in callbacks]
+    assert {one.parent.span_id for one in callbacks} == {request.context.span_id}
+    assert [list(one.links) for one in callbacks] == [[], []]
+
+
+def test_without_a_span_there_is_no_link_and_without_a_status_no_attribute(exporter):
+    def raises(environ, start_response):
+        environ["wsgi.after"].append(work)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        AfterResponseMiddleware(raises, around=span)(make_environ(), None)
+    [one] = exporter.get_finished_spans()
+    assert (list(one.links), dict(one.attributes)) == (
+        [],
+        {"code.function.name": f"{__name__}.work"},
+    )
+
+
+def fails():
+    raise ZeroDivisionError
+
+
+def test_an_error_is_recorded_and_durations_are_in_seconds(exporter, reader):
+    def failing(environ, start_response):
+        environ["wsgi.after"].extend([work, fails])
+        start_response("204 No Content", [])
+        return []
+
+    Exchange(AfterResponseMiddleware(failing, around=span)).finish()
+    _, failed = exporter.get_finished_spans()
+    assert (failed.status.is_ok, failed.events[0].attributes["exception.type"]) == (
+        False,
+        "ZeroDivisionError",
+    )
+    [resource] = reader.get_metrics_data().resource_metrics
+    [metric] = resource.scope_metrics[0].metrics
+    assert (metric.name, metric.unit) == ("wsgi_after.callback.duration", "s")
+    assert [dict(point.attributes) for point in metric.data.data_points] == [
+        {"code.function.name": f"{__name__}.work"},
+        {"code.function.name": f"{__name__}.fails", "error.type": "ZeroDivisionError"},
+    ]
+
+
+def test_a_callback_of_flask_is_linked_too(exporter):
+    app = flask.Flask(__name__)
+    wsgi_after.flask.AfterResponse(app)
+    app.wsgi_app = AfterResponseMiddleware(app.wsgi_app, around=span)
+    FlaskInstrumentor().instrument_app(app)
+
+    @app.get("/")
+    def view():
+        wsgi_after.flask.after_this_response(work)
+        after_this_response(work)
+        return "body"
+
+    try:
+        Client(app).get("/").close()
+    finally:
+        FlaskInstrumentor().uninstrument_app(app)
+    spans = exporter.get_finished_spans()
+    [request] = [one for one in spans if not one.name.endswith("work")]
+    linked = [[link.context.span_id for link in one.links] for one in spans if one is not request]
+    assert linked == [[request.context.span_id]] * 2
+
+
+def test_each_registration_has_its_own_span_in_whatever_order_callbacks_run(exporter):
+    tracer = trace.get_tracer("test")
+
+    def app(environ, start_response):
+        after = environ["wsgi.after"]
+        with tracer.start_as_current_span("first"):
+            after.append(work)
+        with tracer.start_as_current_span("second"):
+            after.insert(0, fails)
+        start_response("200 OK", [])
+        return []
+
+    exchange = Exchange(AfterResponseMiddleware(app, around=span))
+    exchange.finish()
+    with pytest.raises(RuntimeError):
+        exchange.environ["wsgi.after"].append(work)  # too late, which is no registration
+    by_name = {one.name.rpartition(".")[2]: one for one in exporter.get_finished_spans()}
+    ids = {one.context.span_id: name for name, one in by_name.items()}
+    assert [
+        (name, [ids[link.context.span_id] for link in one.links]) for name, one in by_name.items()
+    ] == [("first", []), ("second", []), ("fails", ["second"]), ("work", ["first"])]
+
+
+DJANGO = """
+from django.conf import settings
+from django.http import HttpResponse
+from django.urls import path
+from opentelemetry import trace
+from opentelemetry.instrumentation.django import DjangoInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.django import after_response
+from wsgi_after.opentelemetry import span
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+
+def work():
+    pass
+
+def view(request):
+    after_response(request, work)
+    return HttpResponse("body")
+
+urlpatterns = [path("", view)]
+settings.configure(
+    ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x",
+    MIDDLEWARE=["wsgi_after.django.AfterResponseMiddleware"],
+)
+DjangoInstrumentor().instrument()
+import django
+django.setup()
+from django.core.handlers.wsgi import WSGIHandler
+from werkzeug.test import Client
+Client(AfterResponseMiddleware(WSGIHandler(), around=span)).get("/").close()
+spans = {one.name.rpartition(".")[2]: one for one in exporter.get_finished_spans()}
+[link] = spans.pop("work").links
+[request] = spans.values()
+print(link.context.span_id == request.context.span_id)
+"""
+
+
+def test_a_callback_of_django_is_linked_too():
+    done = subprocess.run([sys.executable, "-c", DJANGO], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -1,0 +1,117 @@
+"""The recipes of docs/observability.rst and docs/flask.rst that other packages have a part in."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from http.client import HTTPConnection
+
+import pytest
+import sentry_sdk
+import structlog
+from commands import serving
+from conftest import Exchange, registers, served
+from documents import blocks, executed
+from prometheus_client import REGISTRY
+from werkzeug.test import Client
+
+from wsgi_after import AfterResponseMiddleware
+
+PAGE = blocks("observability.rst")
+
+
+def test_prometheus_has_durations_and_failures():
+    measured = executed(PAGE["prometheus.py"])["measured"]
+    inner = registers(lambda: None, lambda: 1 / 0)
+    Exchange(measured(inner)).finish()
+    assert REGISTRY.get_sample_value("callback_seconds_count") == 2
+    failed = REGISTRY.get_sample_value("callback_failures_total", {"error": "ZeroDivisionError"})
+    assert failed == 1
+
+
+def test_the_access_log_has_the_number_of_bytes(caplog):
+    closed = []
+
+    class Body:
+        def __iter__(self):
+            return iter([b"four", b"more"])
+
+        def close(self):
+            closed.append(True)
+
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return Body()
+
+    caplog.set_level(logging.INFO, "access")
+    with served(executed(PAGE["access_log.py"])["with_access_log"](app)) as port:
+        client = HTTPConnection("127.0.0.1", port, timeout=30)
+        client.request("GET", "/report")
+        assert client.getresponse().read() == b"fourmore"
+        client.close()
+    assert ([record.getMessage() for record in caplog.records], closed) == (
+        ["GET /report 200 OK 8"],
+        [True],
+    )
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_copy_of_the_context_brings_structlog_and_sentry_along(pooled, events):
+    def send_mail(address):
+        scope = sentry_sdk.get_isolation_scope()
+        events.append([address, structlog.contextvars.get_contextvars(), scope._tags])
+
+    order = executed(PAGE["in_context.py"], send_mail=send_mail)["order"]
+
+    def app(environ, start_response):
+        def request():
+            structlog.contextvars.bind_contextvars(request_id="7")
+            with sentry_sdk.isolation_scope() as scope:
+                scope.set_tag("request_id", "7")
+                return order(environ, start_response)
+
+        return copy_context().run(request)  # the framework's, which it then leaves
+
+    with ThreadPoolExecutor() as pool:
+        executor = pool if pooled else None
+        Exchange(AfterResponseMiddleware(app, executor=executor)).finish()
+    assert events == [["ada@example.com", {"request_id": "7"}, {"request_id": "7"}]]
+
+
+def test_a_file_is_deleted_when_it_has_been_sent(tmp_path):
+    """On gunicorn, which sends it by sendfile: there, werkzeug's call_on_close is never called."""
+    page = blocks("flask.rst")
+    (tmp_path / "download.py").write_text(page["download.py"], encoding="utf-8")
+    with serving("gunicorn --bind 127.0.0.1:8000 download:app", tmp_path) as port:
+        client = HTTPConnection("127.0.0.1", port, timeout=30)
+        client.request("GET", "/export")
+        path, _, rest = client.getresponse().read().decode().partition("\n")
+        client.request("GET", f"/is-there?path={path}")
+        assert (client.getresponse().read(), rest) == (b"False", "a report")
+        client.close()
+
+
+def test_werkzeugs_call_on_close_is_not_called_where_the_server_sends_the_file(tmp_path):
+    from flask import Flask, send_file
+
+    (tmp_path / "file").write_text("body")
+    called = []
+    app = Flask(__name__)
+
+    @app.get("/")
+    def view():
+        response = send_file(tmp_path / "file")
+        response.call_on_close(lambda: called.append(True))
+        return response
+
+    class FileWrapper:
+        def __init__(self, file, size=8192):
+            self.file, self.close = file, file.close
+
+        def __iter__(self):
+            return iter([self.file.read()])
+
+    environ = {"wsgi.file_wrapper": FileWrapper}
+    Client(app).get("/", environ_overrides=environ).close()
+    assert called == []
