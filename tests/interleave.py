@@ -2,9 +2,10 @@
 
 CPython lets another thread run, and runs the handlers of signals, between two instructions of a
 function only where it looks for such work: where a function begins, after a call, and after a jump
-back ("eval breaker" in Python/ceval.c). A tracer counts these places in the code of the package and
-of the test that uses it. At the places it is told, it has the other thread go on, or raises. All
-that can happen is tried, and each failure can be repeated.
+back ("eval breaker" in Python/ceval.c). Without the GIL, another thread goes on between any two
+instructions: ``everywhere`` explores that on any build. A tracer counts these places in the code
+of the package and of the test that uses it. At the places it is told, it has the other thread go
+on, or raises. All that can happen is tried, and each failure can be repeated.
 """
 
 from __future__ import annotations
@@ -47,8 +48,13 @@ def places(code: CodeType) -> frozenset[int]:
     return frozenset(found)
 
 
-def trace(at_place: Callable[[], object], *files: str) -> Callable[..., Any]:
-    """For ``sys.settrace``: calls ``at_place`` at each place in the package and in the files."""
+def trace(
+    at_place: Callable[[], object], *files: str, everywhere: bool = False
+) -> Callable[..., Any]:
+    """For ``sys.settrace``: calls ``at_place`` at each place in the package and in the files.
+
+    :param everywhere: each instruction is a place.
+    """
 
     def begin(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         name = frame.f_code.co_filename
@@ -58,7 +64,7 @@ def trace(at_place: Callable[[], object], *files: str) -> Callable[..., Any]:
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
 
         def step(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
-            if event == "opcode" and frame.f_lasti in offsets:
+            if event == "opcode" and (everywhere or frame.f_lasti in offsets):
                 at_place()
             return step
 
@@ -74,7 +80,15 @@ class Switched:
         is three of the first thread, two of the second, then the first to its end, then the second.
     """
 
-    def __init__(self, actions: tuple[Action, Action], runs: tuple[int, ...], file: str) -> None:
+    def __init__(
+        self,
+        actions: tuple[Action, Action],
+        runs: tuple[int, ...],
+        file: str,
+        *,
+        everywhere: bool = False,
+    ) -> None:
+        self._everywhere = everywhere
         self.passed = [0, 0]
         self._left = list(runs)
         self._turn = [threading.Semaphore(0), threading.Semaphore(0)]
@@ -95,7 +109,7 @@ class Switched:
 
     def _run(self, number: int, action: Action, file: str) -> None:
         self._wait(number)
-        sys.settrace(trace(lambda: self._place(number), file))
+        sys.settrace(trace(lambda: self._place(number), file, everywhere=self._everywhere))
         try:
             action()
         except BaseException as error:  # for the test to see
@@ -119,21 +133,24 @@ class Switched:
             self._left[0] -= 1
 
 
-def interleavings(make: Callable[[], tuple[Action, Action]], file: str, switches: int) -> Iterator:
+def interleavings(
+    make: Callable[[], tuple[Action, Action]], file: str, switches: int, *, everywhere: bool = False
+) -> Iterator:
     """Run what ``make`` makes, in every order with that many switches at most; yield after each.
 
     Before the switches that are counted there may be none: either thread is the first.
 
     :param make: the two actions, anew for each run; the caller looks at what they did.
+    :param everywhere: switch between any two instructions, as without the GIL.
     :return: how the threads took turns.
     """
     if IS_COLD:
-        Switched(make(), (), file)
+        Switched(make(), (), file, everywhere=everywhere)
     for first in (0, 1):
 
         def run(runs: tuple[int, ...], first: int = first) -> Switched:
             actions = make()
-            return Switched((actions[first], actions[not first]), runs, file)
+            return Switched((actions[first], actions[not first]), runs, file, everywhere=everywhere)
 
         yield from _deeper(run, (), first, switches)
 

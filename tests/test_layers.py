@@ -39,7 +39,7 @@ LAYERS = [
     {"registering"},
     {"arguments"},
     {"_core.logs"},
-    {"_core.current", "_core.let_out", "_core.process", "_core.servers", "executor"},
+    {"_core.current", "_core.let_out", "_core.process", "_core.servers", "claims", "executor"},
     {"_core.__init__"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}

@@ -146,7 +146,7 @@ class _Jobs:
 
     def drain(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else monotonic() + timeout
-        while jobs := [job for job in tuple(self.unfinished) if not job.done()]:
+        while jobs := [job for job in self.unfinished.copy() if not job.done()]:
             left = None if deadline is None else max(0.0, deadline - monotonic())
             if wait(jobs, left).not_done:
                 return False

@@ -12,6 +12,7 @@ from copy import copy
 from operator import attrgetter
 from typing import Any
 
+from ..claims import WITHOUT_GIL, claim
 from . import unclosed
 from .callbacks import EXHAUSTED, EXHAUSTED_EMPTY, FAILED, IN_BODY, CallbackList
 from .finish import finish
@@ -69,7 +70,7 @@ class Body:
 
     def close(self) -> None:
         """Close the app's iterable, then run the callbacks. A second call does nothing."""
-        if self._closed:
+        if self._closed or (WITHOUT_GIL and not claim(self)):
             return
         self._closed = True
         after = self._after

@@ -17,7 +17,8 @@ The state, and what causes each change. Callbacks may be registered in all state
 
 Threads may register while a request ends. Who registers appends first, then looks at the state, and
 takes the entry back if it is too late. Who ends sets the state first, then looks at the list. Each
-operation of a list is atomic, so one of the two has the entry.
+method of a list is atomic, with the GIL and without, so one of the two has the entry. Who finds an
+entry after setting the state sets it back, and runs what is left: so two may end one list.
 """
 
 from __future__ import annotations

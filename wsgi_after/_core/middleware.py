@@ -74,7 +74,7 @@ class AfterResponseMiddleware:
         self._executor = executor
         self._on_error = on_error
         self._moment = moment
-        self._app_wide: tuple[Callable[[WSGIEnvironment], object], ...] = ()
+        self._app_wide: list[Callable[[WSGIEnvironment], object]] = []
         uwsgi.install()
 
     def after_response(self, fn: G) -> G:
@@ -89,7 +89,7 @@ class AfterResponseMiddleware:
         from ..arguments import THE_ENVIRON, check_arguments  # loads inspect, which is large
 
         check_arguments(fn, ({},), {}, THE_ENVIRON)
-        self._app_wide = (*self._app_wide, fn)
+        self._app_wide.append(fn)
         return fn
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

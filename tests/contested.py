@@ -1,0 +1,352 @@
+"""Attack what must happen once, from threads that begin at the same instant.
+
+``python tests/contested.py --rounds 1000000`` runs each attack that often, best on a free-threaded
+build; ``-k prepare`` takes the attacks that have the word in their name. It prints how many rounds
+were wrong, and its exit status is 1 if one was. ``tests/test_free_threading.py`` runs a few rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
+
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+Action = Callable[[], object]
+#: What the threads do, and what looks at it when all have returned: the fault, or a false value.
+Round = tuple[list[Action], Callable[[], object]]
+
+
+class Closable:
+    """The app's iterable."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([b"1"])
+
+    def close(self) -> None:
+        self.events.append("closed")
+
+
+def serve(events: list[str], *callbacks: Action, executor: Any = None) -> tuple[Any, Any]:
+    """A request whose body was read, and is to be closed: its body and its list."""
+
+    def app(environ: Any, start_response: Any) -> Closable:
+        environ["wsgi.after"].extend(callbacks)
+        start_response("200 OK", [])
+        return Closable(events)
+
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    body: Any = AfterResponseMiddleware(app, executor=executor)(environ, lambda *args: print)
+    list(body)
+    return body, environ["wsgi.after"]
+
+
+def unless(events: list[str], *right: list[str]) -> object:
+    return None if sorted(events) in [sorted(one) for one in right] else events
+
+
+def close_and_close() -> Round:
+    """Two threads close one body: the app's iterable is closed once, each callback runs once."""
+    events: list[str] = []
+    body, _ = serve(events, *[partial(events.append, name) for name in "abc"])
+    return [body.close, body.close], lambda: unless(events, ["closed", "a", "b", "c"])
+
+
+def registers(register: Callable[[Any, Any], object]) -> Round:
+    events: list[str] = []
+    outcome: list[str] = []
+    body, after = serve(events, partial(events.append, "a"))
+
+    def registering() -> None:
+        try:
+            register(after, partial(events.append, "late"))
+        except RuntimeError:
+            outcome.append("refused")
+
+    def wrong() -> object:
+        late = [] if outcome else ["late"]
+        return unless(events, ["closed", "a", *late]) or list(after)
+
+    return [body.close, registering], wrong
+
+
+def iadd(after: Any, fn: Any) -> None:
+    after += [fn]
+
+
+def append_and_close() -> Round:
+    """An entry runs once, or its registration raises."""
+    return registers(lambda after, fn: after.append(fn))
+
+
+def call_and_close() -> Round:
+    """The same by ``after(fn)``."""
+    return registers(lambda after, fn: after(fn))
+
+
+def insert_and_close() -> Round:
+    """The same by ``insert()``."""
+    return registers(lambda after, fn: after.insert(0, fn))
+
+
+def extend_and_close() -> Round:
+    """The same by ``extend()``."""
+    return registers(lambda after, fn: after.extend([fn]))
+
+
+def iadd_and_close() -> Round:
+    """The same by ``+=``."""
+    return registers(iadd)
+
+
+def on_prepare_and_start_response() -> Round:
+    """A response callback is called once, or its registration raises."""
+    events: list[str] = []
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b""
+
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    body: Any = AfterResponseMiddleware(app)(environ, lambda *args: print)
+    after: Any = environ["wsgi.after"]
+
+    def registering() -> None:
+        try:
+            after.on_prepare(lambda response: events.append("ran"))
+        except RuntimeError:
+            events.append("refused")
+
+    def wrong() -> object:
+        body.close()
+        return unless(events, ["ran"], ["refused"])
+
+    return [partial(next, body), registering], wrong
+
+
+class Queue:
+    """An executor that keeps its job for another thread, and may say that it did not take it."""
+
+    def __init__(self, *, refuses: bool) -> None:
+        self.refuses = refuses
+        self.job: list[Action] = []
+
+    def submit(self, fn: Any, *args: Any) -> None:
+        self.job.append(partial(fn, *args))
+        if self.refuses:
+            raise RuntimeError("full")
+
+    def work(self) -> None:
+        for _ in range(300):
+            if self.job:
+                self.job.pop()()
+                return
+
+
+def job_and_close(*, refuses: bool = False) -> Round:
+    """A job runs while the server's thread goes on with the list."""
+    events: list[str] = []
+    queue = Queue(refuses=refuses)
+    body, after = serve(events, *[partial(events.append, name) for name in "ab"], executor=queue)
+
+    def wrong() -> object:
+        queue.work()
+        return unless(events, ["closed", "a", "b"]) or list(after)
+
+    return [body.close, queue.work], wrong
+
+
+def refused_job_and_close() -> Round:
+    """The same where ``submit()`` raised although the job was taken: both run the list."""
+    return job_and_close(refuses=True)
+
+
+def cancelled_job_and_append() -> Round:
+    """Registering while a job is cancelled raises, or the entry is lost with it; none stays."""
+    future: Future[None] = Future()
+    submitted: Any = type("Submits", (), {"submit": lambda *job: future})()
+    body, after = serve([], int, executor=submitted)
+    body.close()
+
+    def registering() -> None:
+        with suppress(RuntimeError):
+            after.append(str)
+
+    return [future.cancel, registering], lambda: list(after)
+
+
+def app_wide_and_app_wide() -> Round:
+    """Two threads register app-wide callbacks: both are kept."""
+    ran: list[int] = []
+    middleware = AfterResponseMiddleware(lambda environ, start_response: [])
+    actions: list[Action] = [
+        partial(middleware.after_response, lambda environ, n=n: ran.append(n)) for n in (1, 2)
+    ]
+
+    def wrong() -> object:
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        body: Any = middleware(environ, lambda *args: print)
+        body.close()
+        return None if sorted(ran) == [1, 2] else ran
+
+    return actions, wrong
+
+
+pool = BoundedThreadPoolExecutor(max_workers=2, max_pending=1_000)
+
+
+def submit_and_drain() -> Round:
+    """``drain()`` beside ``submit()``: neither raises, and each job runs once."""
+    ran: list[int] = []
+
+    def submits() -> None:
+        for n in range(4):
+            pool.submit(ran.append, n)
+
+    def wrong() -> object:
+        pool.drain()
+        return None if sorted(ran) == [0, 1, 2, 3] else ran
+
+    return [submits, pool.drain], wrong
+
+
+def submit_and_shutdown() -> Round:
+    """A job that was accepted before the end runs; one that is refused does not."""
+    ran: list[int] = []
+    accepted: list[int] = []
+    ending = BoundedThreadPoolExecutor(max_workers=1)
+
+    def submits() -> None:
+        for n in range(3):
+            try:
+                ending.submit(ran.append, n)
+            except RuntimeError:
+                return
+            accepted.append(n)
+
+    def wrong() -> object:
+        ending.drain()
+        return None if ran == accepted else (ran, accepted)
+
+    return [submits, partial(ending.shutdown, wait=False)], wrong
+
+
+def drop_and_append() -> Round:
+    """A response that nobody closes is finished by its finalizer, while a thread registers."""
+    events: list[str] = []
+    outcome: list[str] = []
+    body, after = serve(events, partial(events.append, "a"))
+    holder = [body]
+    del body
+
+    def registering() -> None:
+        try:
+            after.append(partial(events.append, "late"))
+        except RuntimeError:
+            outcome.append("refused")
+
+    def wrong() -> object:
+        late = [] if outcome else ["late"]
+        # A body that is dropped by a thread that did not make it is finalized a little later.
+        return unless(events, ["closed", "a", *late]) if events else None
+
+    return [holder.clear, registering], wrong
+
+
+ATTACKS: dict[str, Callable[[], Round]] = {
+    attack.__name__: attack
+    for attack in (
+        *(close_and_close, append_and_close, call_and_close, insert_and_close, extend_and_close),
+        *(iadd_and_close, on_prepare_and_start_response, job_and_close, refused_job_and_close),
+        *(cancelled_job_and_append, app_wide_and_app_wide, submit_and_drain, submit_and_shutdown),
+        drop_and_append,
+    )
+}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is logged or warned of, and threads take turns often."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    logging.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        sys.setswitchinterval(interval)
+
+
+def run(attack: Callable[[], Round], rounds: int) -> list[object]:
+    """Run an attack that often, all threads of a round at once; what was wrong, a few at most."""
+    faults: list[object] = []
+    at = [0, 0]
+    batch: list[Round] = []
+
+    def meet(number: int, step: int) -> None:
+        at[number] = step
+        while at[not number] < step:  # without a system call: they leave at the same instant
+            if HAS_GIL:
+                time.sleep(0)
+
+    def perform(number: int, begin: int) -> None:
+        for step, (actions, _) in enumerate(batch, begin + 1):
+            meet(number, step)
+            try:
+                actions[number]()
+            except BaseException as error:
+                faults.append(error)
+
+    done = 0
+    with quiet(), ThreadPoolExecutor(2) as threads:
+        while done < rounds and len(faults) < 10:
+            batch[:] = [attack() for _ in range(min(500, rounds - done))]
+            for future in [threads.submit(perform, number, done) for number in (0, 1)]:
+                future.result()
+            faults += [fault for _, wrong in batch if (fault := wrong())]
+            done += len(batch)
+    return faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1_000_000)
+    parser.add_argument("-k", default="", help="a word of the names")
+    options = parser.parse_args()
+    print(sys.version, "with the GIL" if HAS_GIL else "without the GIL", flush=True)
+    failed = False
+    for name, attack in ATTACKS.items():
+        if options.k not in name:
+            continue
+        began = time.monotonic()
+        faults = run(attack, options.rounds)
+        took = time.monotonic() - began
+        print(f"{name}: {options.rounds:,} rounds, {len(faults)} wrong, {took:.0f} s", flush=True)
+        for fault in faults[:3]:
+            print("   ", repr(fault))
+        failed = failed or bool(faults)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
