@@ -19,6 +19,7 @@ from interleave import interruptions
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.integration import open_request
+from wsgi_after.moment import KEY, Slot
 
 
 @pytest.fixture
@@ -339,3 +340,18 @@ def test_it_is_not_entered_for_a_callback_that_is_not_to_run(status, expected, e
 
     Exchange(AfterResponseMiddleware(app, around=around)).finish()
     assert events == expected
+
+
+def test_at_a_moment_the_servers_sign_of_life_comes_first(events):
+    @contextmanager
+    def around(callback, after):
+        events.append("in")
+        yield
+        events.append("out")
+
+    slot = Slot(before_each=partial(events.append, "alive"))
+    application = registers(partial(events.append, "fn"), around=around)
+    Exchange(application, make_environ(**{KEY: slot})).finish()
+    events.append("closed")
+    slot.run()
+    assert events == ["closed", "alive", "in", "fn", "out"]

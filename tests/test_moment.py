@@ -6,7 +6,7 @@ import gc
 import socket
 import sys
 import threading
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import partial
 from types import SimpleNamespace
 
@@ -240,3 +240,31 @@ def test_the_page_says_how_to_do_without(by_its_process, events, monkeypatch):
     events.append("closed")
     slot.run()
     assert events == ["callback", "closed"]
+
+
+variable: ContextVar[str] = ContextVar("variable", default="unset")
+
+
+def test_what_a_callback_sets_in_the_context_of_close_stays_set_there(events):
+    """A server's thread keeps its context from one request to the next: a callback can clean it."""
+
+    def serve(slot):
+        variable.set("of the request")
+        request(lambda: events.append(variable.get()), lambda: variable.set("clean"), slot=slot)
+        slot.run()
+        events.append(variable.get())
+
+    copy_context().run(serve, Slot())
+    assert events == ["of the request", "clean"]
+
+
+def test_where_the_server_has_left_the_context_of_close_callbacks_find_a_copy(events):
+    slot = Slot()
+
+    def close():
+        variable.set("of the request")
+        request(lambda: events.append(variable.get()), slot=slot)
+
+    copy_context().run(close)
+    slot.run()
+    assert (events, variable.get()) == (["of the request"], "unset")

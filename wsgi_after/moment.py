@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from threading import get_ident
 from types import SimpleNamespace
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["KEY", "Slot", "disable", "set_finder"]
 
 
+#: Set in the context of ``close()``: which slot took the callbacks there.
+closed_for: ContextVar[object] = ContextVar("wsgi_after.moment", default=None)
+
+
 class Slot:
     """Takes the callbacks of one request, and runs them when the server's adapter says so.
 
@@ -51,6 +55,7 @@ class Slot:
         self._here: object = here()
         self._forks = process.forks
         self._jobs: list[Body] = []
+        self._mark = object()
 
     def run(self) -> None:
         """Run what was left to the slot, in this thread. It takes nothing more from now on.
@@ -71,6 +76,7 @@ class Slot:
             if raised is not None:
                 raise raised
         finally:
+            closed_for.set(None)
             del raised  # or this frame and the traceback would hold each other
 
     def takes(self, callbacks: CallbackList) -> bool:
@@ -85,8 +91,27 @@ class Slot:
         """Take the one job of a request, as an executor does: for the middleware only."""
         if self._before_each is not None:
             callbacks._call = partial(call_behind, self._before_each, callbacks._call)
-        run = partial(copy_context().run, fn, callbacks, *args)
+        context = copy_context()
+        closed_for.set(self._mark)
+        job = partial(fn, callbacks, *args)
+        run = partial(run_in, context, self._mark, job)
         self._jobs.append(Body(SimpleNamespace(close=run), callbacks))
+
+
+def run_in(context: Context, mark: object, job: Callable[[], object]) -> None:
+    """Run a job in a copy of the context of ``close()``.
+
+    What it sets there is set in the context itself, too, if the server is still in it. A server's
+    thread keeps its context from one request to the next, and a callback may clean it.
+    """
+    before = context.copy()
+    try:
+        context.run(job)
+    finally:
+        if closed_for.get() is mark:
+            for variable, value in context.items():
+                if before.get(variable, before) is not value:
+                    variable.set(value)
 
 
 def call_behind(

@@ -56,12 +56,14 @@ def test_on_each_server_a_middleware_that_closes_early_is_told_of_and_no_server_
     server: Any,
 ) -> None:
     require(server.missing())
+    harmless = "uWSGI" in server.name  # there callbacks wait for the hook, whoever closes early
     with running(server) as where:
         for path in ("/quick/", "/quick/", "/early/first", "/early/second"):
             fetch(where.port, path)
-        wait_until(lambda: "GET /early/first before it" in where.log.read_text(), where.log)
+        if not harmless:
+            wait_until(lambda: "GET /early/first before it" in where.log.read_text(), where.log)
         log = where.log.read_text()
-    assert ".closes_early.<locals>.middleware, around" in log
+    assert (".closes_early.<locals>.middleware, around" in log) is not harmless
     assert [path for path in ("/quick/", "/early/second") if f"GET {path} before it" in log] == []
 
 

@@ -42,7 +42,7 @@ def under_load(name, *options):
             conf.write_text(conf.read_text().replace("threads=4", f"threads=4 {' '.join(options)}"))
         return [command]
 
-    return dataclasses.replace(server, commands=commands)
+    return dataclasses.replace(server, commands=commands, places=0)
 
 
 MASTERS = ["gunicorn sync", "gunicorn gthread", "gunicorn gevent", "uWSGI --http-socket"]
