@@ -11,6 +11,7 @@ on, or raises. All that can happen is tried, and each failure can be repeated.
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -205,7 +206,12 @@ def interruptions(action: Callable[[], Action], error: Callable[[], BaseExceptio
     while True:
         if IS_COLD:
             Interruption(action(), sys.maxsize, error(), *files)
-        interruption = Interruption(action(), at, error(), *files)
+        # The collector drops what is raised in a callback of its own, and must not choose the place.
+        gc.disable()
+        try:
+            interruption = Interruption(action(), at, error(), *files)
+        finally:
+            gc.enable()
         if not interruption.raised:
             return
         yield interruption
