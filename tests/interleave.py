@@ -206,7 +206,7 @@ def interruptions(action: Callable[[], Action], error: Callable[[], BaseExceptio
     while True:
         if IS_COLD:
             Interruption(action(), sys.maxsize, error(), *files)
-        # The collector drops what is raised in a callback of its own, and must not choose the place.
+        # The collector drops what is raised in its callbacks, and would choose the place.
         gc.disable()
         try:
             interruption = Interruption(action(), at, error(), *files)
