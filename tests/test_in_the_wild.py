@@ -1,14 +1,19 @@
 """What public projects wrote by hand, in the shape of their code, by what this package has for it.
 
-Each view is three lines, and has none of the queues, locals and signal handlers of the original.
+Each has the frameworks of the original. What stands for its code is three lines, and has none of
+the queues, thread-locals and signal handlers that it needed.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
+import celery
+import flask
 import pytest
 from conftest import Exchange
+from pyramid.config import Configurator
+from pyramid.response import Response as PyramidResponse
+from webtest import TestApp
+from werkzeug.wrappers import Request, Response
 
 from wsgi_after import (
     AfterResponseMiddleware,
@@ -18,119 +23,155 @@ from wsgi_after import (
 )
 
 
-class Task:
-    """A task of a queue, with Celery's names."""
-
-    def __init__(self, events, name="task"):
-        self.events, self.name = events, name
-
-    def delay(self, *args, **kwargs):
-        self.events.append((self.name, *args, *sorted(kwargs.items())))
+def flask_app(view, status=200):
+    app = flask.Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: (view() or "body", status))
+    app.wsgi_app = AfterResponseMiddleware(app.wsgi_app)
+    return TestApp(app)
 
 
-def answers(status, view, error=None):
-    """Send one request to a view; return what its callbacks did."""
-
-    def app(environ, start_response):
-        view(environ["wsgi.after"])
-        if error is not None:
-            raise error
-        start_response(status, [("Content-Length", "0")])
-        return []
-
-    Exchange(AfterResponseMiddleware(app)).finish()
+def pyramid_app(view, *includes):
+    with Configurator() as config:
+        for name in ["wsgi_after.pyramid", *includes]:
+            config.include(name)
+        config.add_route("index", "/")
+        config.add_view(view, route_name="index")
+    return TestApp(config.make_wsgi_app())
 
 
-def test_frappe_runs_what_was_added_to_the_request_behind_its_response(events):
-    """Its manager of callbacks runs them in order, and one that fails does not stop the next."""
+def test_frappe_counts_records_runs_what_the_request_added_and_destroys_at_last(events):
+    """It gives four functions to a ClosingIterator, where one that fails loses the rest."""
 
-    def view(after):
-        after(events.append, "first")
-        after(lambda: 1 / 0)
-        after(events.append, "last")
+    @Request.application
+    def app(request):
+        request.environ["wsgi.after"](events.append, "first")
+        request.environ["wsgi.after"](lambda: 1 / 0)
+        request.environ["wsgi.after"](events.append, "last")
+        return Response("body")
 
-    answers("200 OK", view)
-    assert events == ["first", "last"]
+    application = AfterResponseMiddleware(app)
+    application.after_response(lambda environ: events.append("rate limit"))
+    application.after_response(lambda environ: environ["wsgi.after"](events.append, "destroy"))
 
-
-@pytest.mark.parametrize(("status", "done"), [("200 OK", 1), ("400 Bad", 0), ("500 Error", 0)])
-def test_osf_enqueues_once_per_request_and_only_after_a_success(status, done, events):
-    """It keeps a queue by thread, with a flag once_per_request, and looks at the status."""
-
-    def view(after):
-        update = partial(events.append, ("node", 1))
-        after.on_success(after.once, update)
-        after.on_success(after.once, update)
-
-    answers(status, view)
-    assert len(events) == done
+    Exchange(application).finish()
+    assert events == ["rate limit", "first", "last", "destroy"]
 
 
-@pytest.mark.parametrize(("status", "done"), [("201 Created", ["changed"]), ("409 Conflict", [])])
-def test_kinto_tells_subscribers_of_changes_that_were_committed(status, done, events):
-    def view(after):
-        after.on_success(events.append, "changed")
+@pytest.mark.parametrize(("status", "done"), [(200, [1, 2]), (400, []), (500, [])])
+def test_osf_runs_a_task_once_per_request_if_that_succeeded(status, done, events):
+    """It hashes the repr() of the arguments, and drops its queue from status 500 on, not 400."""
 
-    answers(status, view)
+    def run_postcommit(fn):
+        after = current_list()
+        return lambda *args: after.on_success(after.once, fn, *args)
+
+    def view():
+        for node in (1, 1, 2):
+            run_postcommit(events.append)(node)
+
+    flask_app(view, status).get("/", status=status)
     assert events == done
 
 
-def test_warehouse_sends_tasks_when_the_request_succeeded(events):
-    task = Task(events, "email")
+@pytest.mark.parametrize(("status", "done"), [(200, [["old", "new"]]), (412, [])])
+def test_kinto_tells_its_subscribers_once_what_a_batch_has_changed(status, done, events):
+    """It groups what has changed in a dict of the request, and tells it when that is committed."""
 
-    def view(after):
-        after.on_success(task.delay, "ada", subject="hello")
+    def view(request):
+        impacted = []
+        for record in ("old", "new"):
+            impacted.append(record)
+            request.after.on_success(request.after.once, events.append, impacted)
+        return PyramidResponse(status=status)
 
-    answers("303 See Other", view)
-    assert events == [("email", "ada", ("subject", "hello"))]
-
-
-def test_indico_sends_one_mail_for_several_changes(events):
-    """Its signal handlers keep a set of what has changed in the globals of the request."""
-
-    def view(after):
-        for event in (7, 7, 8):
-            after.once(events.append, ("notify", event))
-
-    answers("200 OK", view)
-    assert events == [("notify", 7), ("notify", 8)]
+    pyramid_app(view).get("/", status=status)
+    assert events == done
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_django_post_request_task_drops_doubles_and_what_an_error_makes_void(fails, events):
-    task = Task(events)
+class SentLater(celery.Task):
+    """A task that a request sends after its response, if that is a success; others send it at once.
 
-    def view(after):
-        after.on_success(after.once, task.delay, 1)
-        after.once(after.on_success, task.delay, 1)
-        after.on_success(after.once, task.delay, 2)
+    Sent twice with the same arguments in one request, it goes out once.
+    """
 
-    answers("500 Error" if fails else "200 OK", view)
-    assert events == ([] if fails else [("task", 1), ("task", 2)])
+    def apply_async(self, args=None, kwargs=None, **options):
+        after, send = current_list(), super().apply_async
+        if after is None:
+            return send(args, kwargs, **options)
+        return after.on_success(after.once, send, args, kwargs, **options)
 
 
-def test_the_blue_alliance_defers_cache_writes_from_anywhere_below_the_view(events):
-    """Its middleware keeps the callbacks by request; the code below has no environ."""
+@pytest.fixture
+def task(events):
+    app = celery.Celery("tasks", task_cls=SentLater, set_as_current=False, broker="memory://")
+    app.conf.task_always_eager = True
 
-    def clear_cache():
-        after_this_response(events.append, "cleared")
-        events.append("view")
+    @app.task
+    def note(*args):
+        events.append(args)
 
-    answers("200 OK", lambda after: clear_cache())
-    assert events == ["view", "cleared"]
+    return note
+
+
+@pytest.mark.parametrize(("status", "done"), [(303, [("ada",)]), (500, [])])
+def test_warehouse_sends_a_task_when_the_transaction_of_its_request_is_over(
+    status, done, task, events
+):
+    """Its task class looks for Pyramid's threadlocal request, and hooks into its transaction."""
+
+    def view(request):
+        request.tm.get().addAfterCommitHook(lambda committed: events.append("over"))
+        task.delay("ada")
+        return PyramidResponse(status=status)
+
+    pyramid_app(view, "pyramid_tm").get("/", status=status)
+    assert events == ["over", *done]
+
+
+@pytest.mark.parametrize(("status", "done"), [("200 OK", [(1,), (2,)]), ("500 Error", [])])
+def test_django_post_request_task_drops_doubles_and_what_an_error_makes_void(
+    status, done, task, events
+):
+    """It connects three signals of Django to a queue of the thread."""
+
+    def app(environ, start_response):
+        for number in (1, 1, 2):
+            task.delay(number)
+        start_response(status, [])
+        return []
+
+    Exchange(AfterResponseMiddleware(app)).finish()
+    assert events == done
+
+
+def test_django_post_request_task_sends_at_once_outside_a_request(task, events):
+    task.delay(1)
+    assert events == [(1,)]
 
 
 @pytest.mark.parametrize("in_request", [True, False])
-def test_a_library_writes_behind_the_response_or_at_once_in_a_script(in_request, events):
-    """As the search indexes of several projects do, which are also built by a command."""
+def test_indico_queues_a_mail_in_a_request_and_sends_it_at_once_in_a_script(in_request, events):
+    """It queues the mails of a request until that has committed."""
 
-    def save():
-        after_this_response_or_now(events.append, "indexed")
+    def send_email(address):
+        after_this_response_or_now(events.append, f"mail to {address}")
         events.append("saved")
 
     if in_request:
-        answers("200 OK", lambda after: save())
+        flask_app(lambda: send_email("ada")).get("/")
     else:
-        save()
-    assert events == (["saved", "indexed"] if in_request else ["indexed", "saved"])
-    assert current_list() is None
+        send_email("ada")
+    assert sorted(events) == ["mail to ada", "saved"]
+    assert events[-1] == ("mail to ada" if in_request else "saved")
+
+
+def test_the_blue_alliance_sends_its_traces_behind_what_views_have_deferred(events):
+    """Its middleware is a ClosingIterator; the code below the view has no environ."""
+
+    def clear_cache():
+        after_this_response(events.append, "cleared")
+        after_this_response(events.append, "traces sent")
+        events.append("view")
+
+    flask_app(clear_cache).get("/")
+    assert events == ["view", "cleared", "traces sent"]

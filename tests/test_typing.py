@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import parse
+from docutils import nodes
 
 CHECKS = Path(__file__).with_name("typing_checks.py")
 CHECKERS = {
@@ -32,3 +34,39 @@ def test_the_package_says_that_it_has_types():
     import wsgi_after
 
     assert Path(wsgi_after.__file__).with_name("py.typed").exists()
+
+
+#: The signatures of README's examples, as a strict checker wants them.
+SIGNATURES = {
+    "app(environ, start_response)": (
+        "app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]"
+    ),
+    "send_mail()": "send_mail() -> None",
+    "log(environ)": "log(environ: WSGIEnvironment) -> None",
+    "index()": "index() -> str",
+}
+HEAD = """# pyright: strict, reportUnusedFunction=false
+from collections.abc import Iterable
+from wsgiref.types import StartResponse, WSGIEnvironment
+print(Iterable, StartResponse, WSGIEnvironment)
+"""
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_the_examples_of_readme_pass_under_strict_once_they_have_signatures(checker, tmp_path):
+    found = parse("../README.rst").findall(nodes.literal_block)
+    examples = {name: block.astext() for block in found for name in block["names"]}
+    paths = []
+    for name in ("hello.py", "ways.py", "flask_app.py"):
+        code = examples[name]
+        for plain, typed in SIGNATURES.items():
+            code = code.replace(f"def {plain}:", f"def {typed}:")
+        paths.append(tmp_path / name)
+        # Flask documents that its wsgi_app is assigned to; mypy refuses that for any method.
+        flask = "# mypy: disable-error-code=method-assign\n" if name == "flask_app.py" else ""
+        paths[-1].write_text(HEAD + flask + code)
+    command = [sys.executable, "-m", *CHECKERS[checker], *map(str, paths)]
+    finished = subprocess.run(
+        command, capture_output=True, text=True, cwd=CHECKS.parent.parent, check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -8,6 +8,7 @@ from conftest import make_environ
 from django.conf import settings
 from django.core.signals import request_finished
 from django.http import HttpResponse
+from flask_executor import Executor
 from werkzeug.wrappers import Response
 
 
@@ -30,6 +31,21 @@ def test_flask_runs_its_functions_before_the_headers_and_before_the_body(events)
     app.add_url_rule("/", view_func=lambda: "hello")
     serve(app, events)
     assert events == ["after_request", "headers", "teardown_request", "body", "close"]
+
+
+def test_flask_executor_runs_at_once_and_its_future_keeps_the_exception(events):
+    app = flask.Flask(__name__)
+    executor, futures = Executor(app), []
+
+    def view():
+        futures.append(executor.submit(lambda: events.append("submitted") or 1 / 0))
+        assert isinstance(futures[0].exception(), ZeroDivisionError)
+        return "hello"
+
+    app.add_url_rule("/", view_func=view)
+    serve(app, events)
+    executor.shutdown()
+    assert events == ["submitted", "headers", "body", "close"]
 
 
 @pytest.mark.filterwarnings("ignore:.*pkg_resources")  # Pyramid imports it

@@ -3,6 +3,10 @@
 A line that ends in ``# error`` must be refused; every other line must not.
 """
 
+# pyright: strict, reportUnusedVariable=false
+# Django itself has no types.
+# pyright: reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -168,6 +172,6 @@ def count(callback: Callable[[], object], error: BaseException, after: CallbackL
 
 def takes_what_is_called_for_a_failure() -> None:
     AfterResponseMiddleware(function_app, on_error=count)
-    AfterResponseMiddleware(function_app, on_error=lambda *args: None)
+    AfterResponseMiddleware(function_app, on_error=lambda callback, error, after: None)
     AfterResponseMiddleware(function_app, on_error=send_mail)  # error
     AfterResponseMiddleware(function_app, on_error=4)  # error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from ._core import process
 from ._core.callbacks import CallbackList, P
@@ -12,6 +12,9 @@ from ._core.current import current
 from ._core.logs import outside, plain_list
 from .registering import NoArguments, R, checked, register
 from .registering import P as Parameters
+
+if TYPE_CHECKING:
+    from werkzeug.sansio.response import Response
 
 
 def current_list() -> CallbackList | None:
@@ -75,7 +78,7 @@ def after_this_response_or_now(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
     return fn
 
 
-def after_this_request(fn: P, /) -> P:
+def after_this_request(fn: Callable[[Response], P], /) -> Callable[[Response], P]:
     """Register ``fn(response)`` to change the current response, and return ``fn``.
 
     :meth:`CallbackList.on_prepare` for code that does not have the environ. Also a decorator.
@@ -90,5 +93,5 @@ def after_this_request(fn: P, /) -> P:
         raise outside("after_this_request", "call on_prepare() of that")
     if not hasattr(callbacks, "on_prepare"):
         raise plain_list(callbacks)
-    prepared: P = callbacks.on_prepare(fn)
+    prepared: Callable[[Response], P] = callbacks.on_prepare(fn)
     return prepared

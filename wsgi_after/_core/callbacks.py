@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ..executor import SupportsSubmit
     from .prepare import Draft, ResponseCallback
 
-P = TypeVar("P", bound="Callable[[Response], Response | None]")
+P = TypeVar("P", bound="Response | None")
 
 # The states, in an order that counts: see above.
 OPEN, STARTED, RUNNING, HANDED_OVER, IN_JOB, ENDED, SENT = range(7)
@@ -139,7 +139,7 @@ class CallbackList(Registering, list[Callable[[], object]]):
         if late:
             raise RuntimeError(TOO_LATE if self._forks == process.forks else OTHER_PROCESS)
 
-    def on_prepare(self, fn: P, /) -> P:
+    def on_prepare(self, fn: Callable[[Response], P], /) -> Callable[[Response], P]:
         """Register ``fn(response)``, to change the response before its headers go out.
 
         Returns ``fn``: also a decorator. ``response`` is a
