@@ -210,9 +210,10 @@ def log_failure(
 
 def lacks_arguments(error: BaseException) -> bool:
     """Whether a call of this package's raised this because a function takes other arguments."""
+    if not isinstance(error, TypeError) or "argument" not in str(error):
+        return False
     *_, (frame, _) = walk_tb(error.__traceback__)
-    is_ours = frame.f_globals.get("__name__", "").startswith("wsgi_after.")
-    return isinstance(error, TypeError) and is_ours and "argument" in str(error)
+    return str(frame.f_globals.get("__name__")).startswith("wsgi_after.")
 
 
 def log_not_run(
