@@ -305,8 +305,10 @@ def run(attack: Callable[[], Round], rounds: int) -> list[object]:
 
     def meet(number: int, step: int) -> None:
         at[number] = step
-        while at[not number] < step:  # without a system call: they leave at the same instant
-            if HAS_GIL:
+        spins = 0
+        while at[not number] < step:  # at first without a system call: they leave at one instant
+            spins += 1
+            if HAS_GIL or spins > 10_000:  # the other one may have no core
                 time.sleep(0)
 
     def perform(number: int, begin: int) -> None:
