@@ -346,6 +346,16 @@ def test_a_task_that_a_task_enqueues_runs_last(handler: Any, events: list[Any]) 
     assert events == ["READY", ("other",), ("nested",)]
 
 
+def test_each_thread_runs_the_tasks_of_its_requests(handler: Any, events: list[Any]) -> None:
+    """Django makes a backend for each thread."""
+    app = handler(enqueues(note_thread.enqueue))
+    for name in ("first", "second", "third"):
+        thread = threading.Thread(target=lambda: exchange(app).finish(), name=name)
+        thread.start()
+        thread.join()
+    assert events == ["first", "second", "third"]
+
+
 def test_an_asynchronous_view_enqueues_too(handler: Any, events: list[Any]) -> None:
     async def view(request: Any) -> HttpResponse:
         events.append((await note.aenqueue("aenqueue")).status)
