@@ -160,11 +160,15 @@ def test_an_error_is_recorded_and_durations_are_in_seconds(exporter, reader):
     ]
 
 
-def test_a_callback_of_flask_is_linked_too(exporter):
+@pytest.mark.parametrize("order", ["inside", "outside"])
+def test_a_callback_of_flask_is_linked_too(order, exporter):
     app = flask.Flask(__name__)
     wsgi_after.flask.AfterResponse(app)
+    if order == "inside":
+        FlaskInstrumentor().instrument_app(app)
     app.wsgi_app = AfterResponseMiddleware(app.wsgi_app, around=span)
-    FlaskInstrumentor().instrument_app(app)
+    if order == "outside":
+        FlaskInstrumentor().instrument_app(app)
 
     @app.get("/")
     def view():

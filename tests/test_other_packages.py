@@ -24,7 +24,11 @@ PAGE = blocks("observability.rst")
 def test_prometheus_has_durations_and_failures():
     measured = executed(PAGE["prometheus.py"])["measured"]
     inner = registers(lambda: None, lambda: 1 / 0)
-    Exchange(measured(inner)).finish()
+    with served(measured(inner)) as port:
+        client = HTTPConnection("127.0.0.1", port, timeout=30)
+        client.request("GET", "/")
+        client.getresponse().read()
+        client.close()
     assert REGISTRY.get_sample_value("callback_seconds_count") == 2
     failed = REGISTRY.get_sample_value("callback_failures_total", {"error": "ZeroDivisionError"})
     assert failed == 1
