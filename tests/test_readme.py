@@ -181,6 +181,10 @@ def waiting_for(kind):
     return {family(s.name) for s in SERVERS if expected(s.name, kind).timing in {END_LATE, LATE}}
 
 
+#: What the package brings for a server, and the module of its tests.
+OURS = {"gunicorn, GThread": "test_gunicorn_moment", "waitress, serve": "test_waitress_moment"}
+
+
 def test_the_table_of_servers_and_what_the_page_says_below_it_are_what_is_tested():
     says = {IN_TIME: "does not wait", END_LATE: "waits for the end", LATE: "waits for all of it"}
     columns = [["list_with_length"], STREAMS, EMPTY]
@@ -190,7 +194,15 @@ def test_the_table_of_servers_and_what_the_page_says_below_it_are_what_is_tested
         for row in found.findall(nodes.row)
         if " ".join(found.astext().split()).startswith("The client of")
     ]
-    assert [row[0] for row in rows] == ["gunicorn", "uWSGI", "waitress", "mod_wsgi"]
+    assert [row[0] for row in rows if row[0] not in OURS] == [
+        *("gunicorn", "uWSGI", "waitress", "mod_wsgi")
+    ]
+    assert {row[0]: row[1:] for row in rows if row[0] in OURS} == {
+        name: ["does not wait"] * 3 for name in OURS
+    }
+    for name, module in OURS.items():  # where each kind of response is tried, error pages too
+        source = (ROOT / "tests" / "servers" / f"{module}.py").read_text(encoding="utf-8")
+        assert "for kind in KINDS" in source or '("kind", KINDS)' in source, name
     for name, *cells in rows:
         for server in [server.name for server in SERVERS if server.name.startswith(name)]:
             for cell, kinds in zip(cells, columns, strict=True):
