@@ -1,4 +1,4 @@
-"""Django: callbacks that run in ``response.close()``, in the request's thread, and can use the ORM.
+"""Django: callbacks that run after the response, before Django lets go of the request.
 
 ::
 
@@ -9,7 +9,8 @@
         return HttpResponse("Thank you.")
 
 The entry is enough. Wrap the WSGI application as well to pass ``executor=``: then the list of that
-middleware is used, and the connections that callbacks open after ``request_finished`` are closed.
+middleware is used. In either case ``request.close()``, which closes uploads, and
+``request_finished`` come after the last callback; with ``executor=`` they stay in ``close()``.
 
 Caution: put the entry first. A middleware before it may answer with a response of its own. Then the
 callbacks run when the response that was dropped is garbage-collected.
@@ -18,26 +19,38 @@ callbacks run when the response that was dropped is garbage-collected.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from http.cookies import Morsel, SimpleCookie
 from inspect import iscoroutinefunction, signature
+from logging import getLogger
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
+from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIRequest
-from django.db import close_old_connections, connections
+from django.db import close_old_connections, connections, transaction
 from django.db.backends.signals import connection_created
 from django.http import HttpRequest
+from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
+from django.utils import timezone, translation
+from django.utils.datastructures import MultiValueDict
 
 from .integration import (
     KEY,
+    InContext,
     NoArguments,
     OpenRequest,
     P,
     R,
+    bind,
     current_list,
+    describe,
+    has_moment,
     open_request,
+    put_last,
     register,
     use_moment,
 )
@@ -66,8 +79,17 @@ _ON_COMMIT = (
     "after_response() was called within a transaction, when the response had been closed and the "
     "callbacks of its request had run. The usual cause is captureOnCommitCallbacks(execute=True) "
     "in a TestCase: it calls what on_commit() was given only then, while a real commit comes "
-    "before the end of the response. Use a TransactionTestCase, or wait for both, commit and "
-    "response: docs/django.rst has the lines (after_both)."
+    "before the end of the response. Use after_commit(request, fn, ...) of wsgi_after.django: it "
+    "waits for both, whichever comes last."
+)
+_CHANGED = (
+    "%s changed %s after the response, when it had been stored: the change is lost, unless the "
+    "callback stored it itself."
+)
+_CLOSED = (
+    "The upload %r is closed: Django has let go of the request, as it does in close() before "
+    "callbacks of executor=, or where the entry of MIDDLEWARE is missing. Read the upload in the "
+    "view, and pass on what was read; or run this callback without executor=."
 )
 
 _of_thread = threading.local()  # .serves: Django has served a request in it, so it looks after it
@@ -85,7 +107,8 @@ def after_response(request: HttpRequest, fn: Any, /, *args: Any, **kwargs: Any) 
     """Register ``fn(*args, **kwargs)`` to run after the response to ``request``; return ``fn``.
 
     Callbacks run in order of registration. What ``fn`` returns is ignored. What it raises is
-    logged, and the others run. The list is ``request.environ["wsgi.after"]``.
+    logged, and the others run. The list is ``request.environ["wsgi.after"]``. A coroutine function
+    is run to its end by asgiref's ``async_to_sync``.
 
     :raises ImproperlyConfigured: if the request has no list.
     :raises TypeError: if ``fn`` is not callable, or ``request`` is something else.
@@ -102,7 +125,45 @@ def after_response(request: HttpRequest, fn: Any, /, *args: Any, **kwargs: Any) 
         raise ImproperlyConfigured(_ABSENT)
     if getattr(callbacks, "ended", False) and is_test_case():
         raise RuntimeError(_ON_COMMIT)
-    register(callbacks, fn, *args, **kwargs)
+    if not callable(fn):
+        return register(callbacks, fn)  # which raises
+    callback = InRequest(fn, *args, **kwargs)
+    callback.keep(request)
+    callback.original = fn if not (args or kwargs) else None
+    callback.is_coroutine = iscoroutinefunction(fn)
+    callbacks.append(callback)
+    return fn
+
+
+@overload
+def after_commit(request: HttpRequest, fn: NoArguments, /) -> NoArguments: ...
+@overload
+def after_commit(
+    request: HttpRequest, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+) -> Callable[P, R]: ...
+def after_commit(request: HttpRequest, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Register ``fn(*args, **kwargs)`` to run after the response, if the transaction commits.
+
+    It is the transaction of the default database; outside one, this is :func:`after_response`. If
+    the response is over when the transaction commits, as in a ``TestCase`` with
+    ``captureOnCommitCallbacks(execute=True)``, ``fn`` is called at once, by Django, and what it
+    raises goes to whoever commits.
+
+    :return: ``fn``.
+    :raises ImproperlyConfigured: if the request has no list.
+    :raises TypeError: if ``fn`` is not callable.
+    """
+    callbacks = getattr(request, "environ", {}).get(KEY)
+    if callbacks is None or not callable(fn):
+        return after_response(request, fn)  # which raises
+
+    def committed() -> None:
+        if not getattr(callbacks, "ended", False):
+            after_response(request, fn, *args, **kwargs)
+        else:
+            (async_to_sync(fn) if iscoroutinefunction(fn) else fn)(*args, **kwargs)
+
+    transaction.on_commit(committed)
     return fn
 
 
@@ -114,12 +175,16 @@ def is_test_case() -> bool:
 class AfterResponseMiddleware:
     """An entry of ``MIDDLEWARE``: gives each request a list of callbacks to run after the response.
 
-    They run in ``response.close()``, before ``request_finished``. If the request has a list
-    already, that one is used, and whoever made it runs the callbacks.
+    They run before ``request.close()`` and ``request_finished``. If the request has a list already,
+    that one is used, and whoever made it runs the callbacks. A subclass may define :attr:`around`.
 
     :param get_response: what Django passes.
     :raises ImproperlyConfigured: under ASGI; around a WSGI application.
     """
+
+    #: A method of a subclass, called as ``around(request)`` before each callback, in its thread. It
+    #: returns a context manager, within which the callback runs.
+    around: Callable[[HttpRequest], AbstractContextManager[object]] | None = None
 
     sync_capable = True
     async_capable = True  # to be told of ASGI when the process starts
@@ -143,18 +208,149 @@ class AfterResponseMiddleware:
             raise ImproperlyConfigured(_ASGI)
         _of_thread.serves = True
         with open_request(request.environ) as opened:
-            token = _in_view.set(opened.after)
+            token, before = _in_view.set(opened.after), [*opened.after]
+            vars(request)["_wsgi_after_around"] = self.around
             try:
                 response = self.get_response(request)
             finally:
                 _in_view.reset(token)
+                if len(opened.after) > len(before):
+                    before += [fn for fn in opened.after if hasattr(fn, "task_result")]
+                    bind(opened.after, before, partial(bound, request))
                 if opened.is_shared:
                     bracket(opened.after)
             if not opened.is_shared:
                 start(response, opened)
-        if not opened.is_shared:
-            response._resource_closers.append(opened.closer(close_broken_connections))
+        end = (
+            partial(begin, request) if opened.is_shared else opened.closer(partial(begin, request))
+        )
+        if opened.is_shared or has_moment(request.environ):
+            response.close = Close(response, request, opened.after, end)
+        else:  # Django itself appends request.close behind it, and then sends request_finished
+            response._resource_closers.append(end)
         return response
+
+
+def bound(request: HttpRequest, fn: Callable[[], object]) -> InRequest:
+    """A callback that was registered plainly, in the context of the request."""
+    callback = InRequest(fn)
+    callback.keep(request)
+    return callback
+
+
+class InRequest(InContext):
+    """A callback that finds its request: in another thread, language and time zone are restored."""
+
+    is_coroutine = False
+
+    def keep(self, request: HttpRequest) -> None:
+        """Keep what the callback is to find, as it is now."""
+        self.request, self.thread = request, threading.get_ident()
+        self.language, self.zone = translation.get_language(), timezone.get_current_timezone()
+        self.urls = get_urlconf(), get_script_prefix()
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """Language, time zone, urlconf and script prefix where another thread runs it; around."""
+        around = getattr(self.request, "_wsgi_after_around", None)
+        with ExitStack() as stack:
+            if threading.get_ident() != self.thread:
+                stack.enter_context(translation.override(self.language))
+                stack.enter_context(timezone.override(self.zone))
+                stack.callback(set_urlconf, get_urlconf())
+                stack.callback(set_script_prefix, get_script_prefix())
+                set_urlconf(self.urls[0])
+                set_script_prefix(self.urls[1])
+            if around is not None:
+                stack.enter_context(around(self.request))
+            yield
+
+    def __call__(self, /) -> object:
+        """Call the function, and tell what of its work Django does not keep any more."""
+        with self.context():
+            fn: Callable[..., Any] = self.func
+            try:
+                if self.is_coroutine:
+                    fn = async_to_sync(fn)
+                return fn(*self.args, **self.keywords)
+            except ValueError as error:
+                for name, uploads in getattr(self.request, "_files", NO_FILES).lists():
+                    if any(upload.closed for upload in uploads):
+                        error.add_note(_CLOSED % name)
+                raise
+            finally:
+                for name in stored(self.request):
+                    getLogger("wsgi_after").warning(_CHANGED, describe(self), name)
+
+
+NO_FILES: MultiValueDict[str, Any] = MultiValueDict()
+
+
+def stored(request: HttpRequest) -> list[str]:
+    """What of the request was changed since it was stored. From now on it counts as stored."""
+    changed = []
+    for name, mark in ("session", "modified"), ("_messages", "added_new"):
+        storage = vars(request).get(name)
+        if getattr(storage, mark, False):
+            setattr(storage, mark, False)
+            changed.append(f"request.{name}" if name == "session" else "the messages")
+    return changed
+
+
+class Close:
+    """The ``close`` of one response: it lets the callbacks run before Django's own cleanup.
+
+    A cache pickles the response. What it unpickles has Django's own method.
+    """
+
+    def __init__(
+        self,
+        response: HttpResponse,
+        request: HttpRequest,
+        after: list[Any],
+        end: Callable[[], object],
+    ) -> None:
+        self.response, self.request, self.after, self.end = response, request, after, end
+
+    def __call__(self) -> None:
+        """Close what the response uses; run the callbacks, unless they run elsewhere; clean up."""
+        vars(self.response).pop("close", None)  # no cycle any more
+        closers = self.response._resource_closers
+        own = [closer for closer in closers if closer != self.request.close]
+        closers[:] = [closer for closer in closers if closer == self.request.close]
+        for closer in own:
+            with suppress(Exception):  # as Django does
+                closer()
+        cleanup = Cleanup(self.response, self.after)
+        is_last = put_last(self.after, cleanup)
+        try:
+            self.end()
+        finally:
+            if not is_last:
+                cleanup.run()
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.response, "close")  # unpickled, it is in nobody's way
+
+
+class Cleanup:
+    """The last entry of a list: what Django does when a response is closed."""
+
+    is_aside = True  # no callback: around= is not asked
+
+    def __init__(self, response: HttpResponse, after: list[Any]) -> None:
+        self.response, self.after = response, after
+
+    def __call__(self) -> None:
+        """Clean up, or stand behind what was registered meanwhile."""
+        if any(not isinstance(entry, Cleanup) for entry in self.after):
+            list.append(self.after, self)
+        else:
+            self.run()
+
+    def run(self) -> None:
+        """Close uploads, and send ``request_finished``, which closes connections."""
+        type(self.response).close(self.response)
 
 
 def takes_a_request(get_response: Callable[..., Any]) -> bool:
@@ -242,8 +438,12 @@ def add_cookie(cookies: SimpleCookie, text: str) -> None:
 # begins its next request.
 
 
-def close_broken_connections() -> None:
-    """Close the connections that broke in the view, so that callbacks get new ones."""
+def begin(request: HttpRequest) -> None:
+    """Make ready for callbacks: close the connections that broke in the view.
+
+    What the view changed has been stored.
+    """
+    stored(request)
     for connection in connections.all(initialized_only=True):
         if connection.errors_occurred:
             connection.close_if_unusable_or_obsolete()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ._core import hand_off, let_out, logs, process, unclosed
 from ._core import middleware as middleware_module
 from ._core.body import Body
-from ._core.callbacks import UNSEEN, CallbackList
+from ._core.callbacks import RUNNING, UNSEEN, CallbackList
 from ._core.current import current
 from ._core.files import file_of
 from ._core.finish import finish
@@ -56,10 +56,12 @@ __all__ = [
     "current_list",
     "describe",
     "file_of",
+    "has_moment",
     "is_shared",
     "notes_of",
     "observe",
     "open_request",
+    "put_last",
     "register",
     "request_line",
     "set_capture",
@@ -230,6 +232,29 @@ def bind(
             bound = in_context(fn)
             bound.original = fn
             replace(callbacks, index, bound)
+
+
+def has_moment(environ: WSGIEnvironment) -> bool:
+    """Whether the callbacks of a request may run at the server's own moment, after ``close()``."""
+    return hand_off.find_slot is not None or hand_off.MOMENT in environ
+
+
+def put_last(after: list[Any], entry: Callable[[], object]) -> bool:
+    """Append an entry that lets go of the request, if the callbacks run where it is closed.
+
+    :return: ``False`` if there are none, if they have run, or if somebody else takes them: an
+        executor, ``capture()``, or the process that forked this one. Then nothing was appended.
+    """
+    if isinstance(after, CallbackList) and (
+        after._executor is not None
+        or after._state >= RUNNING
+        or after._forks != process.forks
+        or (hand_off.capturing is not None and hand_off.capturing() is not None)
+    ):
+        return False
+    if after:
+        list.append(after, entry)
+    return bool(after)
 
 
 def _start(*args: object) -> Any:

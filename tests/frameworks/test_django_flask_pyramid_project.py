@@ -24,7 +24,8 @@ PAGES = {
 }
 RUN = {
     "django": [
-        *("install", "settings.py", "urls.py", "runserver", "wsgi.py", "orders.py", "language.py"),
+        *("install", "settings.py", "urls.py", "runserver", "entry.py", "wsgi.py", "orders.py"),
+        "language.py",
         *(
             "test_orders.py",
             "test",

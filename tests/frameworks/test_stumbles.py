@@ -324,8 +324,8 @@ TOO_LATE = (
     "after_response() was called within a transaction, when the response had been closed and the "
     "callbacks of its request had run. The usual cause is captureOnCommitCallbacks(execute=True) "
     "in a TestCase: it calls what on_commit() was given only then, while a real commit comes "
-    "before the end of the response. Use a TransactionTestCase, or wait for both, commit and "
-    "response: docs/django.rst has the lines (after_both)."
+    "before the end of the response. Use after_commit(request, fn, ...) of wsgi_after.django: it "
+    "waits for both, whichever comes last."
 )
 
 

@@ -1,0 +1,427 @@
+"""What a callback finds of its request in Django, in each set-up that docs/django.rst names."""
+
+from __future__ import annotations
+
+import pickle
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import Exchange, make_environ
+from django.contrib import messages
+from django.core.cache import cache
+from django.core.files.uploadedfile import TemporaryUploadedFile
+from django.core.handlers.wsgi import WSGIRequest
+from django.core.signals import request_finished
+from django.db import connection, connections, transaction
+from django.http import HttpResponse
+from django.test import Client, RequestFactory, TestCase
+from django.urls import get_urlconf, set_urlconf
+from django.utils import timezone, translation
+from documents import blocks, parse
+from docutils import nodes
+from structlog.contextvars import get_contextvars
+
+from wsgi_after import AfterResponseMiddleware, CallbackList
+from wsgi_after import after_this_response as core_after
+from wsgi_after.django import AfterResponseMiddleware as Entry
+from wsgi_after.django import Cleanup, after_commit, after_response
+from wsgi_after.executor import BoundedThreadPoolExecutor
+from wsgi_after.integration import put_last
+from wsgi_after.moment import KEY as MOMENT
+from wsgi_after.moment import Slot
+from wsgi_after.testing import capture
+
+ENTRY = "wsgi_after.django.AfterResponseMiddleware"
+WITH_ID = f"{__name__}.WithRequestId"
+SESSIONS = {"SESSION_ENGINE": "django.contrib.sessions.backends.cache"}
+SESSION = "django.contrib.sessions.middleware.SessionMiddleware"
+MESSAGES = "django.contrib.messages.middleware.MessageMiddleware"
+FINDS = ["language", "zone", "upload", "session", "connection", "user", "request id"]
+ids = SimpleNamespace(current=None)
+
+
+class WithRequestId(Entry):
+    """The entry of a project whose middleware forgets the id of a request when its view is over."""
+
+    @contextmanager
+    def around(self, request):
+        ids.current = request.id
+        try:
+            yield
+        finally:
+            ids.current = None
+
+
+def state_of_request(get_response):
+    def middleware(request):
+        request.id, request.user = "one", SimpleNamespace(username="ada")
+        request.session["cart"] = "full"
+        translation.activate("de")
+        timezone.activate("Asia/Tokyo")
+        return get_response(request)
+
+    return middleware
+
+
+def upload():
+    made = TemporaryUploadedFile("order.txt", "text/plain", 7, None)
+    made.write(b"content")
+    made.seek(0)
+    return made
+
+
+@pytest.fixture
+def database(tmp_path, monkeypatch):
+    named = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "shop"}}
+    monkeypatch.setitem(vars(connections), "settings", connections.configure_settings(named))
+    connections.close_all()
+    for each in connections.all(initialized_only=True):
+        del connections[each.alias]
+    yield
+    connections.close_all()
+    for each in connections.all(initialized_only=True):
+        del connections[each.alias]
+
+
+def clean():
+    translation.deactivate()
+    timezone.deactivate()
+
+
+def serve(app, environ, slot=None):
+    Exchange(app, environ).finish()
+    if slot is not None:
+        slot.run()
+
+
+def environ_of(**extra):
+    return make_environ(PATH_INFO="/", SCRIPT_NAME="", **extra)
+
+
+@pytest.mark.parametrize(
+    "set_up", ["entry", "wsgi.py alone", "both", "moment", "pool", "test client"]
+)
+def test_each_cell_of_the_page_is_what_a_callback_finds(handler, database, set_up):
+    """Of one request, of which everything is kept by its callback's own thread and moment."""
+    found = {}
+    opened = []
+
+    def callback(request):
+        found["language"] = translation.get_language() == "de"
+        found["zone"] = timezone.get_current_timezone_name() == "Asia/Tokyo"
+        try:
+            found["upload"] = request.FILES["order"].read() == b"content"
+        except ValueError as error:
+            found["upload"] = False
+            error.add_note("seen by this test")
+        found["session"] = request.session["cart"] == "full"
+        found["connection"] = connection.connection is opened[0]
+        found["user"] = request.user.username == "ada"
+        found["request id"] = ids.current == "one"
+
+    def view(request):
+        connection.ensure_connection()
+        opened.append(connection.connection)
+        request._load_post_and_files()
+        request.FILES["order"] = upload()
+        after = core_after if set_up == "wsgi.py alone" else partial(after_response, request)
+        after(callback, request)
+        return HttpResponse("hello")
+
+    entry = [] if set_up == "wsgi.py alone" else [WITH_ID]
+    app = handler(view, *entry, SESSION, f"{__name__}.state_of_request", **SESSIONS)
+    pool = BoundedThreadPoolExecutor(max_workers=1, max_pending=1)
+    slot = Slot() if set_up == "moment" else None
+    try:
+        if set_up == "test client":
+            Client().get("/")
+        elif set_up in ("entry", "moment"):
+            serve(app, environ_of(**({MOMENT: slot} if slot else {})), slot)
+        else:
+            executor = pool if set_up == "pool" else None
+            serve(AfterResponseMiddleware(app, executor=executor), environ_of())
+        assert pool.drain(30)
+    finally:
+        clean()
+    assert [found[name] for name in FINDS] == cells()[set_up]
+
+
+def cells():
+    """The table of docs/django.rst: for each set-up, what is there."""
+    [table] = [
+        table
+        for table in parse("django.rst").findall(nodes.table)
+        if "request id" in table.astext()
+    ]
+    rows = [
+        [cell.astext() for cell in row.findall(nodes.entry)] for row in table.findall(nodes.row)
+    ]
+    assert rows[0][1:] == FINDS
+    return {row[0]: [cell == "yes" for cell in row[1:]] for row in rows[1:]}
+
+
+def test_the_entry_of_the_page_brings_a_request_id_along(handler, events):
+    names: dict[str, Any] = {}
+    exec(blocks("django.rst")["entry.py"], names)
+
+    def view(request):
+        after_response(request, lambda: events.append(get_contextvars()))
+        return HttpResponse("hello")
+
+    handler(view)
+    response = names["AfterResponseWithRequestId"](view)(
+        WSGIRequest(environ_of(HTTP_X_REQUEST_ID="one"))
+    )
+    response.close()
+    assert (events, get_contextvars()) == ([{"request_id": "one"}], {})
+
+
+@pytest.mark.parametrize("slot", [None, Slot])
+def test_the_request_is_let_go_of_behind_the_callbacks_of_callbacks(handler, events, slot):
+    def receiver(**kwargs):
+        events.append("request_finished")
+        raise ValueError("of a receiver")
+
+    def view(request):
+        request._closes = events
+        request.close = lambda: events.append("request.close")
+        after_response(request, lambda: after_response(request, events.append, "nested"))
+        after_response(request, events.append, "first")
+        return HttpResponse("hello")
+
+    made = None if slot is None else slot()
+    app = AfterResponseMiddleware(handler(view))
+    request_finished.connect(receiver)
+    try:
+        serve(app, environ_of(**({} if made is None else {MOMENT: made})), made)
+    finally:
+        request_finished.disconnect(receiver)
+    assert events == ["first", "nested", "request.close", "request_finished"]
+
+
+def test_around_is_not_asked_for_what_django_itself_does(handler, events):
+    @contextmanager
+    def around(callback, after):
+        events.append("around")
+        yield
+
+    def view(request):
+        request.environ["wsgi.after"].append(lambda: events.append("callback"))
+        return HttpResponse("hello")
+
+    serve(AfterResponseMiddleware(handler(view), around=around), environ_of())
+    assert events == ["around", "callback"]
+
+
+def test_with_an_executor_or_in_a_capture_or_without_callbacks_it_stays_in_close(handler, events):
+    def receiver(**kwargs):
+        events.append("request_finished")
+
+    def view(request):
+        after_response(request, events.append, "callback")
+        return HttpResponse("hello")
+
+    request_finished.connect(receiver)
+    try:
+        jobs = []
+        executor = SimpleNamespace(submit=lambda fn, *args: jobs.append(partial(fn, *args)))
+        serve(AfterResponseMiddleware(handler(view), executor=executor), environ_of())
+        [job] = jobs
+        job()
+        with capture():
+            serve(AfterResponseMiddleware(handler(view)), environ_of())
+        serve(AfterResponseMiddleware(handler(lambda request: HttpResponse(""))), environ_of())
+    finally:
+        request_finished.disconnect(receiver)
+    assert events == ["request_finished", "callback", "request_finished", "request_finished"]
+
+
+def test_the_list_of_a_server_gets_it_too_but_none_that_has_ended(events):
+    ended, own = CallbackList([int]), [int]
+    ended.clear()
+    assert (put_last(ended, int), put_last(own, str), own) == (False, True, [int, str])
+
+
+def test_a_cached_response_of_a_wrapped_application_sends_request_finished_too(handler, events):
+    def receiver(**kwargs):
+        events.append("request_finished")
+
+    def view(request):
+        after_response(request, events.append, "callback")
+        return HttpResponse("hello")
+
+    module = "django.middleware.cache"
+    around = f"{module}.UpdateCacheMiddleware", ENTRY, f"{module}.FetchFromCacheMiddleware"
+    caches = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    app = AfterResponseMiddleware(handler(view, *around, CACHES=caches))
+    cache.clear()
+    request_finished.connect(receiver)
+    try:
+        serve(app, environ_of())
+        serve(app, environ_of())
+    finally:
+        request_finished.disconnect(receiver)
+        cache.clear()
+    assert events == ["callback", "request_finished", "request_finished"]
+
+
+def test_what_a_cache_pickles_needs_nothing_of_this_package(handler):
+    handler(HttpResponse)
+    request = RequestFactory().get("/")
+    request.environ["wsgi.after"] = []
+    response = Entry(lambda request: HttpResponse("hello"))(request)
+    pickled = pickle.dumps(response)
+    response.close()
+    pickle.loads(pickled).close()
+    assert b"wsgi_after" not in pickled
+
+
+def test_where_another_thread_runs_a_callback_it_finds_the_urls_of_its_request(handler, events):
+    def view(request):
+        set_urlconf("urls of the tenant")
+        request.environ["wsgi.after"].append(lambda: events.append(get_urlconf()))
+        return HttpResponse("hello")
+
+    pool = BoundedThreadPoolExecutor(max_workers=1, max_pending=2)
+    app = AfterResponseMiddleware(handler(view), executor=pool)
+    try:
+        serve(app, environ_of())
+    finally:
+        set_urlconf(None)
+    pool.submit(lambda: events.append(get_urlconf()))
+    assert pool.drain(30)
+    assert events == ["urls of the tenant", None]
+
+
+# What cannot be kept is told.
+
+
+def test_a_closed_upload_is_named_where_it_is_read(handler, caplog):
+    def view(request):
+        request._load_post_and_files()
+        request.FILES["order"] = upload()
+        after_response(request, lambda: request.FILES["order"].read())
+        after_response(request, int, "no number")
+        return HttpResponse("hello")
+
+    pool = BoundedThreadPoolExecutor(max_workers=1, max_pending=1)
+    serve(AfterResponseMiddleware(handler(view), executor=pool), environ_of())
+    assert pool.drain(30)
+    caplog.records.pop()
+    serve(handler(view), environ_of())  # not closed: no note
+    [closed, other] = [record.exc_info[1] for record in caplog.records]
+    [note] = closed.__notes__
+    assert not hasattr(other, "__notes__")
+    assert note.startswith("The upload 'order' is closed")
+    assert "Read the upload in the view" in note
+
+
+def test_a_session_or_a_message_that_is_changed_after_the_response_is_reported(handler, caplog):
+    def mail(request):
+        request.session["mailed"] = True
+        messages.success(request, "mailed")
+
+    def view(request):
+        request.session["cart"] = []
+        messages.success(request, "ordered")
+        after_response(request, request.session.get, "cart")
+        after_response(request, mail, request)
+        return HttpResponse("hello")
+
+    serve(handler(view, ENTRY, SESSION, MESSAGES, **SESSIONS), environ_of())
+    told = [record.getMessage().rpartition(" after the response")[0] for record in caplog.records]
+    assert [text.rpartition(".mail ")[2] for text in told] == [
+        "changed request.session",
+        "changed the messages",
+    ]
+
+
+# Coroutine functions.
+
+
+def test_after_response_runs_a_coroutine_function_and_a_plain_append_reports_it(
+    handler, events, caplog
+):
+    async def callback(*args):
+        events.append(args)
+
+    def view(request):
+        after_response(request, callback, 1)
+        request.environ["wsgi.after"].append(callback)
+        return HttpResponse("hello")
+
+    serve(handler(view), environ_of())
+    assert events == [(1,)]
+    assert "coroutine" in caplog.text
+
+
+# After the commit.
+
+
+def test_after_commit_waits_for_the_outermost_commit_and_the_response(handler, database, events):
+    def view(request):
+        with transaction.atomic(), transaction.atomic():
+            after_commit(request, events.append, "callback")
+        events.append("view")
+        return HttpResponse("hello")
+
+    databases = {"default": {**connections.settings["default"], "ATOMIC_REQUESTS": True}}
+    connections.settings["default"].update(databases["default"])
+    serve(handler(view), environ_of())
+    assert events == ["view", "callback"]
+
+
+def test_after_commit_does_nothing_if_its_savepoint_or_the_transaction_is_rolled_back(
+    handler, database, events
+):
+    def view(request):
+        with transaction.atomic():
+            try:
+                with transaction.atomic():
+                    after_commit(request, events.append, "of the savepoint")
+                    raise KeyError
+            except KeyError:
+                after_commit(request, events.append, "of the rest")
+            if "fail" in request.GET:
+                raise ValueError
+        return HttpResponse("hello")
+
+    app = handler(view)
+    serve(app, environ_of())
+    serve(app, environ_of(QUERY_STRING="fail"))
+    assert events == ["of the rest"]
+
+
+def test_after_commit_runs_at_once_where_the_response_is_over(handler, database, events):
+    async def callback():
+        events.append("coroutine function")
+
+    def view(request):
+        assert after_commit(request, events.append, "function") == events.append
+        after_commit(request, callback)
+        return HttpResponse("hello")
+
+    handler(view)
+    with transaction.atomic():
+        with TestCase.captureOnCommitCallbacks(execute=True):
+            Client().get("/")
+            assert events == []
+        assert events == ["function", "coroutine function"]
+
+
+@pytest.mark.parametrize("register", [after_response, after_commit])
+def test_what_is_not_callable_is_refused_at_once(handler, register):
+    request = RequestFactory().get("/")
+    request.environ["wsgi.after"] = []
+    with pytest.raises(TypeError, match="callable"):
+        register(request, "text")
+
+
+def test_the_cleanup_waits_for_entries_that_came_behind_it(events):
+    after = [int]
+    cleanup = Cleanup(HttpResponse(), after)
+    cleanup()
+    assert after == [int, cleanup]
