@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from conftest import Exchange, make_environ
 from django.contrib import messages
 from django.core.cache import cache
 from django.core.files.uploadedfile import TemporaryUploadedFile
-from django.core.handlers.wsgi import WSGIRequest
 from django.core.signals import request_finished
 from django.db import connection, connections, transaction
 from django.http import HttpResponse
@@ -22,7 +22,6 @@ from django.urls import get_urlconf, set_urlconf
 from django.utils import timezone, translation
 from documents import blocks, parse
 from docutils import nodes
-from structlog.contextvars import get_contextvars
 
 from wsgi_after import AfterResponseMiddleware, CallbackList
 from wsgi_after import after_this_response as core_after
@@ -163,20 +162,86 @@ def cells():
     return {row[0]: [cell == "yes" for cell in row[1:]] for row in rows[1:]}
 
 
-def test_the_entry_of_the_page_brings_a_request_id_along(handler, events):
-    names: dict[str, Any] = {}
-    exec(blocks("django.rst")["entry.py"], names)
+PROJECT = """
+import json, logging
+import django
+from django.conf import settings
 
-    def view(request):
-        after_response(request, lambda: events.append(get_contextvars()))
-        return HttpResponse("hello")
+settings.configure(
+    SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"],
+    LOG_REQUEST_ID_HEADER="HTTP_X_REQUEST_ID",
+    DEFAULT_AUTO_FIELD="django.db.models.AutoField",
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.sqlite3"}},
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes",
+                    "django.contrib.sessions", "simple_history"],
+    MIDDLEWARE=["entry.ProjectEntry",
+                "django.contrib.sessions.middleware.SessionMiddleware",
+                "django.contrib.auth.middleware.AuthenticationMiddleware",
+                "log_request_id.middleware.RequestIDMiddleware",
+                "simple_history.middleware.HistoryRequestMiddleware"])
+django.setup()
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.core.wsgi import get_wsgi_application
+from django.db import connection, models
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import path
+from log_request_id.filters import RequestIDFilter
+from simple_history.models import HistoricalRecords
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.django import after_response
+from wsgi_after.executor import BoundedThreadPoolExecutor
 
-    handler(view)
-    response = names["AfterResponseWithRequestId"](view)(
-        WSGIRequest(environ_of(HTTP_X_REQUEST_ID="one"))
-    )
-    response.close()
-    assert (events, get_contextvars()) == ([{"request_id": "one"}], {})
+class Order(models.Model):
+    state = models.CharField(max_length=9)
+    history = HistoricalRecords(app="auth")
+
+    class Meta:
+        app_label = "auth"
+
+class Keep(logging.Handler):
+    def emit(self, record):
+        ids.append(record.request_id)
+
+ids = []
+handler = Keep()
+handler.addFilter(RequestIDFilter())
+logging.getLogger("shop").addHandler(handler)
+
+def view(request):
+    request.user.username
+    after_response(request, callback)
+    return HttpResponse("hello")
+
+def callback():
+    logging.getLogger("shop").warning("mail")
+    Order.objects.create(state="mailed")
+
+urlpatterns = [path("", view)]
+call_command("migrate", run_syncdb=True, verbosity=0)
+with connection.schema_editor() as editor:
+    for model in Order, Order.history.model:
+        if model._meta.db_table not in connection.introspection.table_names():
+            editor.create_model(model)
+client = Client()
+client.force_login(User.objects.create(username="ada"))
+client.get("/", headers={"X-Request-Id": "one"})
+pool = BoundedThreadPoolExecutor(max_workers=1, max_pending=1)
+environ = client._base_environ(PATH_INFO="/", HTTP_X_REQUEST_ID="two")
+body = AfterResponseMiddleware(get_wsgi_application(), executor=pool)(environ, lambda *args: None)
+body.close()
+assert pool.drain(30)
+users = Order.history.order_by("history_id").values_list("history_user__username", flat=True)
+print(json.dumps([ids, list(users)]))
+"""
+
+
+def test_the_entry_of_the_page_brings_along_what_two_packages_keep(tmp_path):
+    (tmp_path / "entry.py").write_text(blocks("django.rst")["entry.py"], encoding="utf-8")
+    command = [sys.executable, "-c", PROJECT]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stdout.splitlines()[-1:] == ['[["one", "two"], ["ada", "ada"]]'], ended.stderr
 
 
 @pytest.mark.parametrize("slot", [None, Slot])
