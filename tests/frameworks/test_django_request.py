@@ -426,6 +426,42 @@ def test_after_response_runs_a_coroutine_function_and_a_plain_append_reports_it(
     assert "coroutine" in caplog.text
 
 
+GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import asyncio, gevent, django
+from django.conf import settings
+settings.configure(SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"],
+                   MIDDLEWARE=["wsgi_after.django.AfterResponseMiddleware"])
+django.setup()
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import path
+from wsgi_after.django import after_response
+
+async def callback(number):
+    await asyncio.sleep(0.01)
+    ran.append(number)
+
+def view(request):
+    after_response(request, callback, int(request.GET["number"]))
+    return HttpResponse("hello")
+
+ran, urlpatterns = [], [path("", view)]
+jobs = [gevent.spawn(Client().get, f"/?number={number}") for number in range(3)]
+gevent.joinall(jobs, raise_error=True)
+print(sorted(ran))
+"""
+
+
+def test_under_gevent_a_coroutine_function_fails_while_another_one_runs(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", GEVENT], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.stdout == "[0]\n", ended.stderr
+    assert ended.stderr.count("Callback __main__.callback of GET / failed.") == 2
+
+
 # After the commit.
 
 
