@@ -38,8 +38,9 @@ RUN = {
         ),
     ],
     "flask": [
-        *("install", "shop.py", "run", "order", "factory.py", "factory_used.py", "orders.py"),
-        *("test_orders.py", "gunicorn", "uwsgi"),
+        *("install", "shop.py", "run", "order", "factory.py", "factory_used.py"),
+        "download.py",  # by tests/test_other_packages.py
+        *("orders.py", "test_orders.py", "gunicorn", "uwsgi"),
     ],
     "pyramid": [
         *("install", "app.py", "serve", "rows.py", "pools.py", "setting.ini", "filter.ini"),
