@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
@@ -38,7 +38,7 @@ from werkzeug.datastructures import iter_multi_items
 from werkzeug.exceptions import BadRequest
 
 from . import AfterResponseMiddleware, CallbackList
-from .integration import KEY, NoArguments, P, R, check_arguments
+from .integration import KEY, InContext, NoArguments, P, R, check_arguments
 
 if TYPE_CHECKING:
     from flask import Request
@@ -183,7 +183,7 @@ def after_this_response(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
             "by app.test_request_context() has no response to run it after, either."
         )
     check_arguments(fn, args, kwargs, THESE_ARGUMENTS)
-    callback = InContext(fn, *args, **kwargs)
+    callback = InRequest(fn, *args, **kwargs)
     callback.contexts = unwrapped(app_ctx), unwrapped(request_ctx)
     callback.thread = get_ident()
     request.environ[KEY].append(callback)
@@ -201,16 +201,22 @@ THESE_ARGUMENTS = (
 )
 
 
-class InContext(partial[object]):
+class InRequest(InContext):
     """A callback that runs in contexts like those in which it was registered."""
 
     contexts: tuple[AppContext, RequestContext]
     thread: int
 
     def __call__(self, /) -> object:
-        """Call the function, then the teardown functions.
+        """Call the function, which may be ``async``, as a view may."""
+        with self.context():
+            return self.contexts[0].app.ensure_sync(self.func)(*self.args, **self.keywords)
 
-        In copies, because a context can be current in one thread only, and a test client may still
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """Copies of the contexts; behind the callback they call the teardown functions.
+
+        Copies, because a context can be current in one thread only, and a test client may still
         hold it. They share ``g``, the request and the session.
         """
         of_app, of_request = self.contexts
@@ -219,7 +225,7 @@ class InContext(partial[object]):
         explain_streams(of_request.request, get_ident() == self.thread)
         with app_context, of_request.copy():
             try:
-                return of_app.app.ensure_sync(self.func)(*self.args, **self.keywords)
+                yield
             except Exception as error:
                 explain(error)
                 raise

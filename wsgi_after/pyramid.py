@@ -24,7 +24,8 @@ after it, or raises ``NoTransaction`` if the manager is explicit, as pyramid_tm 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from pyramid.events import ApplicationCreated
 from pyramid.threadlocal import RequestContext
 
 from . import AfterResponseMiddleware, CallbackList
-from .integration import KEY, current_list
+from .integration import KEY, InContext, bind, current_list
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -167,65 +168,40 @@ class Attempts:
     def end(self) -> None:
         """Have what the last attempt registered run with its threadlocals."""
         if self._callbacks and self._request is not None:
-            bind(self._callbacks, self._before, self._request)
+            bind(self._callbacks, self._before, partial(in_threadlocals, self._request))
 
 
-#: Not the list's own: nothing is registered here, which in a forked child would raise.
-replace: Callable[[Any, int, object], None] = list.__setitem__
-
-
-def bind(
-    callbacks: list[Callable[[], object]], before: list[Callable[[], object]], request: Request
-) -> None:
-    """Have callbacks run with the threadlocals of ``request``, but not those that were there."""
-    known = [id(fn) for fn in before]
-    for index, fn in enumerate(callbacks):
-        if id(fn) in known:
-            known.remove(id(fn))  # once: it may have been registered again
-        elif not isinstance(fn, InThreadlocals):
-            replace(callbacks, index, InThreadlocals.of(fn, request))
-
-
-class InThreadlocals(partial[object]):
+class InThreadlocals(InContext):
     """A callback that runs with the threadlocals of a request. It equals the one it stands for."""
 
-    original: Callable[[], object]
     request: Request
 
-    @classmethod
-    def of(cls, fn: Callable[[], object], request: Request) -> InThreadlocals:
-        """``fn``, bound to a request."""
-        callback = cls(fn)
-        callback.original = fn
-        callback.request = request
-        return callback
-
-    def __call__(self, /) -> object:
-        """Call it; what it registers meanwhile has the same threadlocals."""
-        callbacks: list[Any] | None = current_list()
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """What the callback registers meanwhile has the same threadlocals."""
+        callbacks: list[Callable[[], object]] | None = current_list()
         if callbacks is None:  # run one by one, from a list that is not ours
             callbacks = []
         before = callbacks.copy()
         with RequestContext(self.request):
             try:
-                return in_transaction(self.request, self.original)
+                with transaction_of(self.request):
+                    yield
             finally:
                 if callbacks != before:
-                    bind(callbacks, before, self.request)
-
-    def __eq__(self, other: object) -> bool:
-        return self.original == (other.original if isinstance(other, InThreadlocals) else other)
-
-    def __hash__(self) -> int:
-        return hash(self.original)
-
-    def __reduce__(self) -> Any:
-        """Pickle as a plain callback: a request, and what is local to a thread, stays here."""
-        return partial, (self.original,)
+                    bind(callbacks, before, partial(in_threadlocals, self.request))
 
 
-def in_transaction(request: Request, fn: Callable[[], object]) -> object:
-    """Call ``fn()``, and end the transaction of ``request.tm`` that it began without a word.
+def in_threadlocals(request: Request, fn: Callable[[], object]) -> InThreadlocals:
+    """A callback, bound to a request."""
+    callback = InThreadlocals(fn)
+    callback.request = request
+    return callback
+
+
+@contextmanager
+def transaction_of(request: Request) -> Iterator[None]:
+    """End the transaction of ``request.tm`` that is begun within, without a word.
 
     With pyramid_tm's default manager, that of the thread, the first use begins one, and nobody else
     would end it: what a callback adds to ``request.dbsession`` would vanish.
@@ -233,7 +209,7 @@ def in_transaction(request: Request, fn: Callable[[], object]) -> object:
     manager = vars(request).get("tm")  # if somebody has asked for it
     is_ours = manager is not None and not {"tm.active", "repoze.tm.active"} & request.environ.keys()
     try:
-        outcome = fn()
+        yield
     except BaseException as error:
         if is_ours and not manager.explicit:
             manager.abort()
@@ -245,4 +221,3 @@ def in_transaction(request: Request, fn: Callable[[], object]) -> object:
         raise
     if is_ours and not manager.explicit:
         manager.commit()
-    return outcome

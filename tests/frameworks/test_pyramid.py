@@ -20,6 +20,7 @@ from pyramid.threadlocal import get_current_registry, get_current_request
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response
 from wsgi_after import pyramid as wsgi_after_pyramid
+from wsgi_after.integration import bind
 
 
 def make_app(view, *includes, before=None, autocommit=False, commits=False, **settings):
@@ -162,9 +163,18 @@ def test_a_running_callback_cancels_another(events):
 
 def test_a_bound_callback_equals_its_original_and_pickles_as_it():
     request = Request.blank("/")
-    first, second = (wsgi_after_pyramid.InThreadlocals.of(print, request) for _ in range(2))
+    callbacks = [print, print]
+    bind(callbacks, [], partial(wsgi_after_pyramid.in_threadlocals, request))
+    first, second = callbacks
     assert ({first, second}, first == print, first == len) == ({first}, True, False)
     assert pickle.loads(pickle.dumps(first)).func is print
+
+
+def test_a_bound_callback_that_is_called_by_itself_has_the_threadlocals():
+    request = Request.blank("/")
+    request.registry = get_current_registry()
+    callback = wsgi_after_pyramid.in_threadlocals(request, get_current_request)
+    assert callback() is request
 
 
 def test_a_request_made_by_hand_has_no_list():
