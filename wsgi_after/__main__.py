@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from . import AfterResponseMiddleware, CallbackList
-from .integration import OpenRequest, set_sharing
+from .integration import OpenRequest, is_aside, set_sharing
 
 try:
     from werkzeug.serving import WSGIRequestHandler, make_server
@@ -256,6 +256,17 @@ def describe(error: BaseException) -> str:
     return f"{line} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
+class End(partial[None]):
+    """The entry of a list that notes when the callbacks have ended."""
+
+    is_aside = True
+
+
+def number_of(callbacks: list[Any]) -> int:
+    """How many callbacks of the app there are."""
+    return sum(not is_aside(entry) for entry in callbacks)
+
+
 class Exchange:
     """One request, its response and its callbacks: what happened when.
 
@@ -293,8 +304,8 @@ class Exchange:
             self.error = callbacks.error
             self._hold()
             self._began = time.perf_counter()
-            self._registered = len(callbacks)
-            callbacks.append(partial(self._end, callbacks))
+            self._registered = number_of(callbacks)
+            callbacks.append(End(self._end, callbacks))
 
     def _hold(self) -> None:
         """Hold the server up before the callbacks, until the client has the whole response.
@@ -308,9 +319,9 @@ class Exchange:
             self._held = since, time.perf_counter()
 
     def _end(self, callbacks: CallbackList) -> None:
-        if callbacks:  # registered by a callback: let them run first
-            self._registered += len(callbacks)
-            callbacks.append(partial(self._end, callbacks))
+        if left := number_of(callbacks):  # registered by a callback: let them run first
+            self._registered += left
+            callbacks.append(End(self._end, callbacks))
         else:
             self._note_end()
 

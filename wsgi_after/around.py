@@ -32,6 +32,15 @@ def caller(
     return partial(call_within, around), getattr(function, "observer", None)
 
 
+def is_aside(entry: object) -> bool:
+    """Whether an entry is no callback, but something of this package that is to come last.
+
+    Such an entry goes behind what is registered meanwhile, but not behind another one of its kind:
+    two would move behind each other for ever.
+    """
+    return getattr(entry, "is_aside", False)
+
+
 def call_within(around: Around, taken: list[Callable[[], object]], request: str | None) -> object:
     """Call ``taken[0]()`` within what ``around`` returns for it; without, if entering that raises.
 
@@ -46,7 +55,7 @@ def call_within(around: Around, taken: list[Callable[[], object]], request: str 
     if not is_due(callback):  # it would do nothing
         del taken[0]
         return None
-    if getattr(callback, "is_aside", False):  # no callback of a user: see django.py
+    if is_aside(callback):
         del taken[0]
         return callback()
     outcome: object = None

@@ -49,6 +49,7 @@ from .integration import (
     current_list,
     describe,
     has_moment,
+    is_aside,
     open_request,
     put_last,
     register,
@@ -336,14 +337,14 @@ class Close:
 class Cleanup:
     """The last entry of a list: what Django does when a response is closed."""
 
-    is_aside = True  # no callback: around= is not asked
+    is_aside = True  # so around= is not asked
 
     def __init__(self, response: HttpResponse, after: list[Any]) -> None:
         self.response, self.after = response, after
 
     def __call__(self) -> None:
         """Clean up, or stand behind what was registered meanwhile."""
-        if any(not isinstance(entry, Cleanup) for entry in self.after):
+        if not all(map(is_aside, self.after)):
             list.append(self.after, self)
         else:
             self.run()

@@ -31,7 +31,7 @@ from ._core.logs import Nobody, describe, request_line
 from ._core.middleware import KEY, check_executor, is_shared
 from ._core.servers import recognise
 from .arguments import check_arguments
-from .around import caller
+from .around import caller, is_aside
 from .functions import current_list
 from .registering import NoArguments, P, R, register
 from .uwsgi import install as use_moment
@@ -57,6 +57,7 @@ __all__ = [
     "describe",
     "file_of",
     "has_moment",
+    "is_aside",
     "is_shared",
     "notes_of",
     "observe",
