@@ -17,7 +17,8 @@ from commands import environment
 from conftest import Exchange, hello, is_freed, make_environ, messages, registers
 from interleave import interruptions
 
-from wsgi_after import AfterResponseMiddleware
+from wsgi_after import AfterResponseMiddleware, run_callbacks
+from wsgi_after._core import process
 from wsgi_after.integration import open_request
 from wsgi_after.moment import KEY, Slot
 
@@ -355,3 +356,66 @@ def test_at_a_moment_the_servers_sign_of_life_comes_first(events):
     events.append("closed")
     slot.run()
     assert events == ["closed", "alive", "in", "fn", "out"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_in_a_child_that_entering_forked_nothing_runs(fails, events, monkeypatch):
+    """Only the counter of forks is moved: no process is needed to see what the child does."""
+
+    @contextmanager
+    def forks(callback, after):
+        monkeypatch.setattr(process, "forks", process.forks + 1)
+        yield
+        if fails:
+            raise ZeroDivisionError
+
+    exchange = Exchange(registers(partial(events.append, "fn"), around=forks))
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        exchange.finish()
+    assert events == []
+
+
+def test_a_callback_before_which_a_signal_handler_raised_runs_all_the_same(events):
+    """As the interruptions above, which no tool that measures coverage can see."""
+    exchange = Exchange(registers(partial(events.append, "fn"), around=lambda *_: nullcontext()))
+    after = exchange.environ["wsgi.after"]
+    call = after._call
+
+    def interrupted(taken, request):
+        if "interrupted" not in events:
+            events.append("interrupted")
+            raise KeyboardInterrupt
+        return call(taken, request)
+
+    after._call = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        exchange.finish()
+    assert events == ["interrupted", "fn"]
+
+
+def test_what_is_aside_is_no_callback_to_be_around(events):
+    class Aside(partial):
+        is_aside = True
+
+    @contextmanager
+    def around(callback, after):
+        events.append("in")
+        yield
+
+    application = registers(Aside(events.append, "aside"), around=around)
+    Exchange(application).finish()
+    assert events == ["aside"]
+
+
+def test_an_app_that_runs_its_list_itself_does_not_enter_what_is_not_to_run(events):
+    def app(environ, start_response):
+        environ["wsgi.after"].on_success(events.append, "fn")
+        run_callbacks(environ["wsgi.after"])  # before there is a status
+        return hello(environ, start_response)
+
+    def around(callback, after):
+        events.append("in")
+        return nullcontext()
+
+    Exchange(AfterResponseMiddleware(app, around=around)).finish()
+    assert events == []

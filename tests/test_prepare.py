@@ -480,3 +480,12 @@ def test_nothing_is_kept_of_a_request_that_is_over(lazy, callback):
 
     assert is_freed(AfterResponseMiddleware(app if lazy else lambda *args: [*app(*args)]))
     assert kept.pop()() is None
+
+
+def test_a_header_of_the_app_that_cannot_be_sent_is_named():
+    def app(environ, start_response):
+        environ["wsgi.after"].on_prepare(lambda response: None)
+        return start_response("200 OK", [("X-Good", "1"), ("X-Bad", "a\nb")])
+
+    with pytest.raises(ValueError, match="value of header 'X-Bad' contains"):
+        AfterResponseMiddleware(app)({}, lambda *args: None)

@@ -231,3 +231,12 @@ def test_equal_calls_have_one_hash(events):
         assert {hash(entry) for entry in after} == {hash(events.append)}
 
     Exchange(responds("200 OK", view)).finish()
+
+
+def test_an_entry_that_is_not_due_does_nothing_at_its_turn(events):
+    def view(after):
+        after.on_success(events.append, 1)
+        after[0]()  # the response has not started
+
+    Exchange(responds("404 N", view)).finish()
+    assert events == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sys
+from contextlib import nullcontext
+from functools import partial
 
 import bottle
 import pytest
@@ -13,8 +15,13 @@ from documents import blocks, executed
 from servers.harness import free_port, wait_until
 from werkzeug.test import Client
 
-from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
-from wsgi_after.integration import open_request
+from wsgi_after import (
+    AfterResponseMiddleware,
+    CallbackList,
+    after_this_request,
+    after_this_response,
+)
+from wsgi_after.integration import InContext, bind, notes_of, observe, open_request
 
 PAGE = blocks("integrations.rst")
 
@@ -174,3 +181,43 @@ def test_what_is_no_executor_and_no_list_is_refused():
         open_request(make_environ(), print)
     with pytest.raises(TypeError, match="is tuple, where a list was expected"):
         open_request(make_environ(**{"wsgi.after": ()}))
+
+
+class Silent(InContext):
+    """A callback within nothing."""
+
+    def context(self):
+        return nullcontext()
+
+
+def test_a_callback_in_context_calls_its_function_and_pickles_as_a_plain_one(events):
+    plain = [partial(events.append, 1), print]
+    callbacks = [*plain]
+    bind(callbacks, [print], Silent)
+    bound, other = callbacks
+    bound()
+    assert (events, other is print, bound == plain[0], bound == Silent(print)) == (
+        [1],
+        True,
+        True,
+        False,
+    )
+    assert hash(bound) == hash(plain[0])
+    assert len({Silent(print), Silent(print)}) == 2
+    for callback in (Silent(print, 1), Silent(print, 1, sep="")):
+        assert pickle.loads(pickle.dumps(callback))() is None
+    with pytest.raises(NotImplementedError):
+        InContext(print)()
+
+
+def test_only_a_list_of_ours_is_observed_and_has_notes():
+    assert observe([], print) is False
+    with pytest.raises(TypeError, match="Only a CallbackList has notes, not list"):
+        notes_of([])
+    after = CallbackList()
+    notes_of(after)["mine"] = 1
+    assert (notes_of(after), observe(after, print), observe(after, print)) == (
+        {"mine": 1},
+        True,
+        False,
+    )
