@@ -117,6 +117,30 @@ def attempt(where: Place, mode: str, kind: str, expected: Expected) -> Tried:
     return Tried(again.timing, again.wire, tried.watches + again.watches)
 
 
+def ran_elsewhere(watches: list[Watch]) -> list[Any]:
+    """Where callbacks ran, of those that ran in another place than that of the app's call."""
+    return [
+        report["here"][:3]
+        for watch in watches
+        for report in watch.reports
+        if "called" in report and report["here"][:3] != report["called"][:3]
+    ]
+
+
+def asked_in_http_1_0(where: Place, kind: str, seconds: float) -> Watch:
+    """Ask once, in HTTP/1.0; return when the last callback has ended.
+
+    :param seconds: how long a callback waits for the client to have the response.
+    """
+    watch = control().watch(seconds)
+    with Connection(where.port) as client:
+        client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
+        client.read_to_end()
+    watch.end.set()
+    assert watch.done.wait(seconds), where.log.read_text()
+    return watch
+
+
 @dataclass
 class Exchange:
     """One connection, with one request of this kind on it, or two; then one to the bare app.

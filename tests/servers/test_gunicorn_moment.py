@@ -26,7 +26,7 @@ from .client import Connection
 from .descriptions import gunicorn, package
 from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
 from .harness import control, running
-from .measure import attempt, terminate
+from .measure import asked_in_http_1_0, attempt, ran_elsewhere, terminate
 from .test_deployment_pages import start
 
 servers = pytest.mark.servers
@@ -69,12 +69,7 @@ def test_no_client_waits_and_callbacks_run_in_the_requests_own_thread(name):
     watches = [watch for tried in found.values() for watch in tried.watches]
     assert {kind: tried.timing for kind, tried in found.items()} == timings
     assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
-    assert [
-        report["here"][:3]
-        for watch in watches
-        for report in watch.reports
-        if "called" in report and report["here"][:3] != report["called"][:3]
-    ] == []
+    assert ran_elsewhere(watches) == []
     assert (found["error_before_return"].wire, ended) == (bare, "finishes")
 
 
@@ -83,12 +78,7 @@ def test_no_client_waits_and_callbacks_run_in_the_requests_own_thread(name):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_response_in_http_1_0_ends_first(name, kind):
     with running(server(name)) as where:
-        watch = control().watch(WAIT)
-        with Connection(where.port) as client:
-            client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
-            client.read_to_end()
-        watch.end.set()
-        assert watch.done.wait(WAIT), where.log.read_text()
+        watch = asked_in_http_1_0(where, kind, WAIT)
     assert watch.had == (False, True)
 
 

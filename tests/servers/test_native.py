@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from documents import DOCS, blocks
 
-from .client import Connection
 from .descriptions import gunicorn, module, package
 from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
-from .harness import control, running
-from .measure import attempt, terminate
+from .harness import running
+from .measure import asked_in_http_1_0, attempt, terminate
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("for-a-server.rst")
@@ -77,12 +76,7 @@ def test_no_client_waits_and_callbacks_run_once_in_the_requests_own_thread(where
 
 @pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
 def test_a_response_in_http_1_0_ends_first(where, kind):
-    watch = control().watch(WAIT)
-    with Connection(where.port) as client:
-        client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
-        client.read_to_end()
-    watch.end.set()
-    assert watch.done.wait(WAIT), where.log.read_text()
+    watch = asked_in_http_1_0(where, kind, WAIT)
     assert watch.had == (False, True)
 
 

@@ -21,7 +21,7 @@ from .control import Watch
 from .descriptions import uwsgi, uwsgi_command, uwsgi_server
 from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
 from .harness import control, running, wait_until
-from .measure import attempt
+from .measure import asked_in_http_1_0, attempt, ran_elsewhere
 
 pytestmark = pytest.mark.servers
 
@@ -65,23 +65,13 @@ def test_in_each_mode_no_client_waits_and_callbacks_run_in_the_requests_own_thre
         kind: GONE if kind == "hang_up" else IN_TIME for kind in kinds
     }
     assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
-    assert [
-        report["here"][:3]
-        for watch in watches
-        for report in watch.reports
-        if "called" in report and report["here"][:3] != report["called"][:3]
-    ] == []
+    assert ran_elsewhere(watches) == []
 
 
 @pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
 def test_a_response_in_http_1_0_ends_first(kind):
     with running(server("threads")) as where:
-        watch = control().watch(WAIT)
-        with Connection(where.port) as client:
-            client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
-            client.read_to_end()
-        watch.end.set()
-        assert watch.done.wait(WAIT), where.log.read_text()
+        watch = asked_in_http_1_0(where, kind, WAIT)
     assert watch.had == (False, True)
 
 
