@@ -1,7 +1,8 @@
 """What several test modules share: a server in a few lines, apps, executors, what is freed.
 
 Beside it: :mod:`commands` runs what the documentation shows, :mod:`documents` reads it,
-:mod:`databases`, :mod:`mail` and :mod:`servers.harness` start what is not ours.
+:mod:`reporting` prints what a test run tells, :mod:`databases`, :mod:`mail` and
+:mod:`servers.harness` start what is not ours.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from wsgiref.util import setup_testing_defaults
 
 import hypothesis
 import pytest
+from reporting import Reporter
+from servers.descriptions import SERVERS
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after._core.logs import Throttle
@@ -33,24 +36,20 @@ for name, examples in (("quick", 100), ("ci", 3_000), ("long", 100_000)):
     )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-_counted: list[str] = []  # lines of the section that ends a test run
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Reporter(config, [server.name for server in SERVERS]))
 
 
-def count(what: str, **counts: int) -> None:
-    """Have the end of the test run print what was counted: ``count("load", sent=20, lost=0)``.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On CI, try a test that drives a server a second time if it fails; the report tells.
 
-    Call it before what is asserted of the counts, so that those of a failure are printed, too.
+    Its machine is loaded, and what a server does at a signal depends on times that are not ours.
     """
-    told = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
-    _counted.append(f"{what}: {told}")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print them, with ``-q`` too."""
-    if _counted:
-        terminalreporter.section("Nothing lost")
-        for line in _counted:
-            terminalreporter.line(line)
+    if os.environ.get("CI"):
+        for item in items:
+            if item.get_closest_marker("servers"):
+                item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def make_environ(**extra: Any) -> dict[str, Any]:

@@ -168,7 +168,11 @@ def read(body):
 
 @pytest.mark.parametrize("callbacks", [0, 1])
 @pytest.mark.parametrize(
-    "body", [[], [b""], (), iter(()), Body(b""), b"", memoryview(b"")], ids=repr
+    "body",
+    [[], [b""], (), iter(()), Body(b""), b"", memoryview(b"")],
+    ids=lambda body: (
+        f"{type(body).__name__} {body}" if isinstance(body, list) else type(body).__name__
+    ),
 )
 def test_an_empty_body_of_any_kind_is_flushed_where_there_are_callbacks(
     body, callbacks, serve, events

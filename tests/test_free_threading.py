@@ -12,8 +12,9 @@ from functools import partial
 
 import contested
 import pytest
-from conftest import collector_off, count
+from conftest import collector_off
 from interleave import interleavings
+from reporting import count
 
 from wsgi_after import claims
 from wsgi_after._core import body

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Loses, Refuses, count, hello, is_freed
+from conftest import Loses, Refuses, hello, is_freed
+from reporting import count
 
 from wsgi_after import AfterResponseMiddleware
 

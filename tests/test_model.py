@@ -21,7 +21,6 @@ from contextvars import copy_context
 
 import pytest
 import sentry_sdk
-from conftest import count
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -38,6 +37,7 @@ from model.executors import EXECUTORS, pool
 from model.faults import FAULTS, Faulty
 from model.requests import CANCELS, FILE_WRAPPERS, Log, Request, Stack, end_garbage
 from model.stacks import AROUND, INSIDE, STACK
+from reporting import count
 
 import wsgi_after._core.run
 from wsgi_after import CallbackList

@@ -21,8 +21,9 @@ import gevent
 import gevent.event
 import pytest
 from commands import ask, serving
-from conftest import Exchange, File, Immediately, Refuses, collector_off, count, hello, make_environ
+from conftest import Exchange, File, Immediately, Refuses, collector_off, hello, make_environ
 from interleave import interleavings, interruptions
+from reporting import count
 from servers.harness import wait_until
 
 from wsgi_after import AfterResponseMiddleware, run_callbacks

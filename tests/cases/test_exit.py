@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 from commands import environment
-from conftest import Exchange, count, registers
+from conftest import Exchange, registers
+from reporting import count
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after import exits as wsgi_after_exits

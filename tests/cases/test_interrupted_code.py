@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from commands import environment
-from conftest import count
 from databases import postgresql
+from reporting import count
 
 from . import run_script
 

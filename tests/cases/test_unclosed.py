@@ -218,7 +218,7 @@ def test_what_another_thread_drops_while_the_collector_runs_is_closed_in_place(c
 ERRORS = [OSError("on purpose"), SystemExit("on purpose"), GeneratorExit(), gevent.Timeout(1)]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_what_the_close_of_one_raises_concerns_nobody_else(error, call, collect, events, caplog):
     Node(call("a", of_close=error))
     collect()

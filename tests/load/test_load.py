@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import count
 from documents import DOCS
+from reporting import count
 from servers.descriptions import BY_NAME
 from servers.harness import running
 

@@ -115,5 +115,5 @@ def test_callbacks_of_an_unclosed_response_run_where_the_sub_interpreter_ends(mo
         watch, _, body = get(where, "/dropped")
         assert (body, watch.events) == (b"dropped", [])
         os.kill(where.pid, signal.SIGTERM)
-        assert watch.done.wait(10)
+        assert watch.done.wait(10), where.log.read_text()
     assert watch.events == ["first", "last"]
