@@ -19,8 +19,9 @@ from functools import partial
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
-from wsgi_after import AfterResponseMiddleware
+from wsgi_after import AfterResponseMiddleware, run_callbacks
 from wsgi_after.executor import BoundedThreadPoolExecutor
+from wsgi_after.integration import notes_of
 
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
@@ -113,6 +114,118 @@ def extend_and_close() -> Round:
 def iadd_and_close() -> Round:
     """The same by ``+=``."""
     return registers(iadd)
+
+
+def late_and_late(register: Callable[[Any, Any], object]) -> Round:
+    """Two threads register when the list has ended: both are refused, and nothing stays."""
+    outcome: list[str] = []
+    body, after = serve([])
+    body.close()
+
+    def registering(fn: Any) -> None:
+        try:
+            register(after, fn)
+        except RuntimeError:
+            outcome.append("refused")
+
+    actions: list[Action] = [partial(registering, int), partial(registering, str)]
+    return actions, lambda: list(after) or unless(outcome, ["refused", "refused"])
+
+
+def late_once_and_late_once() -> Round:
+    """The entries are compared by a function in Python."""
+    return late_and_late(lambda after, fn: after.once(fn))
+
+
+def late_insert_and_late_insert() -> Round:
+    """Each entry moves the other one."""
+    return late_and_late(lambda after, fn: after.insert(0, fn))
+
+
+def late_extend_and_close() -> Round:
+    """Of several entries all run, or none, and then registering them raises."""
+    events: list[str] = []
+    outcome: list[str] = []
+    body, after = serve(events, partial(events.append, "a"))
+
+    def registering() -> None:
+        try:
+            after.extend([partial(events.append, "b"), partial(events.append, "c")])
+        except RuntimeError:
+            outcome.append("refused")
+
+    def wrong() -> object:
+        late = [] if outcome else ["b", "c"]
+        return unless(events, ["closed", "a", *late]) or list(after)
+
+    return [body.close, registering], wrong
+
+
+def remove_and_close() -> Round:
+    """Cancelling takes off what it names, or says that it has run; the others run."""
+    events: list[str] = []
+    outcome: list[str] = []
+    body, after = serve(events)
+    for name in "abc":
+        after.once(events.append, name)
+
+    def cancelling() -> None:
+        try:
+            after.remove(partial(events.append, "b"))
+        except ValueError:
+            outcome.append("b")
+
+    return [body.close, cancelling], lambda: unless(events, ["closed", "a", "c", *outcome])
+
+
+def hand_over_and_insert() -> Round:
+    """What is not due is taken off before the hand-over; what comes meanwhile runs."""
+    events: list[str] = []
+    queue = Queue(refuses=False)
+    body, after = serve(events, partial(events.append, "a"), executor=queue)
+    after.on_success(events.append, "a")
+    after.on_success(events.append, "b")
+    after.append(partial(events.append, "c"))
+    after._given = ("500 Internal Server Error", [])
+
+    def wrong() -> object:
+        queue.work()
+        return unless(events, ["closed", "a", "c", "late"]) or list(after)
+
+    return [body.close, partial(after.insert, 0, partial(events.append, "late"))], wrong
+
+
+def once_and_once() -> Round:
+    """Two threads register one call, and two run the list: it is made once."""
+    events: list[str] = []
+    body, after = serve(events)
+
+    def registers_and_runs() -> None:
+        with suppress(RuntimeError):
+            after.once(events.append, "a")
+        run_callbacks(after)
+
+    def wrong() -> object:
+        body.close()
+        return unless(events, ["a", "closed"])
+
+    return [registers_and_runs, registers_and_runs], wrong
+
+
+def notes_and_notes() -> Round:
+    """Two threads ask for the notes of a list first: they get the same."""
+    body, after = serve([])
+    notes: list[Any] = []
+
+    def asks() -> None:
+        notes.append(notes_of(after))
+
+    def wrong() -> object:
+        kept = notes_of(after)
+        body.close()
+        return [note for note in notes if note is not kept]
+
+    return [asks, asks], wrong
 
 
 def on_prepare_and_start_response() -> Round:
@@ -275,7 +388,10 @@ ATTACKS: dict[str, Callable[[], Round]] = {
     attack.__name__: attack
     for attack in (
         *(close_and_close, append_and_close, call_and_close, insert_and_close, extend_and_close),
-        *(iadd_and_close, on_prepare_and_start_response, job_and_close, refused_job_and_close),
+        *(iadd_and_close, late_once_and_late_once, late_insert_and_late_insert),
+        *(late_extend_and_close, remove_and_close, hand_over_and_insert),
+        *(once_and_once, notes_and_notes),
+        *(on_prepare_and_start_response, job_and_close, refused_job_and_close),
         *(cancelled_job_and_append, app_wide_and_app_wide, submit_and_drain, submit_and_shutdown),
         drop_and_append,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import contested
 import pytest
@@ -16,8 +17,8 @@ from conftest import collector_off
 from interleave import interleavings
 from reporting import count
 
-from wsgi_after import claims
-from wsgi_after._core import body
+from wsgi_after import claims, run_callbacks
+from wsgi_after._core import body, run
 
 ROUNDS = 300
 FILE = contested.__file__
@@ -44,7 +45,8 @@ def explore(attack, *, everywhere, file=FILE, switches=1):
         return tuple(actions)
 
     with collector_off(), contested.quiet(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(body, "WITHOUT_GIL", everywhere)
+        for module in (body, claims, run):
+            patch.setattr(module, "WITHOUT_GIL", everywhere)
         for _ in interleavings(make, file, switches, everywhere=everywhere):
             orders += 1
             faults += [fault for fault in [wrong()] if fault]
@@ -55,6 +57,14 @@ def explore(attack, *, everywhere, file=FILE, switches=1):
 def test_whichever_two_instructions_another_thread_comes_between_it_happens_once(name):
     orders, faults = explore(contested.ATTACKS[name], everywhere=True)
     count(f"between any two instructions: {name}", orders=orders, wrong=len(faults))
+    assert faults == []
+
+
+def test_entries_that_are_compared_in_python_are_refused_each_in_every_order_of_two_switches():
+    """Where CPython switches with the GIL, too: comparing lets the other thread in."""
+    attack = contested.ATTACKS["late_once_and_late_once"]
+    orders, faults = explore(attack, everywhere=False, switches=2)
+    count("two switches: late_once_and_late_once", orders=orders, wrong=len(faults))
     assert faults == []
 
 
@@ -76,6 +86,97 @@ def test_a_claim_is_refused_while_another_thread_makes_its_own():
     granted = claims.claim(flagged)
     assert (granted, flagged._closed) == (False, False)
     assert claims.closers.pop(id(flagged)) is other
+
+
+@pytest.fixture
+def without_gil(monkeypatch):
+    """The code for builds without the GIL runs."""
+    for module in (body, claims, run):
+        monkeypatch.setattr(module, "WITHOUT_GIL", True)
+
+
+def test_of_two_threads_that_ask_for_the_notes_first_both_get_the_same():
+    after = SimpleNamespace(_notes=None)
+    claims.makers[id(after)] = others = {}
+    mine = claims.notes_of(after)
+    assert mine is after._notes is claims.makers.pop(id(after)) is others
+
+
+def test_what_raises_while_the_lock_is_held_releases_it(without_gil):
+    with pytest.raises(IndexError):
+        claims.take_first([], [])
+    taken = []
+    claims.take_first(["a", "b"], taken)
+    assert taken == ["a"]
+
+
+def test_what_interrupts_the_wait_for_the_lock_leaves_it_to_its_owner(without_gil, monkeypatch):
+    class Interrupted:
+        def acquire(self):
+            raise KeyboardInterrupt
+
+        def release(self):
+            raise AssertionError("it is not ours")
+
+    monkeypatch.setattr(claims._Held, "lock", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        claims.take([print], [print])
+
+
+def test_a_forked_child_does_not_wait_for_the_lock_of_a_thread_that_it_does_not_have(without_gil):
+    code = (
+        "import os; from wsgi_after import claims; claims.WITHOUT_GIL = True\n"
+        "claims._Held.lock.acquire()  # as another thread may\n"
+        "child = os.fork()\n"
+        "if not child: os._exit(claims.take([print], [print]))\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_a_list_whose_places_are_locked_is_a_list_as_any(without_gil):
+    entries = claims.LockedList("abcde")
+    del entries[0]
+    last, second = entries.pop(), entries.pop(1)
+    with pytest.raises(IndexError):
+        entries.pop(7)
+    left = [*entries]
+    entries.clear()
+    assert (last, second, left, entries) == ("e", "c", ["b", "d"], [])
+
+
+def test_an_entry_is_taken_itself_and_not_what_equals_it():
+    first, second = [1], [1]
+    entries = [first, second]
+    assert claims.take(entries, [second])
+    assert entries[0] is first
+
+
+def test_of_several_entries_none_is_taken_when_the_first_has_gone():
+    entries = ["b", "c"]
+    assert (claims.take(entries, ["a", "b"]), entries) == (False, ["b", "c"])
+
+
+def test_what_a_signal_handler_raises_when_an_entry_was_taken_puts_back_just_that_one(
+    without_gil, monkeypatch, caplog
+):
+    """Another thread has taken the entry before it meanwhile: that one is its own."""
+    events = []
+    callbacks = [partial(events.append, name) for name in "abc"]
+    interruptions = [KeyboardInterrupt]
+
+    def interrupted(callbacks, taken):
+        if not interruptions:
+            return claims.take_first(callbacks, taken)
+        callbacks.pop(0)()  # the other thread
+        claims.take_first(callbacks, taken)
+        raise interruptions.pop()
+
+    monkeypatch.setattr(run, "take_first", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_callbacks(callbacks)
+    assert events == ["a", "b", "c"]
 
 
 class Planted:

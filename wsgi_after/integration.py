@@ -20,6 +20,7 @@ from threading import get_ident
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from . import claims
 from ._core import hand_off, let_out, logs, process, unclosed
 from ._core import middleware as middleware_module
 from ._core.body import Body
@@ -294,9 +295,7 @@ def notes_of(after: list[Callable[[], object]]) -> dict[str, Any]:
     """
     if not isinstance(after, CallbackList):
         raise TypeError(f"Only a CallbackList has notes, not {type(after).__name__}: {after!r}.")
-    if after._notes is None:
-        after._notes = {}
-    return after._notes
+    return claims.notes_of(after)
 
 
 def tell_both(

@@ -12,6 +12,7 @@ from types import MethodType
 from typing import Any, ParamSpec, TypeVar, overload
 
 from ._core.logs import call_of, not_callable
+from .claims import notes_of, take
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,6 +54,16 @@ class Registering:
         :raises RuntimeError: as for ``append()``.
         """
         return register(self, fn, *args, **kwargs)
+
+    def remove(self: Any, fn: object, /) -> None:
+        """Cancel the first callback that equals ``fn``.
+
+        :raises ValueError: if there is none, such as when it has run.
+        """
+        for entry in [*self]:
+            if (entry is fn or entry == fn) and take(self, [entry]):
+                return
+        raise ValueError(f"No such callback waits: {fn!r}.")
 
     @overload
     def on_success(self, fn: NoArguments, /) -> NoArguments: ...
@@ -117,19 +128,26 @@ class Conditional(partial[object]):
     """A callback that runs if its conditions hold. It equals the call that it stands for."""
 
     after: Any  # a CallbackList
+    calls: list[Any]  # those of this list that were made, also when it has ended
     on_success: bool
     once: bool
 
+    def is_right(self) -> bool:
+        """Whether the response is one to run after, as far as is known now."""
+        return not self.on_success or self.after.ok is True
+
     def is_due(self) -> bool:
         """Whether it is to run, as far as is known now."""
-        is_right = not self.on_success or self.after.ok is True
-        return is_right and not (self.once and call_of(self) in called(self.after))
+        return self.is_right() and not (self.once and call_of(self) in self.calls)
 
     def __call__(self, /) -> object:
         """Call the function, if it is due."""
-        if not self.is_due():
+        if not self.is_right():
             return None
-        called(self.after).append(call_of(self))
+        call = call_of(self)
+        self.calls.append(call)  # then look: of two threads, one is the first
+        if self.once and next(other for other in self.calls if other == call) is not call:
+            return None
         return self.func(*self.args, **self.keywords)
 
     def __eq__(self, other: object) -> bool:
@@ -157,16 +175,9 @@ def register_conditional(after: Any, call: partial[object], *kinds: str) -> None
         kind = method_of(after, call.func)
     entry = Conditional(call.func, *call.args, **call.keywords)
     entry.after, entry.on_success, entry.once = after, "on_success" in kinds, "once" in kinds
-    if after._notes is None:
-        after._notes = {}
+    entry.calls = notes_of(after).setdefault("called", [])
     if not (entry.once and is_there(after, entry)):
         after.append(entry)
-
-
-def called(after: Any) -> list[Any]:
-    """The conditional calls of a list that have been made, until it ends."""
-    notes = {} if after._notes is None else after._notes
-    return notes.setdefault("called", [])  # type: ignore[no-any-return]
 
 
 def method_of(after: Any, fn: object) -> str | None:
@@ -179,7 +190,7 @@ def method_of(after: Any, fn: object) -> str | None:
 def is_there(after: Any, entry: Conditional) -> bool:
     """Whether the same call has run, or waits and will run if ``entry`` would."""
     call = call_of(entry)
-    return call in called(after) or any(
+    return call in entry.calls or any(
         call == call_of(other) and (entry.on_success or not depends_on_success(other))
         for other in [*after]
     )
@@ -210,7 +221,6 @@ def decide(after: Any) -> None:
     for entry in [*after]:
         found, call = conditional_in(entry), call_of(entry)
         if found is not None and (not found.is_due() or (found.once and call in seen)):
-            # By identity: an equal entry may have other conditions.
-            del after[next(index for index, other in enumerate(after) if other is entry)]
+            take(after, [entry])  # not an equal one, which may have other conditions
         else:
             seen.append(call)

@@ -24,9 +24,9 @@ entry after setting the state sets it back, and runs what is left: so two may en
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
+from ..claims import Places, insert, take
 from ..registering import Registering
 from . import logs, process
 from .logs import OTHER_PROCESS, STARTED_TOO_LATE, TOO_LATE, request_line
@@ -53,7 +53,7 @@ IN_CALL, UNREAD, IN_BODY, FAILED, UNSEEN, EXHAUSTED, EXHAUSTED_EMPTY = range(7)
 FORGOTTEN = Exception("The callbacks have run.")
 
 
-class CallbackList(Registering, list[Callable[[], object]]):
+class CallbackList(Registering, Places):
     """The callbacks of one request, in order of registration, and what became of its response.
 
     An entry is a callable without arguments. Add entries until the list has ended, from a running
@@ -106,7 +106,7 @@ class CallbackList(Registering, list[Callable[[], object]]):
             self._take_back([fn])
 
     def insert(self, index: SupportsIndex, fn: Callable[[], object], /) -> None:
-        self._put([fn], list.insert, index, fn)
+        self._put([fn], insert, index, fn)
 
     def extend(self, fns: Iterable[Callable[[], object]], /) -> None:
         fns = [*fns]
@@ -128,15 +128,13 @@ class CallbackList(Registering, list[Callable[[], object]]):
             self._take_back(fns)
 
     def _take_back(self, fns: list[Any]) -> None:
-        """Refuse what was registered too late, unless whoever ended the list has run it."""
-        late = 0
-        for fn in fns:
-            with suppress(ValueError):
-                self.remove(fn)
-                late += 1
-        if late and self._observer is not None and self._state >= ENDED:
-            self._observer(self, "too late")
-        if late:
+        """Refuse what was registered too late, unless whoever ended the list runs it.
+
+        That one takes the first of them first, and looks at the list again before the end.
+        """
+        if take(self, fns):
+            if self._observer is not None and self._state >= ENDED:
+                self._observer(self, "too late")
             raise RuntimeError(TOO_LATE if self._forks == process.forks else OTHER_PROCESS)
 
     def on_prepare(self, fn: Callable[[Response], P], /) -> Callable[[Response], P]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from time import monotonic
 
+from ..claims import WITHOUT_GIL, insert, take_first
 from . import process
 from .callbacks import HANDED_OVER, IN_JOB, RUNNING, CallbackList
 from .current import reset_current, set_current
@@ -67,10 +68,14 @@ def run(
                 began = monotonic()
                 while callbacks:
                     # pop() decides which thread runs it. A signal handler can raise when that has
-                    # returned, before the next line: then "taken" is put back.
-                    taken = callbacks[0]
-                    callback = callbacks.pop(0)
-                    taken = None
+                    # returned, before the next line: then "taken", or "kept", is put back.
+                    if WITHOUT_GIL:  # another thread may come between two lines
+                        take_first(callbacks, kept)
+                        [callback], kept = kept, []
+                    else:
+                        taken = callbacks[0]
+                        callback = callbacks.pop(0)
+                        taken = None
                     try:
                         outcome = callback() if call is None else call(kept := [callback], request)
                         if outcome is not None and isinstance(outcome, NOT_RUN):
@@ -80,7 +85,6 @@ def run(
                         if process.forks != forks:
                             return error
                         if kept:  # call() was interrupted before it called the callback
-                            taken = kept.pop()
                             raise
                         if raised is None and goes_on(error):
                             raised = error
@@ -100,8 +104,8 @@ def run(
             except BaseException as error:
                 if process.forks != forks:  # on_error, or a log handler, forked
                     return error
-                if taken is not None:
-                    list.insert(callbacks, 0, taken)
+                if kept or taken is not None:
+                    insert(callbacks, 0, kept.pop() if kept else taken)
                     taken = None
                 if raised is None and goes_on(error):
                     raised = error
