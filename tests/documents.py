@@ -31,11 +31,11 @@ class LeftOut(Directive):
         return []
 
 
-for role in ("class", "data", "doc", "func", "meth", "mod", "ref"):
+for role in ("class", "data", "doc", "func", "meth", "mod", "ref", "term"):
     roles.register_generic_role(role, nodes.inline)
 for kind in ("class", "data", "exception", "function", "module"):
     directives.register_directive(f"auto{kind}", LeftOut)
-for name in ("currentmodule", "data", "toctree"):
+for name in ("currentmodule", "data", "glossary", "index", "toctree"):
     directives.register_directive(name, LeftOut)
 CodeBlock.option_spec["emphasize-lines"] = directives.unchanged
 

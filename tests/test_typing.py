@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import parse
+from documents import blocks, parse
 from docutils import nodes
 
 CHECKS = Path(__file__).with_name("typing_checks.py")
@@ -36,7 +36,7 @@ def test_the_package_says_that_it_has_types():
     assert Path(wsgi_after.__file__).with_name("py.typed").exists()
 
 
-#: The signatures of README's examples, as a strict checker wants them.
+#: The signatures of these examples, as a strict checker wants them.
 SIGNATURES = {
     "app(environ, start_response)": (
         "app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]"
@@ -53,9 +53,10 @@ print(Iterable, StartResponse, WSGIEnvironment)
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_the_examples_of_readme_pass_under_strict_once_they_have_signatures(checker, tmp_path):
+def test_the_first_examples_pass_under_strict_once_they_have_signatures(checker, tmp_path):
     found = parse("../README.rst").findall(nodes.literal_block)
-    examples = {name: block.astext() for block in found for name in block["names"]}
+    readme = {name: block.astext() for block in found for name in block["names"]}
+    examples = {**readme, **blocks("wrap.rst")}
     paths = []
     for name in ("hello.py", "ways.py", "flask_app.py"):
         code = examples[name]
