@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from asyncio import CancelledError
 from functools import partial
 
+import gevent
 import pytest
 from conftest import Exchange, make_environ, registers
 from documents import TESTS, parse
 from docutils import nodes
+from werkzeug.wsgi import ClosingIterator
 
 from wsgi_after import AfterResponseMiddleware, after_this_response
 
@@ -68,3 +71,48 @@ def test_bug_14_a_body_streamed_from_another_thread_has_no_request_or_another_on
     thread.join()
     events.extend(second.finish())
     assert events == ["its own", b"/1", "its own", b"/2"]
+
+
+def recipe(app):
+    """What is copied from answer to answer: a list in the environ, run by a ClosingIterator."""
+
+    def application(environ, start_response):
+        environ["wsgi.after"] = callbacks = []
+        iterable = app(environ, start_response)
+        return ClosingIterator(iterable, lambda: [callback() for callback in callbacks])
+
+    return application
+
+
+def cancelled():
+    raise CancelledError
+
+
+def timed_out():
+    raise gevent.Timeout(1)
+
+
+def generator():
+    yield pytest.fail("nobody iterates over it")
+
+
+@pytest.mark.parametrize(
+    ("callback", "let_out"),
+    [(cancelled, CancelledError), (timed_out, gevent.Timeout), (generator, None)],
+)
+def test_what_the_copied_recipe_lets_out_or_loses_is_told(callback, let_out, events, caplog):
+    def app(environ, start_response):
+        environ["wsgi.after"].extend([callback, partial(events.append, "next")])
+        start_response("200 OK", [])
+        return [b"body"]
+
+    try:
+        Exchange(recipe(app)).finish()
+    except BaseException as error:
+        events.append(type(error))
+    assert (events, caplog.messages) == (["next"] if let_out is None else [let_out], [])
+    events.clear()
+
+    Exchange(AfterResponseMiddleware(app)).finish()
+    assert events == ["next"]
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
