@@ -9,7 +9,7 @@ from __future__ import annotations
 import celery
 import flask
 import pytest
-from conftest import Exchange
+from conftest import Exchange, make_environ
 from pyramid.config import Configurator
 from pyramid.response import Response as PyramidResponse
 from webtest import TestApp
@@ -175,3 +175,21 @@ def test_the_blue_alliance_sends_its_traces_behind_what_views_have_deferred(even
 
     flask_app(clear_cache).get("/")
     assert events == ["view", "cleared", "traces sent"]
+
+
+def test_a_sample_of_google_cloud_defers_each_call_of_a_decorated_function(events):
+    """It keeps one list for the whole application, so a request runs what others deferred."""
+
+    def app(environ, start_response):
+        after_this_response(events.append, environ["PATH_INFO"])
+        start_response("200 OK", [])
+        return [b"body"]
+
+    application = AfterResponseMiddleware(app)
+    first, second = (
+        Exchange(application, make_environ(PATH_INFO=path)) for path in ("/first", "/second")
+    )
+    second.finish()
+    assert events == ["/second"]
+    first.finish()
+    assert events == ["/second", "/first"]
