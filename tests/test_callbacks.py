@@ -298,6 +298,13 @@ def test_what_another_thread_registers_just_before_the_end_runs(events, monkeypa
     assert events == ["first", "late"]
 
 
+@pytest.fixture
+def with_gil(monkeypatch):
+    """Tests of what comes between two lines; ``test_free_threading.py`` has the others."""
+    monkeypatch.setattr("wsgi_after._core.run.WITHOUT_GIL", False)
+
+
+@pytest.mark.usefixtures("with_gil")
 def test_a_callback_that_another_thread_takes_at_the_last_moment_is_not_run(events):
     class Emptied(list):
         def __getitem__(self, index):
@@ -308,6 +315,7 @@ def test_a_callback_that_another_thread_takes_at_the_last_moment_is_not_run(even
     assert events == []
 
 
+@pytest.mark.usefixtures("with_gil")
 def test_a_signal_between_taking_a_callback_and_calling_it_does_not_lose_it(events):
     class Interrupted(list):
         def pop(self, index):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import contested
 import pytest
@@ -68,24 +67,13 @@ def test_entries_that_are_compared_in_python_are_refused_each_in_every_order_of_
     assert faults == []
 
 
-class Flagged:
-    """What ``claim()`` needs of a body."""
+class Slots:
+    """What ``claim()`` needs of a body, and ``notes_of()`` of a list."""
 
-    _closed = False
+    __slots__ = ("_closed", "_notes")
 
-
-def test_a_claim_is_granted_once_and_leaves_nothing_behind():
-    flagged = Flagged()
-    granted = [claims.claim(flagged), claims.claim(flagged)]
-    assert (granted, flagged._closed, claims.closers) == ([True, False], True, {})
-
-
-def test_a_claim_is_refused_while_another_thread_makes_its_own():
-    flagged = Flagged()
-    claims.closers[id(flagged)] = other = object()
-    granted = claims.claim(flagged)
-    assert (granted, flagged._closed) == (False, False)
-    assert claims.closers.pop(id(flagged)) is other
+    def __init__(self):
+        self._closed, self._notes = False, None
 
 
 @pytest.fixture
@@ -95,11 +83,27 @@ def without_gil(monkeypatch):
         monkeypatch.setattr(module, "WITHOUT_GIL", True)
 
 
-def test_of_two_threads_that_ask_for_the_notes_first_both_get_the_same():
-    after = SimpleNamespace(_notes=None)
-    claims.makers[id(after)] = others = {}
+def test_a_claim_is_granted_once(without_gil):
+    body = Slots()
+    assert ([claims.claim(body), claims.claim(body)], body._closed) == ([True, False], True)
+
+
+def test_of_two_threads_that_ask_for_the_notes_first_both_get_the_same(without_gil, monkeypatch):
+    after, atomically, others = Slots(), claims.atomically, []
+
+    def overtaken(*steps):
+        monkeypatch.setattr(claims, "atomically", atomically)
+        others.append(claims.notes_of(after))  # another thread
+        return atomically(*steps)
+
+    monkeypatch.setattr(claims, "atomically", overtaken)
     mine = claims.notes_of(after)
-    assert mine is after._notes is claims.makers.pop(id(after)) is others
+    assert mine is after._notes is others[0]
+
+
+def test_of_a_list_that_ends_meanwhile_the_notes_are_empty(monkeypatch):
+    monkeypatch.setattr(claims, "atomically", lambda *steps: None)
+    assert claims.notes_of(Slots()) == {}
 
 
 def test_what_raises_while_the_lock_is_held_releases_it(without_gil):

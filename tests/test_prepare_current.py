@@ -6,9 +6,10 @@ In threads, greenlets and async views each request is reached by its own code, a
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from contextlib import contextmanager, nullcontext
-from contextvars import copy_context
+from contextvars import Context, copy_context
 
 import gevent
 import pytest
@@ -43,6 +44,11 @@ def in_a_thread(fn, *args):
     thread.join()
 
 
+def in_a_thread_without_context(fn, *args):
+    """As each thread is, unless Python was told otherwise: see ``sys.flags``."""
+    Context().run(in_a_thread, fn, *args)
+
+
 def in_a_greenlet(fn, *args):
     """It starts with an empty context, as a thread does."""
     gevent.spawn(fn, *args).get(timeout=60)
@@ -69,8 +75,24 @@ def test_outside_the_error_says_what_to_use(function, instead, request_, events)
 
     refused()
     Exchange(AfterResponseMiddleware(app)).finish()
-    request_(lambda environ: (in_a_thread(refused), in_a_greenlet(refused)))
+    request_(lambda environ: (in_a_thread_without_context(refused), in_a_greenlet(refused)))
     assert events == ["refused"] * 4
+
+
+def test_a_thread_reaches_the_request_that_started_it_where_python_hands_contexts_down(
+    request_, events
+):
+    """Builds without the GIL do so: ``sys.flags`` has it since Python 3.14."""
+
+    def registers():
+        try:
+            after_this_response(events.append, "ran")
+        except RuntimeError:
+            events.append("refused")
+
+    request_(lambda environ: in_a_thread(registers))
+    inherits = getattr(sys.flags, "thread_inherit_context", False)
+    assert events == ["ran" if inherits else "refused"]
 
 
 @pytest.mark.parametrize("function", [after_this_request, after_this_response])

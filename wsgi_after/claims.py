@@ -19,44 +19,6 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 #: harm. With it, the look at a flag is enough: a ticket for each body took 3% more instructions.
 WITHOUT_GIL = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
-closers: dict[int, object] = {}  # by the id of a body: who is setting its flag
-makers: dict[int, dict[str, Any]] = {}  # by the id of a list: the notes that it is to get
-
-
-def claim(body: Any) -> bool:
-    """Mark a body as closed; whether it was open, which one caller alone is told.
-
-    No lock: a finalizer or a signal handler may come here while this thread is here.
-    """
-    me = object()
-    try:
-        if closers.setdefault(id(body), me) is not me:  # atomic: the first one's is there
-            return False
-        # Looked at again: another thread may have been here and gone.
-        was_open = not body._closed
-        body._closed = True
-        return was_open
-    finally:
-        if closers.get(id(body)) is me:
-            del closers[id(body)]
-
-
-def notes_of(after: Any) -> dict[str, Any]:
-    """The notes of a ``CallbackList``: the same to all threads that ask first at one instant."""
-    mine: dict[str, Any] = {}
-    try:
-        notes = makers.setdefault(id(after), mine)
-        # Looked at when that is settled: another thread may have been here and gone.
-        if (made := after._notes) is None:
-            made = after._notes = notes
-        return made  # type: ignore[no-any-return]
-    finally:
-        if makers.get(id(after)) is mine:
-            del makers[id(after)]
-
-
-# The places of a list
-
 
 class _Held:
     """A lock, new in a forked child: another thread may have held it when this one forked."""
@@ -72,24 +34,46 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch -- else nothing forks
     os.register_at_fork(after_in_child=_Held.renew)
 
 
-def atomically(step: partial[Any]) -> Any:
-    """Call a function that is written in C and calls nothing in Python; return what it returns.
+def atomically(*steps: partial[Any]) -> list[Any]:
+    """Call functions that are written in C and call nothing in Python; return what they return.
 
-    No other thread comes between its parts, nor a finalizer or a signal handler of this one. So the
-    lock, which this takes without the GIL, is held for an instant, and never in a circle.
+    No other thread comes between, nor a finalizer or a signal handler of this one: all is one
+    instruction of Python. So the lock, which this takes without the GIL, is held for an instant,
+    and nobody who holds it waits for anything.
     """
     if not WITHOUT_GIL:
-        return step()
+        return [*map(call, steps)]
     lock = _Held.lock
-    calls: list[Callable[[], Any]] = [lock.acquire, step, lock.release]
+    calls: list[Callable[[], Any]] = [lock.acquire, *steps, lock.release]
     done: list[Any] = []
     try:
-        done += map(call, calls)  # one instruction of Python
+        done += map(call, calls)
     except BaseException:
-        if done:  # acquire() has not been interrupted, so the step has raised
+        if done:  # acquire() has not been interrupted, so a step has raised
             lock.release()
         raise
-    return done[1]
+    return done[1:-1]
+
+
+def claim(body: Any) -> bool:
+    """Mark a body as closed; whether it was open, which one caller alone is told."""
+    flag = type(body)._closed  # a slot, whose methods are written in C
+    was_closed, _ = atomically(partial(flag.__get__, body), partial(flag.__set__, body, True))
+    return not was_closed
+
+
+def notes_of(after: Any) -> dict[str, Any]:
+    """The notes of a ``CallbackList``: the same to all threads that ask first at one instant."""
+    mine: dict[str, Any] = {}
+    slot = type(after)._notes
+    if after._notes is None:
+        missing = compress((mine,), map(is_, map(slot.__get__, (after,)), (None,)))
+        atomically(partial(next, map(partial(slot.__set__, after), missing), None))
+    notes: dict[str, Any] | None = after._notes
+    return mine if notes is None else notes  # None: it has ended meanwhile
+
+
+# The places of a list
 
 
 def take(callbacks: list[Any], entries: Sequence[object]) -> bool:
@@ -98,7 +82,7 @@ def take(callbacks: list[Any], entries: Sequence[object]) -> bool:
     Themselves, not what equals them: ``==`` may be a function in Python, and let other threads in.
     """
     steps = [_taking(callbacks, entry) for entry in entries]
-    return bool(steps) and bool(atomically(partial(all, map(call, steps))))
+    return bool(steps) and atomically(partial(all, map(call, steps)))[0]
 
 
 def _taking(callbacks: list[Any], entry: object) -> partial[bool]:
@@ -127,7 +111,7 @@ class LockedList(list[Any]):
     __slots__ = ()
 
     def pop(self, at: SupportsIndex = -1, /) -> Any:
-        return atomically(partial(list.pop, self, index(at)))
+        return atomically(partial(list.pop, self, index(at)))[0]
 
     def clear(self) -> None:
         del self[:]

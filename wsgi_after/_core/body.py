@@ -70,12 +70,12 @@ class Body:
 
     def close(self) -> None:
         """Close the app's iterable, then run the callbacks. A second call does nothing."""
-        if self._closed or (WITHOUT_GIL and not claim(self)):
-            return
-        self._closed = True
         after = self._after
         try:
             try:
+                if self._closed or (WITHOUT_GIL and not claim(self)):
+                    return
+                self._closed = True
                 if unclosed.collector.thread is not None and unclosed.must_wait(self):
                     return
                 close = getattr(self._iterable, "close", None)

@@ -325,18 +325,18 @@ def is_called_with(environ: WSGIEnvironment, frame: FrameType) -> bool:
     code = frame.f_code
     has_varargs = bool(code.co_flags & CO_VARARGS)
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + has_varargs]
-    is_of_request = has_varargs or any(name.startswith(("env", "req")) for name in names)
-    if code.co_flags & CO_GENERATOR or not is_of_request:
+    named = [name for name in names if name.startswith(("env", "req"))]
+    if code.co_flags & CO_GENERATOR or not (has_varargs or named):
         return False
     arguments: list[tuple[str, Any]] = []
     for name in names:
         value = frame.f_locals.get(name)
         arguments += [(name, one) for one in (value if type(value) is tuple else [value])]
-    return any(
-        callable(start_response)
-        and (first is environ or (name.startswith("req") and first.environ is environ))
-        for (name, first), (_, start_response) in pairwise(arguments)
-    )
+    for (name, first), (_, start_response) in pairwise(arguments):
+        given = first.environ if name.startswith("req") and first is not environ else first
+        if callable(start_response) and given is environ:
+            return True
+    return False
 
 
 EARLY_CLOSE = (
