@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 from .harness import Place, Server, find, free_port
 
@@ -48,15 +49,20 @@ def script(name: str) -> Callable[[Place], Commands]:
 
 
 THREADS = ("--enable-threads", "--threads=4")
+#: uWSGI, and its plugins. PyPI's has them built in; Debian's runs Debian's Python.
+PYPI_UWSGI = ("uwsgi",)
+DEBIAN_UWSGI = ("/usr/bin/uwsgi-core", "--plugins=python3,http,ugreen,gevent_python3")
 
 
-def uwsgi_command(listen: str, *options: str, app: str = "kinds") -> list[str]:
+def uwsgi_command(
+    listen: str, *options: str, app: str = "kinds", build: Sequence[str] = PYPI_UWSGI
+) -> list[str]:
     always = ("--master", "--die-on-term", "--need-app", f"--wsgi-file={app}.py")
-    return [find("uwsgi") or "uwsgi", *always, *options, listen]
+    return [find(build[0]) or build[0], *build[1:], *always, *options, listen]
 
 
-def uwsgi(option: str, *options: str, app: str = "kinds") -> Callable[[Place], Commands]:
-    return lambda where: [uwsgi_command(f"{option}=127.0.0.1:{where.port}", *options, app=app)]
+def uwsgi(option: str, *options: str, **more: Any) -> Callable[[Place], Commands]:
+    return lambda where: [uwsgi_command(f"{option}=127.0.0.1:{where.port}", *options, **more)]
 
 
 def nginx(where: Place, location: str) -> list[str]:
@@ -85,8 +91,7 @@ def nginx_with(where: Place, server: str) -> list[str]:
     return [find("nginx") or "nginx", "-e", "stderr", "-c", str(path)]
 
 
-def nginx_uwsgi(where: Place) -> Commands:
-    port = free_port()
+def nginx_uwsgi(*options: str, **more: Any) -> Callable[[Place], Commands]:
     parameters = "".join(
         f"uwsgi_param {name} ${variable};"
         for name, variable in {
@@ -98,8 +103,13 @@ def nginx_uwsgi(where: Place) -> Commands:
             "SERVER_PORT": "server_port",
         }.items()
     )
-    front = nginx(where, f"uwsgi_pass 127.0.0.1:{port}; {parameters}")
-    return [uwsgi_command(f"--socket=127.0.0.1:{port}", *THREADS), front]
+
+    def commands(where: Place) -> Commands:
+        port = free_port()
+        front = nginx(where, f"uwsgi_pass 127.0.0.1:{port}; {parameters}")
+        return [uwsgi_command(f"--socket=127.0.0.1:{port}", *options, **more), front]
+
+    return commands
 
 
 def nginx_gunicorn(settings: str) -> Callable[[Place], Commands]:
@@ -216,7 +226,7 @@ SERVERS = [
     uwsgi_server("uWSGI --http", uwsgi("--http", *THREADS), places=4),
     Server(
         "nginx, uWSGI",
-        nginx_uwsgi,
+        nginx_uwsgi(*THREADS),
         with_nginx("uWSGI"),
         programs=("nginx", "uwsgi"),
         places=4,

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import signal
+import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import count
+from functools import partial
+from itertools import chain, count
 
 import pytest
 from documents import parse
@@ -18,9 +20,9 @@ from docutils import nodes
 
 from .client import Connection
 from .control import Watch
-from .descriptions import uwsgi, uwsgi_command, uwsgi_server
+from .descriptions import DEBIAN_UWSGI, PYPI_UWSGI, nginx_uwsgi, uwsgi, uwsgi_command
 from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
-from .harness import control, running, wait_until
+from .harness import Server, control, find, require, running, wait_until
 from .measure import asked_in_http_1_0, attempt, ran_elsewhere
 
 pytestmark = pytest.mark.servers
@@ -36,43 +38,57 @@ MODES = {
     "gevent": (("--gevent=20",), 1),
     "ugreen": (("--async=20", "--ugreen"), 1),
 }
+#: What clients talk to.
+FRONTS = {
+    "--http-socket": partial(uwsgi, "--http-socket"),
+    "--http": partial(uwsgi, "--http"),
+    "nginx": nginx_uwsgi,
+}
+BUILDS = {"PyPI's": PYPI_UWSGI, "Debian's": DEBIAN_UWSGI}
+OLD = ["list_without_length", "generator", "error_before_return"]  # in HTTP/1.0
 
 
-def server(mode, *options, app="kinds", source=None):
+def server(mode, *options, app="kinds", source=None, front="--http-socket", build="PyPI's"):
     """One in a mode, for the app of the matrix or another one."""
     more, places = MODES[mode]
-    start = uwsgi("--http-socket", *more, *options, app=app)
+    start = FRONTS[front](*more, *options, app=app, build=BUILDS[build])
 
     def commands(where):
         if source is not None:
             where.write(f"{app}.py", source)
         return start(where)
 
-    return uwsgi_server(mode, commands, places)
+    programs = (BUILDS[build][0], *(["nginx"] if front == "nginx" else []))
+    return Server(mode, commands, str, programs=programs, places=places)
 
 
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("mode", MODES)
-def test_in_each_mode_no_client_waits_and_callbacks_run_in_the_requests_own_thread(mode):
+def test_in_each_mode_no_client_waits_and_callbacks_run_in_the_requests_own_thread(
+    mode, front, build
+):
     """Whatever the response: error pages, too. tests/servers/test_who_waits.py has more."""
-    kinds = [kind for kind in KINDS if mode == "threads" or not kind.startswith("large")]
-    with running(server(mode)) as where:
+    timings = {kind: GONE if kind == "hang_up" else IN_TIME for kind in KINDS}
+    del timings["two_requests"]  # only --http keeps a connection, and that is in the matrix
+    with running(server(mode, front=front, build=build)) as where:
         found = {
-            kind: attempt(where, "wrapped", kind, Expected(GONE if kind == "hang_up" else IN_TIME))
-            for kind in kinds
+            kind: attempt(where, "wrapped", kind, Expected(timing))
+            for kind, timing in timings.items()
         }
-    watches = [watch for tried in found.values() for watch in tried.watches]
-    assert {kind: t.timing for kind, t in found.items()} == {
-        kind: GONE if kind == "hang_up" else IN_TIME for kind in kinds
-    }
+        old = [asked_in_http_1_0(where, kind, WAIT) for kind in OLD]
+    watches = [*(watch for tried in found.values() for watch in tried.watches), *old]
+    assert {kind: tried.timing for kind, tried in found.items()} == timings
+    assert [watch.had for watch in old] == [(False, True)] * len(OLD)
     assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
     assert ran_elsewhere(watches) == []
 
 
-@pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
-def test_a_response_in_http_1_0_ends_first(kind):
-    with running(server("threads")) as where:
-        watch = asked_in_http_1_0(where, kind, WAIT)
-    assert watch.had == (False, True)
+def test_debians_version_is_the_one_that_the_page_names():
+    require([name for name in DEBIAN_UWSGI[:1] if not find(name)])
+    command = [DEBIAN_UWSGI[0], "--version"]
+    version = subprocess.check_output(command, text=True).strip().removesuffix("-debian")
+    assert f"Debian's {version}" in " ".join(parse("uwsgi.rst").astext().split())
 
 
 # Whose request it is
@@ -80,15 +96,23 @@ def test_a_response_in_http_1_0_ends_first(kind):
 
 COUNTS = """
 import os
+import sys
 import kinds
 from wsgi_after import AfterResponseMiddleware
+
+def caller():
+    # What called the callback: uWSGI's hook, or close().
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "hook":
+        frame = frame.f_back
+    return "close" if frame is None else "hook"
 
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     if path.endswith("about"):
         return kinds.about(environ, start_response)
     def callback():
-        line = f"{path} {environ.get('PATH_INFO')} {environ.get('QUERY_STRING')}\\n"
+        line = f"{path} {environ.get('PATH_INFO')} {environ.get('QUERY_STRING')} {caller()}\\n"
         os.write(2, line.encode())
     environ["wsgi.after"].append(callback)
     body = [b"x" * 10]
@@ -100,12 +124,14 @@ application = AfterResponseMiddleware(app)
 @application.after_response
 def app_wide(environ):
     if not environ["PATH_INFO"].endswith("about"):
-        os.write(2, f"wide {environ['PATH_INFO']} {environ['QUERY_STRING']}\\n".encode())
+        line = f"wide {environ['PATH_INFO']} {environ['QUERY_STRING']} {caller()}\\n"
+        os.write(2, line.encode())
 """
 
 
+@pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("mode", MODES)
-def test_of_2000_requests_at_once_each_runs_once_and_sees_itself(mode):
+def test_of_2000_requests_at_once_each_runs_once_in_the_hook_and_sees_itself(mode, build):
     numbers = count()
 
     def ask(_):
@@ -114,14 +140,14 @@ def test_of_2000_requests_at_once_each_runs_once_and_sees_itself(mode):
             client.request(f"/r{number}?q{number}", connection="close")
             client.read_to_end()
 
-    with running(server(mode, app="other", source=COUNTS)) as where:
+    with running(server(mode, app="other", source=COUNTS, build=build)) as where:
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(ask, range(2000)))
         lines = re.compile(r"^(?:wide )?/r\d+ .*$", re.MULTILINE)
         wait_until(lambda: len(lines.findall(where.log.read_text())) >= 4000, where.log)
         found = Counter(lines.findall(where.log.read_text()))
-    wanted = [f"/r{n} /r{n} q{n}" for n in range(2000)]
-    assert found == Counter([*wanted, *(f"wide /r{n} q{n}" for n in range(2000))])
+    wanted = [[f"/r{n} /r{n} q{n} hook", f"wide /r{n} q{n} hook"] for n in range(2000)]
+    assert found == Counter(chain.from_iterable(wanted))
 
 
 # Where the hook does not live, callbacks run in close()
@@ -200,7 +226,7 @@ def test_mounted_apps_need_one_interpreter_and_an_import(options, found):
         command = uwsgi_command(listen, *options, "--mount=/=other.py")
         return [[part for part in command if not part.startswith("--wsgi-file")]]
 
-    with running(uwsgi_server("mount", commands)) as where:
+    with running(Server("mount", commands, str, programs=PYPI_UWSGI)) as where:
         where.about()
         assert where_it_runs(where) == found
 
