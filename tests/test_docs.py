@@ -81,6 +81,52 @@ def test_the_reference_has_what_is_public(pages, html):
     assert public - pages[html / "api.html"].ids == set()
 
 
+#: What people type, and the page to which the index and the search lead them.
+WORDS = {
+    **dict.fromkeys(("background task", "background job", "after request"), "why"),
+    **dict.fromkeys(("overhead", "cost of a request", "benchmark"), "performance"),
+    **dict.fromkeys(("thread", "background thread", "thread pool", "Celery", "queue"), "hand-off"),
+    **dict.fromkeys(("harakiri", "timeout", "reload", "non-blocking", "killed process"), "limits"),
+    **dict.fromkeys(("order of middlewares", "fire and forget", "scoped_session"), "limits"),
+    **dict.fromkeys(("tests", "pytest"), "testing"),
+}
+
+
+def test_words_that_people_type_lead_to_a_page(html):
+    written = (html / "searchindex.js").read_text(encoding="utf-8")
+    index = json.loads(written.removeprefix("Search.setIndex(").removesuffix(")"))
+    names = index["docnames"]
+    found = {
+        word: {names[entry[0]] for entry in index["indexentries"].get(word.lower(), [])}
+        for word in WORDS
+    }
+    assert {word for word, page in WORDS.items() if page not in found[word]} == set()
+    general = Page(html / "genindex.html").links
+    assert {
+        page for page in WORDS.values() if not any(f"{page}.html" in x for x in general)
+    } == set()
+
+
+def test_the_questions_of_the_first_page_are_answered_there(pages, html):
+    """Each answer has a link; and the words that people type are among the questions."""
+    [table] = parse("index.rst").findall(nodes.table)
+    rows = [[" ".join(cell.astext().split()) for cell in row] for row in table.findall(nodes.row)]
+    assert [row for row in rows if len(row) != 2 or not row[1]] == []
+    asked = " ".join(question for question, _ in rows).lower()
+    for word in ("background task", "overhead", "thread", "harakiri", "non-blocking", "reload"):
+        assert word in asked
+    [cost] = [answer for question, answer in rows if question.startswith("overhead")]
+    assert re.search(r"[\d.]+ µs to a request of Flask, which takes \d+ µs \(\d+%\)", cost)
+    linked = {urlsplit(link).path for link in pages[html / "index.html"].links}
+    assert {f"{page}.html" for page in {*WORDS.values(), "glossary", "genindex"}} <= linked
+
+
+def test_the_glossary_has_ten_words(html):
+    text = (html / "glossary.html").read_text(encoding="utf-8")
+    words = re.findall(r'<dt id="term-[^"]*">([^<]*)', text)
+    assert (len(words), words) == (10, sorted(words))
+
+
 # The snippets.
 
 OF_FRAMEWORKS = {"django.rst", "flask.rst", "pyramid.rst"}  # their tests take them by one name
@@ -98,7 +144,7 @@ def test_each_snippet_has_a_name_by_which_a_test_takes_it(name):
 def test_the_first_page(capsys):
     page = blocks("index.rst")
     assert list(page) == ["hello.py", "pip"]
-    assert page["pip"] == "$ pip install wsgi-after"
+    assert page["pip"] == "$ pip install ."  # test_readme.py runs it
     exchange = Exchange(executed(page["hello.py"].replace("0.5", "0"))["application"])
     assert (list(exchange.result), capsys.readouterr().out) == ([b"Hello\n"], "")
     exchange.result.close()
