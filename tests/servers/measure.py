@@ -200,6 +200,9 @@ class Exchange:
             connection.open = False
         else:
             watch.end.set()
+            if not connection.reusable:  # a server may linger until the client closes its end, too
+                connection.read_to_end()
+                connection.socket.close()
 
 
 def timing_of(where: Place, watch: Watch) -> str:

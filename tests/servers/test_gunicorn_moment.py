@@ -1,7 +1,11 @@
-"""The worker classes for gunicorn: callbacks run when the response is out, and none is lost."""
+"""The worker classes for gunicorn: callbacks run when the response is out, and none is lost.
+
+The oldest gunicorn is in a virtual environment which ``.ci/install-servers`` makes within this one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -9,11 +13,13 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import hello
-from documents import blocks
+from documents import blocks, parse
+from docutils import nodes
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import TConn
@@ -25,7 +31,7 @@ from wsgi_after.moment import KEY
 from .client import Connection
 from .descriptions import gunicorn, package
 from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
-from .harness import control, running
+from .harness import control, require, running
 from .measure import asked_in_http_1_0, attempt, ran_elsewhere, terminate
 from .test_deployment_pages import start
 
@@ -33,33 +39,59 @@ servers = pytest.mark.servers
 PAGE = blocks("gunicorn.rst")
 OPTIONS = {"Sync": (), "GThread": ("--threads=4",), "Gevent": ()}
 WAIT = 10  # seconds, for what takes none
+#: The Python that runs each release of gunicorn: the oldest that the page names, and the newest.
+PYTHONS = {
+    "20.0.4": Path(sys.prefix) / "gunicorn-20.0.4/bin/python",
+    "27.0.1": Path(sys.executable),
+}
 
 
-def server(name, *options, app=None):
+def server(name, *options, app=None, release="27.0.1"):
     """One with a worker class of ours.
 
     :param app: the source of one, in place of that of the matrix.
     """
     worker = f"--worker-class=wsgi_after.gunicorn.{name}"
     start = gunicorn(worker, *OPTIONS[name], *options, app="other" if app else "kinds")
+    python = PYTHONS[release]
 
     def commands(where):
         if app:
             where.write("other.py", app)
-        return start(where)
+        [[_, _, _, *arguments]] = start(where)
+        return [[python, "-m", "gunicorn.app.wsgiapp", *arguments]]  # as "gunicorn", the program
 
-    return package(name, commands, "gunicorn", "gevent")
+    described = package(name, commands, "gunicorn", "gevent")
+    return dataclasses.replace(described, programs=(str(python),))
 
 
 # The servers themselves
 
 
+servers_of_each_release = pytest.mark.parametrize("release", PYTHONS)
+
+
 @servers
+@servers_of_each_release
+def test_the_page_names_the_releases_that_run(release):
+    [text] = [
+        node.astext()
+        for node in parse("gunicorn.rst").findall(nodes.paragraph)
+        if "Measured with" in node.astext()
+    ]
+    require([] if PYTHONS[release].exists() else [str(PYTHONS[release])])
+    code = "import gunicorn; print(gunicorn.__version__)"
+    found = subprocess.check_output([PYTHONS[release], "-c", code], text=True).strip()
+    assert (found, found in text) == (release, True)
+
+
+@servers
+@servers_of_each_release
 @pytest.mark.parametrize("name", OPTIONS)
-def test_no_client_waits_and_callbacks_run_in_the_requests_own_thread(name):
+def test_no_client_waits_and_callbacks_run_in_the_requests_own_thread(name, release):
     """Whatever the response: error pages, too. Then SIGTERM lets a callback finish."""
     timings = {kind: GONE if kind == "hang_up" else IN_TIME for kind in KINDS}
-    with running(server(name)) as where:
+    with running(server(name, release=release)) as where:
         found = {
             kind: attempt(where, "wrapped", kind, Expected(timings[kind], connection="keep-alive"))
             for kind in KINDS
@@ -74,17 +106,19 @@ def test_no_client_waits_and_callbacks_run_in_the_requests_own_thread(name):
 
 
 @servers
-@pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
+@servers_of_each_release
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_response_in_http_1_0_ends_first(name, kind):
-    with running(server(name)) as where:
-        watch = asked_in_http_1_0(where, kind, WAIT)
-    assert watch.had == (False, True)
+def test_a_response_in_http_1_0_ends_first(name, release):
+    kinds = ["list_without_length", "generator", "error_before_return"]
+    with running(server(name, release=release)) as where:
+        had = {kind: asked_in_http_1_0(where, kind, WAIT).had for kind in kinds}
+    assert had == dict.fromkeys(kinds, (False, True))
 
 
 @servers
-def test_with_threads_the_next_request_on_the_connection_does_not_wait():
-    with running(server("GThread")) as where:
+@servers_of_each_release
+def test_with_threads_the_next_request_on_the_connection_does_not_wait(release):
+    with running(server("GThread", release=release)) as where:
         watch = control().watch(WAIT)
         with Connection(where.port) as client:
             for path in (f"wrapped/list_with_length?{watch.query}", "bare/list_with_length"):
@@ -94,6 +128,22 @@ def test_with_threads_the_next_request_on_the_connection_does_not_wait():
             watch.end.set()
             assert watch.done.wait(WAIT)
     assert (answered, watch.had) == (2, (False, True))
+
+
+@servers
+@pytest.mark.parametrize(("release", "lingers"), [("20.0.4", False), ("27.0.1", True)])
+def test_callbacks_of_sync_begin_when_gunicorn_no_longer_waits_for_the_client_to_close(
+    release, lingers
+):
+    with running(server("Sync", release=release)) as where:
+        watch = control().watch(WAIT)
+        with Connection(where.port) as client:
+            client.request(f"/wrapped/list_with_length?{watch.query}")
+            client.read_to_end()
+            watch.end.set()
+            begun = watch.slow.wait(1 if lingers else WAIT)
+            assert watch.done.wait(WAIT), where.log.read_text()
+    assert (begun, watch.had, watch.events) == (not lingers, (False, True), CALLBACKS)
 
 
 WITH_A_POOL = """
@@ -117,10 +167,11 @@ application = AfterResponseMiddleware(app)
 
 
 @servers
-def test_a_worker_that_ends_waits_for_its_callbacks_longer_than_its_timeout():
+@servers_of_each_release
+def test_a_worker_that_ends_waits_for_its_callbacks_longer_than_its_timeout(release):
     """At the end of it, they can still start threads."""
     options = ("--max-requests=1", "--timeout=1", "--graceful-timeout=20")
-    with running(server("GThread", *options, app=WITH_A_POOL)) as where:
+    with running(server("GThread", *options, app=WITH_A_POOL, release=release)) as where:
         watch = control().watch(patience=4)
         with Connection(where.port) as client:
             client.request(f"/?{watch.query}", connection="close")
@@ -145,8 +196,9 @@ application = AfterResponseMiddleware(app)
 
 
 @servers
-def test_in_a_sync_worker_the_timeout_counts_for_each_callback():
-    with running(server("Sync", "--timeout=3", app=THREE_SLOW_ONES)) as where:
+@servers_of_each_release
+def test_in_a_sync_worker_the_timeout_counts_for_each_callback(release):
+    with running(server("Sync", "--timeout=3", app=THREE_SLOW_ONES, release=release)) as where:
         watch = control().watch(patience=1.5)
         with Connection(where.port) as client:
             client.request(f"/?{watch.query}", connection="close")
