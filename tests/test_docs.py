@@ -81,6 +81,11 @@ def test_the_reference_has_what_is_public(pages, html):
     assert public - pages[html / "api.html"].ids == set()
 
 
+@pytest.mark.parametrize("text", [*ROOT.glob("*.rst"), *DOCS.glob("*.rst")], ids=lambda p: p.name)
+def test_nothing_is_installed_from_the_index_before_it_is_there(text):
+    assert re.findall(r"pip install .*wsgi-after", text.read_text(encoding="utf-8")) == []
+
+
 #: What people type, and the page to which the index and the search lead them.
 WORDS = {
     **dict.fromkeys(("background task", "background job", "after request"), "why"),

@@ -40,7 +40,7 @@ def test_everything_on_the_page_is_run_by_a_test():
     ]
     install = PAGE["begin"].splitlines()[-1]
     assert (
-        install == "$ pip install wsgi-after gunicorn aiosmtpd pytest"
+        install == "$ pip install ../wsgi_after gunicorn aiosmtpd pytest"
     )  # as the tests' extra does
     assert shlex.split(COMMANDS["order"]) == ["curl", f"http://127.0.0.1:8000{ORDER}"]
 

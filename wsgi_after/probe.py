@@ -567,7 +567,7 @@ def drawing(path: str) -> Callable[[Sequence[Row], Probe], None]:
     try:
         matplotlib, figure = import_module("matplotlib"), import_module("matplotlib.figure")
     except ImportError:
-        raise ProbeError("--svg needs matplotlib: pip install 'wsgi-after[probe]'") from None
+        raise ProbeError("--svg needs matplotlib: pip install matplotlib") from None
     try:
         target = open(path, "wb")  # noqa: SIM115 -- closed by draw()
     except OSError as error:

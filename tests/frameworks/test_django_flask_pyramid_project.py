@@ -90,7 +90,9 @@ def files(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES)
 def test_everything_on_the_page_is_run_by_a_test(page):
     assert list(PAGES[page]) == RUN[page]
-    assert command(page, "install") == f"pip install wsgi-after {page}"  # as the tests' extra does
+    assert (
+        command(page, "install") == f"pip install ../wsgi_after {page}"
+    )  # as the tests' extra does
 
 
 ORDER = ("/order?email=ada@example.com", None, "Thank you.\n")
@@ -154,7 +156,7 @@ def test_what_flasks_page_installs_is_enough(tmp_path):
     checkout = copied_checkout(tmp_path)
     (checkout / "shop.py").write_text(PAGES["flask"]["shop.py"], encoding="utf-8")
     routes = command("flask", "run").partition(" run")[0] + " routes"
-    install = command("flask", "install").replace("wsgi-after", ".")  # from here, not the index
+    install = command("flask", "install").replace("../wsgi_after", ".")
     out = paste(f"python3 -m venv .venv && . .venv/bin/activate && {install} && {routes}", checkout)
     assert re.search(r"order +POST +/orders", out)
 

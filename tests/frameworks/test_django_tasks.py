@@ -762,7 +762,7 @@ def test_everything_on_the_page_is_run_by_a_test() -> None:
         "test_orders.py",
     ]
     assert list(COMMANDS) == ["install", "runserver", "test"]
-    assert COMMANDS["install"] == 'pip install wsgi-after "django>=6.0"'  # or the backport
+    assert COMMANDS["install"] == 'pip install ../wsgi_after "django>=6.0"'  # or the backport
 
 
 def test_the_page_leads_to_a_mail(project: Path, mail_server: MailServer) -> None:
