@@ -4,8 +4,10 @@ It writes one line for each request on arrival, and each callback writes one, in
 a file that is only appended to. Runs on the system's Python, too: imports nothing else.
 """
 
+import gc
 import os
 import random
+import sys
 import time
 from collections import deque
 from functools import partial
@@ -129,10 +131,19 @@ MODES = {
 
 
 def ready(environ, start_response):
-    start_response("200 OK", [("Content-Length", "2")])
-    return [b"{}"]
+    """Tells whether the server, with all that it has imported, runs with the GIL.
+
+    The next request ends those that nobody has closed.
+    """
+    gc.collect()
+    gil = b"true" if getattr(sys, "_is_gil_enabled", lambda: True)() else b"false"
+    found = b'{"gil": %s}' % gil
+    start_response("200 OK", [("Content-Length", str(len(found)))])
+    return [found]
 
 
 def application(environ, start_response):
     mode = environ["PATH_INFO"].split("/")[1]
+    if environ["SERVER_PROTOCOL"] == "HTTP/0.9":  # a line that the client has not sent to its end
+        mode = ""
     return MODES.get(mode, ready)(environ, start_response)

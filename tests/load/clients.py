@@ -100,7 +100,7 @@ class Crowd:
         """One request; the connection, if it may serve for another."""
         mode = chance.choice(MODES)
         [kind] = chance.choices(list(self.kinds), list(self.kinds.values()))
-        request = f"{mode}-{chance.getrandbits(64):x}"
+        request = f"{mode}-{kind}-{chance.getrandbits(64):x}"
         target = f"/{mode}/{kind}?{request}"
         client = chance.random()
         connection.received.clear()

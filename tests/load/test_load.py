@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from documents import DOCS
 from reporting import count
+from servers.client import fetch
 from servers.descriptions import BY_NAME
 from servers.harness import running
 
@@ -18,6 +20,18 @@ from .clients import SLOW_KINDS, Crowd, Written, new_seed, wait_until_all_ran
 PAGE = DOCS / "nothing-lost.rst"
 APP = Path(__file__).with_name("app.py").read_text()
 REQUESTS = int(os.environ.get("LOAD_REQUESTS", 20_000))
+
+
+#: Servers of threads, with their options, and how many requests each gets in a run of all tests.
+THREADED = {
+    "gunicorn gthread": ["--workers=1"],
+    "granian": ["--blocking-threads=4"],
+    "werkzeug": [],
+    "waitress": [],
+    "cheroot": [],
+}
+THREADED_REQUESTS = int(os.environ.get("LOAD_REQUESTS", 2_000))
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def under_load(name, *options):
@@ -37,6 +51,8 @@ def under_load(name, *options):
             command[-1:-1] = ["--workers=2", *options]
         elif name.startswith("uWSGI"):
             command += ["--processes=2", *options]
+        elif name == "granian":
+            command[-1:-1] = options
         elif options:
             conf = where.directory / "apache.conf"
             conf.write_text(conf.read_text().replace("threads=4", f"threads=4 {' '.join(options)}"))
@@ -85,6 +101,10 @@ def send(what, name, options, requests, signals=None, **of_crowd):
         if signal.SIGTERM in signals.values():
             where.processes[0].wait(40)
         else:
+            # What a server has not closed waits in a cycle with its error for the collector, which
+            # runs less often without the GIL, and then for the next request.
+            assert where.about()["gil"] is HAS_GIL, where.log.read_text()[-3000:]
+            fetch(where.port, "/closed/sized?closed-sized-last")
             wait_until_all_ran(path)
         written, log = Written.read(path), where.log.read_text(errors="replace")[-3000:]
     mixed = written.mixed + crowd.mixed + written.from_nowhere
@@ -107,6 +127,16 @@ def test_nothing_is_lost_under_load_with_faults(name):
     arrived, lost, log = send("load", name, [], REQUESTS)
     # Some clients left before they had said what they want, or before a worker took them.
     assert arrived > 0.7 * REQUESTS, log
+    assert lost == [], log
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("name", THREADED)
+def test_nothing_is_lost_where_threads_of_one_process_serve(name):
+    """Without the GIL where this Python has none: nothing that the server imports enables it."""
+    what = "threads" if HAS_GIL else "threads without the GIL"
+    arrived, lost, log = send(what, name, THREADED[name], THREADED_REQUESTS)
+    assert arrived > 0.7 * THREADED_REQUESTS, log
     assert lost == [], log
 
 
