@@ -48,7 +48,7 @@ AROUND = {
 }
 ENTRY = Check(
     1,
-    "An entry is a callable without arguments, and neither a coroutine function nor a generator "
+    "An entry is a callable without arguments, but not a coroutine function or a generator "
     "function.",
     "Register the function itself, not what it returns; arguments go into "
     "after(fn, *args); a coroutine function into asgiref.sync.async_to_sync(fn); a generator "
@@ -56,28 +56,28 @@ ENTRY = Check(
 )
 KEPT = Check(
     1,
-    "The app neither replaces nor deletes the list.",
+    "The app must not replace or delete the list.",
     'Use environ["wsgi.after"].append(fn) to add, and clear() to cancel.',
 )
 CLOSED = Check(
     3,
-    "Who is given an iterable calls its ``close()``, whatever happened, and not that of its "
-    "iterator.",
+    "Whoever receives an iterable must call its ``close()``, whatever happened, and not that of "
+    "its iterator.",
     "PEP 3333 demands it. Callbacks run all the same, at garbage collection.",
 )
 AT_REST = Check(
     3,
-    "Nobody closes it from within its iteration, or iterates it after ``close()``.",
+    "An iterable must not be closed from within its iteration, or iterated after ``close()``.",
     "Iterate first, then close, from the same thread.",
 )
 ONCE = Check(
     4,
-    "``close()`` is called once.",
+    "``close()`` must be called once.",
     "The second call runs nothing here, but it may do harm in an app without this package.",
 )
 REGISTERED_IN_TIME = Check(
     4,
-    "Registering after the last callback ran raises ``RuntimeError``.",
+    "Registering after the last callback has run raises ``RuntimeError``.",
     'Register while the app, its body or a callback runs: a thread, or a reference to environ["'
     'wsgi.after"], has outlived its request.',
 )
@@ -92,7 +92,7 @@ LATE = {
 }
 FILE = Check(
     8,
-    "What ``wsgi.file_wrapper`` made reaches the server as it is.",
+    "An object made by ``wsgi.file_wrapper`` reaches the server as it is.",
     "A server sends a file by itself only if it gets the very object back. Leave what a response "
     "is to the app, or have that middleware pass instances of it through.",
 )
@@ -112,21 +112,21 @@ CONTRACT = (
         (
             'Before the app is called, ``environ["wsgi.after"]`` is set to a list.',
             ENTRY.sentence,
-            "All of ``list`` works: ``remove`` and ``clear`` cancel.",
+            "All operations of ``list`` work: ``remove`` and ``clear`` cancel callbacks.",
             KEPT.sentence,
         ),
     ),
     Rule(
         "Shared within a call, never across calls.",
         (
-            "A list that is there already is used, and app-wide callbacks are added behind those "
-            "in it, while the call of the instance that made it is running, or, for any other "
-            "instance, while its body is being read.",
-            "The instance that made a list does not share it again once its call has returned.",
-            "A list that a server put there is used until it has ended.",
-            "In every other case the request gets a list of its own.",
-            "Of a plain list, only list operations and ``after_this_response`` are promised.",
-            "Anything but a list raises a ``TypeError`` that names what was found.",
+            "An existing list is used, with app-wide callbacks added at its end, while the call "
+            "that made the list is running or, for any other instance, while the body of that call"
+            " is being read.",
+            "The instance that made a list does not use it again once its call has returned.",
+            "A list that the server made is used until it has ended.",
+            "In every other case the request gets its own list.",
+            "A plain list guarantees only list operations and ``after_this_response``.",
+            "Any other value raises a ``TypeError`` that names it.",
         ),
     ),
     Rule(
@@ -134,10 +134,10 @@ CONTRACT = (
         (
             "Callbacks run after the server has called ``close()`` and the app's own iterable has "
             "been closed: never at exhaustion, never before.",
-            "They run in the thread, the greenlet and the context in which the server calls it, "
-            "unless an executor was passed.",
-            "Where a server closes a file in the thread that serves all sockets, they run in a "
-            "thread that lives only for them.",
+            "They run in the thread, the greenlet and the context in which the server calls "
+            "``close()``, unless an executor was passed.",
+            "If a server closes a file in the thread that serves all sockets, they run in a new "
+            "thread that ends with them.",
             CLOSED.sentence,
             AT_REST.sentence,
         ),
@@ -147,46 +147,47 @@ CONTRACT = (
         (
             ONCE.sentence,
             "A second call, or one from another thread, runs nothing.",
-            "What a running callback registers runs too, last.",
+            "A callback that a running callback registers runs last.",
             REGISTERED_IN_TIME.sentence,
             PREPARED_IN_TIME.sentence,
             "Nothing is dropped silently.",
-            "A list belongs to the process that made it: a forked child runs none of it, and "
-            "registering there raises ``RuntimeError``.",
-            "If a callback forks, the child runs no other callback, and whatever is raised there "
-            "goes on.",
+            "A list belongs to the process that made it: a forked child runs none of its "
+            "callbacks, and registering there raises ``RuntimeError``.",
+            "If a callback forks, the child runs no other callback, and an exception raised in the"
+            " child propagates.",
         ),
     ),
     Rule(
         "Whatever happened.",
         (
-            "Body sent, cut short, or none; the app raised before or after ``start_response``, in "
-            "mid-body, or in its ``close()``.",
-            "An app that raises before it returns leaves nothing to close: callbacks run, or are "
-            "handed over, then the exception goes on.",
+            "Callbacks run whether the body was sent, cut short or never asked for, and whether "
+            "the app raised before or after ``start_response``, in mid-body, or in its "
+            "``close()``.",
+            "An app that raises before it returns leaves nothing to close: the callbacks run, or "
+            "are handed over, and then the exception propagates.",
             "No exception of the app is swallowed or altered.",
         ),
     ),
     Rule(
         "Contained.",
         (
-            "Whatever a callback raises is logged at ERROR, with its traceback, on the logger "
-            "``wsgi_after``, with the names of callback and request; the others run.",
-            "``KeyboardInterrupt``, ``GreenletExit``, and what is no ``Exception`` and came out of "
-            "a signal handler go on after the others ran: the first one, unless the app's own "
-            "exception is on its way; the rest are logged.",
-            "A callback that returns a coroutine, a generator or an async generator has not run: "
-            "that is logged at ERROR.",
+            "Whatever a callback raises is logged at ERROR on the logger ``wsgi_after``, with the "
+            "traceback and the names of the callback and the request; the other callbacks still "
+            "run.",
+            "``KeyboardInterrupt``, ``GreenletExit``, and anything but an ``Exception`` that came "
+            "out of a signal handler are re-raised after the others have run: only the first, and "
+            "not if the app's own exception is propagating; the rest are logged.",
+            "If a callback returns a coroutine, a generator or an async generator, its code has "
+            "not run: this is logged at ERROR.",
         ),
     ),
     Rule(
         "Never lost to someone else's bug.",
         (
-            "If ``close()`` is never called, callbacks run all the same, with a "
-            "``ResourceWarning``.",
-            "A response that is dropped by its last reference is closed in place.",
-            "One that the garbage collector drops is closed at the next call of a middleware, the "
-            "next end of a request, or the exit of the process.",
+            "If ``close()`` is never called, the callbacks still run, with a ``ResourceWarning``.",
+            "A response that is freed with its last reference is closed on the spot.",
+            "A response that the garbage collector frees is closed at the next call of a "
+            "middleware, the next end of a request, or the exit of the process.",
         ),
     ),
     Rule(
@@ -198,15 +199,15 @@ CONTRACT = (
             "The app sees what it would have seen: ``isinstance(x, "
             'environ["wsgi.file_wrapper"])`` answers as before.',
             FILE.sentence,
-            "Nothing is iterated before the server iterates.",
+            "The body is not iterated before the server iterates.",
         ),
     ),
     Rule(
         "Nothing kept, nothing mixed.",
         (
-            "After the callbacks ran the list is empty, and nothing refers to the environ or to a "
-            "callback.",
-            "No state of a request is on the middleware.",
+            "Once the callbacks have run, the list is empty, and nothing refers to the environ or "
+            "to a callback.",
+            "The middleware holds no state of a request.",
             "A deep copy of the environ shares the request's one list.",
         ),
     ),
@@ -216,7 +217,10 @@ CONTRACT = (
     ),
     Rule(
         "What it is not.",
-        ("At most once, in memory: a killed process loses what had not run.",),
+        (
+            "Callbacks run at most once, from memory: a killed process loses those that have not "
+            "run.",
+        ),
     ),
 )
 
