@@ -60,11 +60,13 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
-        """Print no letter where nothing failed: the line of the file tells it."""
+        """Print no letter: the line of the file tells what failed."""
         if self.by_file and report.skipped:
             return "skipped", "", "SKIPPED"
         if self.by_file and report.passed:
             return ("passed" if report.when == "call" else ""), "", ""
+        if self.by_file and report.failed:
+            return ("failed" if report.when == "call" else "error"), "", "FAILED"
         return None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -15,6 +15,7 @@ from commands import environment
 from conftest import Exchange
 from documents import DOCS, ROOT, TESTS, blocks, executed, parse
 from docutils import nodes
+from servers.harness import find, require
 
 import wsgi_after
 
@@ -170,6 +171,7 @@ def test_the_page_on_performance():
 @pytest.fixture
 def repository(tmp_path):
     """A repository of git's, with one commit."""
+    require([] if find("git") else ["git"])
     who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
     for arguments in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "Begin"]):
         subprocess.check_call(["git", *arguments], cwd=tmp_path)

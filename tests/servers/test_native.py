@@ -13,7 +13,7 @@ from documents import DOCS, blocks
 
 from .descriptions import gunicorn, module, package
 from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
-from .harness import running
+from .harness import find, require, running
 from .measure import asked_in_http_1_0, attempt, terminate
 
 pytestmark = pytest.mark.servers
@@ -45,6 +45,7 @@ def patched(name):
     """A server of a patched copy, which is found before the one that is installed."""
 
     def commands(where):
+        require([] if find("git") else ["git"])
         distribution = name.split()[0]
         found = importlib.util.find_spec(distribution)
         copy = where.directory / distribution
