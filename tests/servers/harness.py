@@ -47,6 +47,7 @@ class Server:
     :param version: one line that names what was measured.
     :param places: how many threads serve, in how many processes, that have to have served before a
         test begins.
+    :param killed: whether it is ended by SIGKILL, because it takes its time otherwise.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Server:
     modules: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     places: int = 0
+    killed: bool = False
 
     def missing(self) -> list[str]:
         """What of it is not installed."""
@@ -154,6 +156,8 @@ def running(server: Server, before: Sequence[str] = ()) -> Iterator[Place]:
                 yield where
             finally:
                 for process in where.processes:
+                    if server.killed:
+                        process.kill()
                     end(process)
 
 

@@ -18,6 +18,8 @@ import pytest
 from documents import parse
 from docutils import nodes
 
+from wsgi_after import probe
+
 from .client import Connection
 from .control import Watch
 from .descriptions import DEBIAN_UWSGI, PYPI_UWSGI, nginx_uwsgi, uwsgi, uwsgi_command
@@ -59,7 +61,7 @@ def server(mode, *options, app="kinds", source=None, front="--http-socket", buil
         return start(where)
 
     programs = (BUILDS[build][0], *(["nginx"] if front == "nginx" else []))
-    return Server(mode, commands, str, programs=programs, places=places)
+    return Server(mode, commands, str, programs=programs, places=places, killed=True)
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -155,13 +157,17 @@ def test_of_2000_requests_at_once_each_runs_once_in_the_hook_and_sees_itself(mod
 
 def where_it_runs(where, path="/"):
     """The stack of a callback: its names tell whether ``close()`` or the hook called it."""
+    so_far = where.log.read_text().count("\nstack ")
     with Connection(where.port) as client:
         client.request(path, connection="close")
         client.read_to_end()
-    lines = re.compile(r"^stack (.*)$", re.MULTILINE)
-    wait_until(lambda: lines.search(where.log.read_text()), where.log)
-    stacks = [json.loads(line) for line in lines.findall(where.log.read_text())]
-    return ["hook" if "hook" in stack else "close" for stack in stacks]
+
+    def stacks():
+        return re.findall(r"^stack (.*)$", where.log.read_text(), re.MULTILINE)[so_far:]
+
+    wait_until(stacks, where.log)
+    [found] = map(json.loads, stacks())
+    return "hook" if "hook" in found else "close"
 
 
 STACK = """
@@ -195,40 +201,63 @@ def stack(in_callback="pass", before="", after=""):
 
 
 @pytest.mark.parametrize(
-    ("source", "places", "theirs"),
+    ("source", "place", "theirs"),
     [
-        (stack(), ["hook"], False),
-        (stack(before="uwsgi.after_req_hook = theirs"), ["hook"], True),
-        (stack(after="uwsgi.after_req_hook = theirs"), ["close"], True),
+        (stack(), "hook", False),
+        (stack(before="uwsgi.after_req_hook = theirs"), "hook", True),
+        (stack(after="uwsgi.after_req_hook = theirs"), "close", True),
     ],
     ids=["ours", "chained", "replaced"],
 )
-def test_a_hook_that_is_there_is_called_and_one_over_ours_is_noticed(source, places, theirs):
+def test_a_hook_that_is_there_is_called_and_one_over_ours_is_noticed(source, place, theirs):
     with running(server("one process", app="other", source=source)) as where:
-        assert where_it_runs(where) == places
+        assert where_it_runs(where) == place
         assert ("theirs" in where.log.read_text()) is theirs
 
 
 def test_without_greenlets_asynchronous_requests_use_close():
     running_one = server("one process", "--async=4", app="other", source=stack())
     with running(running_one) as where:
-        assert where_it_runs(where) == ["close"]
+        assert where_it_runs(where) == "close"
+
+
+def mounted(*options, second):
+    """Two apps, of which the second has an interpreter of its own, unless an option forbids it."""
+    mounts = ("--manage-script-name", "--mount=/=other.py", "--mount=/second=second.py")
+
+    def commands(where):
+        where.write("other.py", stack())
+        where.write("second.py", second)
+        listen = f"--http-socket=127.0.0.1:{where.port}"
+        command = uwsgi_command(listen, *options, *mounts)
+        return [[part for part in command if not part.startswith("--wsgi-file")]]
+
+    return Server("mount", commands, str, programs=PYPI_UWSGI, killed=True)
+
+
+IMPORT = "--import=wsgi_after.uwsgi"
 
 
 @pytest.mark.parametrize(
     ("options", "found"),
-    [((), ["close"]), (("--single-interpreter", "--import=wsgi_after.uwsgi"), ["hook"])],
+    [
+        ((), ["close", "close"] * 2),
+        ((IMPORT,), ["hook", "close"] * 2),
+        (("--single-interpreter", IMPORT), ["hook", "hook"] * 2),
+    ],
 )
 def test_mounted_apps_need_one_interpreter_and_an_import(options, found):
-    def commands(where):
-        where.write("other.py", stack())
-        listen = f"--http-socket=127.0.0.1:{where.port}"
-        command = uwsgi_command(listen, *options, "--mount=/=other.py")
-        return [[part for part in command if not part.startswith("--wsgi-file")]]
-
-    with running(Server("mount", commands, str, programs=PYPI_UWSGI)) as where:
+    with running(mounted(*options, second=stack())) as where:
         where.about()
-        assert where_it_runs(where) == found
+        assert [where_it_runs(where, path) for path in ("/", "/second/") * 2] == found
+
+
+def test_the_probe_names_mount_as_the_cause_that_the_client_of_a_second_app_waits(capsys):
+    with running(mounted(IMPORT, second="from wsgi_after.probe import application")) as where:
+        url = f"http://127.0.0.1:{where.port}/second"
+        code = probe.main(["--seconds", "0.2", "--http", "1.1", url])
+    out = " ".join(capsys.readouterr().out.split())
+    assert (code, probe.ADVICE["uwsgi"] in out) == (1, True)
 
 
 def test_a_worker_that_is_reloaded_at_an_exception_loses_nothing():
@@ -287,10 +316,12 @@ def application(environ, start_response):
 app_about = AfterResponseMiddleware(app)
 """
 WAYS = ("close", "hook", "pool")
+GRACEFUL = ("--hook-master-start=unix_signal:15 gracefully_kill_them_all",)
 HARAKIRI = ("--harakiri=1",)
 #: What ends a worker: options, and the signal to the master. In the order of the page's table.
 ENDS = {
     "SIGTERM, with die-on-term": ((), "SIGTERM"),
+    "SIGTERM, with hook-master-start": (GRACEFUL, "SIGTERM"),
     "SIGHUP": ((), "SIGHUP"),
     "max-requests": (("--max-requests=2", "--min-worker-lifetime=0"), None),
     "harakiri": (HARAKIRI, None),
@@ -308,6 +339,14 @@ def outcomes():
     return {row[0]: dict(zip(WAYS, row[1:], strict=True)) for row in table[1:]}
 
 
+def begin(where, way):
+    """Return while a callback is running."""
+    with Connection(where.port) as client:
+        client.request(f"/{way}", connection="close")
+        client.read_response("GET", lambda: None)
+    wait_until(lambda: f"begins {way}" in where.log.read_text(), where.log)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("end", ENDS)
 def test_what_becomes_of_a_callback_when_its_worker_ends(end, way):
@@ -320,13 +359,12 @@ def test_what_becomes_of_a_callback_when_its_worker_ends(end, way):
             while (new := where.about()["place"][0]) == worker:
                 pass
             worker = new
-        with Connection(where.port) as client:
-            client.request(f"/{way}", connection="close")
-            client.read_response("GET", lambda: None)
-        wait_until(lambda: f"begins {way}" in where.log.read_text(), where.log)
+        begin(where, way)
         if sign is not None:
             os.kill(where.pid, getattr(signal, sign))
-        with suppress(Exception):
+        if sign == "SIGTERM":
+            where.processes[0].wait(WAIT)
+        with suppress(AssertionError):
             wait_until(lambda: f"ends {way}" in where.log.read_text(), where.log, seconds=4)
         log = where.log.read_text()
         is_lost = f"ends {way}" not in log
@@ -334,5 +372,15 @@ def test_what_becomes_of_a_callback_when_its_worker_ends(end, way):
             wait_until(lambda: where.about()["place"][0] != worker, where.log, seconds=20)
     assert [*outcomes()] == [*ENDS]
     assert ("is lost" if is_lost else "finishes") == outcomes()[end][way]
-    if end == "SIGTERM, with die-on-term":  # the place to drain a pool is not reached if it is busy
-        assert ("atexit" in log) is (way == "pool")
+    if sign == "SIGTERM":  # with die-on-term, a worker that is busy does not come to atexit
+        assert ("atexit" in log) is (way == "pool" or options == GRACEFUL)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_at_a_graceful_sigterm_the_hook_finishes_in_each_mode_but_with_async(mode):
+    options = ("--enable-threads", "--py-call-osafterfork", *GRACEFUL)
+    with running(server(mode, *options, app="other", source=ENDINGS)) as where:
+        begin(where, "hook")
+        os.kill(where.pid, signal.SIGTERM)
+        where.processes[0].wait(WAIT)
+        assert ("ends hook" in where.log.read_text()) is (mode != "ugreen")
