@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import pytest
-from commands import environment
+from commands import environment, installs, paste
 from conftest import Exchange
 from documents import DOCS, ROOT, TESTS, blocks, executed, parse
 from docutils import nodes
@@ -190,7 +190,7 @@ def repository(tmp_path):
 def test_the_commands_of_a_release(repository):
     """Those that build are run by .ci/run; here the tag is made."""
     page = blocks("release.rst")
-    assert list(page) == ["build", "upload"]
+    assert list(page) == ["build", "demo", "upload"]
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for part in ("-m build", "check --strict", ".ci/check-distributions"):
         assert part in page["build"]
@@ -202,6 +202,18 @@ def test_the_commands_of_a_release(repository):
     current = wsgi_after.__version__
     assert tags.split(maxsplit=1) == [f"v{current}", f"wsgi_after {current}\n"]
     assert (push, upload) == ('git push origin "v$VERSION"', "python -m twine upload dist/*")
+
+
+@installs
+def test_the_steps_of_a_release_lead_to_a_wheel_that_shows_the_demo(tmp_path):
+    """All of them in a clean clone, except the tag and the upload."""
+    clone, page = tmp_path / "clone", blocks("release.rst")
+    subprocess.check_call(["git", "clone", "-q", str(ROOT), str(clone)])
+    build, demo = (page[name].replace("$ ", "") for name in ("build", "demo"))
+    here = "python3 -m venv ../venv\n. ../venv/bin/activate\n"
+    out = paste(f"set -e\n{here}{build}\n{demo}", clone)
+    assert out.count("PASSED") == 2
+    assert out.strip().endswith("The client did not wait for the callback.")
 
 
 def test_the_newest_changes_are_those_of_this_version():

@@ -35,7 +35,7 @@ __all__ = [
     "run_callbacks",
 ]
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 # Logs, tracebacks and pickled jobs show the public path.
 for _name in __all__:
