@@ -261,7 +261,8 @@ def page(found: dict[str, Measurements]) -> str:
         sigterm=wrapped(
             "A callback was running in ``close()``, and needed two more seconds, when the server "
             f"got a SIGTERM. The callback finished on {fates['finishes']}. It was lost on "
-            f"{fates['lost']}. For callbacks in a pool see :doc:`hand-off`."
+            f"{fates['lost']}. On uWSGI, ``die-on-term`` loses it: :doc:`uwsgi` has a setting with "
+            "which it finishes. For callbacks in a pool see :doc:`hand-off`."
         ),
         versions=wrapped(
             f"CPython {next(iter(found.values())).python}, {', '.join(list(versions))}."

@@ -143,7 +143,7 @@ def test_of_2000_requests_at_once_each_runs_once_in_the_hook_and_sees_itself(mod
             client.read_to_end()
 
     with running(server(mode, app="other", source=COUNTS, build=build)) as where:
-        with ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(64) as pool:
             list(pool.map(ask, range(2000)))
         lines = re.compile(r"^(?:wide )?/r\d+ .*$", re.MULTILINE)
         wait_until(lambda: len(lines.findall(where.log.read_text())) >= 4000, where.log)
