@@ -94,19 +94,33 @@ class Sync(RunsAtTheEnd, SyncWorker):  # type: ignore[misc]
 class GThread(Opens, ThreadWorker):  # type: ignore[misc]
     """gunicorn's worker with ``--threads``. A callback holds up no request on its connection.
 
-    A worker that is to end waits for its callbacks up to ``--graceful-timeout``, and gives signs of
-    life meanwhile, so that ``--timeout`` does not end it.
+    A worker that is to end waits for its requests and callbacks up to ``--graceful-timeout``, and
+    gives signs of life meanwhile, so that ``--timeout`` does not end it.
     """
+
+    #: When it was told to end.
+    told: float | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not been told to end: gunicorn reads it, and sets it."""
+        return self.told is None
+
+    @alive.setter
+    def alive(self, alive: bool) -> None:
+        if not alive and self.told is None:
+            self.told = time.monotonic()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         return Pool(self.cfg.threads)
 
     def run(self) -> None:
         super().run()
+        self.alive = False  # it may have ended because the master has
         # gunicorn thinks that it is idle, and has shut the pool down without waiting.
         ending = Thread(target=self.tpool.shutdown, daemon=True)
         ending.start()
-        deadline = time.monotonic() + self.cfg.graceful_timeout
+        deadline = self.told + self.cfg.graceful_timeout
         while ending.is_alive() and time.monotonic() < deadline:
             self.notify()
             ending.join(0.1)

@@ -394,6 +394,41 @@ def test_a_worker_with_threads_waits_for_callbacks_with_signs_of_life(
     assert events == order
 
 
+def test_requests_and_callbacks_have_one_graceful_timeout_together(
+    make_worker, events, monkeypatch
+):
+    running, release, done = (threading.Event() for _ in range(3))
+
+    def app(environ, start_response):
+        connection = environ["gunicorn.socket"]  # which gunicorn has given up by then
+        environ["wsgi.after"].extend(
+            [connection.close, lambda: events.append("callback"), done.set]
+        )
+        running.set()
+        release.wait(WAIT)
+        return hello(environ, start_response)
+
+    def notify():
+        if worker.poller.get_map() is None:  # gunicorn's own end is over
+            release.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        worker = make_worker("GThread", app, listener, graceful_timeout=1)
+        monkeypatch.setattr(worker, "init_signals", lambda: None)  # for the main thread only
+        monkeypatch.setattr(worker, "notify", notify)
+        thread = threading.Thread(target=worker.init_process)
+        thread.start()
+        with Connection(listener.getsockname()[1]) as client:
+            client.request("/")
+            assert running.wait(WAIT)
+            worker.handle_exit(signal.SIGTERM, None)
+            thread.join(WAIT)
+            events.append("ended")
+            release.set()
+            assert done.wait(WAIT)
+    assert events == ["ended", "callback"]
+
+
 def test_a_stream_of_http_2_gets_no_slot(make_worker, events):
     """It is served by a method of its own, within which more streams may wait."""
     worker = make_worker("GThread", lambda environ, start_response: events.append(environ[KEY]))

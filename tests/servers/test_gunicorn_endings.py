@@ -1,0 +1,157 @@
+"""What becomes of callbacks on gunicorn when their worker ends: the tables of docs/gunicorn.rst."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from documents import parse
+from docutils import nodes
+
+from .client import Connection
+from .descriptions import gunicorn, package
+from .harness import running, wait_until
+
+pytestmark = pytest.mark.servers
+
+#: The request for ``/error`` gets an error page.
+PATHS = ("response", "error")
+APP = """
+import os, time
+import kinds
+from wsgi_after import AfterResponseMiddleware
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"].split("/")[-1]
+    if path == "about":
+        return kinds.about(environ, start_response)
+
+    def say(what):
+        os.write(2, f"{path} {what} {os.getpid()}\\n".encode())
+
+    def callback():
+        say("begins")
+        try:
+            time.sleep(%r)
+        except BaseException:
+            say("is interrupted")
+            raise
+        say("finishes")
+
+    environ["wsgi.after"].extend([callback, lambda: say("rest")])
+    if path == "error":
+        raise RuntimeError("on purpose")
+    return kinds.list_with_length(environ, start_response)
+
+application = AfterResponseMiddleware(app)
+"""
+TWO = "--workers=2"  # for a request each
+OURS = "--worker-class=wsgi_after.gunicorn."
+#: By the columns of the page: gunicorn's own class, and ours.
+CLASSES = {
+    "sync, Sync": ((TWO,), (TWO, f"{OURS}Sync")),
+    "gthread, GThread": (("--threads=4",), ("--threads=4", f"{OURS}GThread")),
+    "gevent, Gevent": (("--worker-class=gevent",), (f"{OURS}Gevent",)),
+}
+GRACEFUL = "--graceful-timeout=1"
+MAXIMUM = "--max-requests=1"
+#: What ends a worker, in the order of the page: options, the signal to gunicorn, and how many
+#: seconds the callback needs.
+ENDS = {
+    "timeout": (("--timeout=2",), None, 4),
+    "max_requests": ((MAXIMUM,), None, 3),
+    "HUP": ((), signal.SIGHUP, 3),
+    "TERM": ((), signal.SIGTERM, 3),
+    "TERM, past graceful_timeout": ((GRACEFUL,), signal.SIGTERM, 4),
+    "max_requests, past graceful_timeout": ((MAXIMUM, GRACEFUL), None, 5),
+    "… and timeout": ((MAXIMUM, GRACEFUL, "--timeout=2"), None, 9),
+    "QUIT": ((), signal.SIGQUIT, 3),
+}
+
+
+def is_there(pid):
+    """Whether a process runs. Nobody may wait for one whose parent has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def seen(end, options):
+    """Both requests at once, and what ends their workers: of each, what became of it.
+
+    :return: by path, of the callback in progress, of the next one, and of the client.
+    """
+    more, sign, seconds = ENDS[end]
+    start = gunicorn(*options, *more, app="other")
+
+    def commands(where):
+        where.write("other.py", APP % seconds)
+        return start(where)
+
+    def said(path, what):
+        return re.search(rf"^{path} {what} (\d+)", where.log.read_text(), re.MULTILINE)
+
+    def ask(path):
+        with Connection(where.port) as client:
+            client.request(f"/{path}", connection="close")
+            client.read_response("GET", lambda: None)
+            is_late = said(path, "finishes") or said(path, "is interrupted")
+        return ("late" if is_late else "at once") if client.received else "none"
+
+    def is_over(path):
+        return said(path, "rest") or not is_there(said(path, "begins")[1])
+
+    def outcome(path):
+        ways = ("finishes", "is interrupted")
+        return next((way for way in ways if said(path, way)), "is lost")
+
+    described = package("gunicorn", commands, "gunicorn", "gevent")
+    with running(described) as where, ThreadPoolExecutor() as pool:
+        clients = {path: pool.submit(ask, path) for path in PATHS}
+        wait_until(lambda: all(said(path, "begins") for path in PATHS), where.log)
+        if sign is not None:
+            os.kill(where.pid, sign)
+        wait_until(lambda: all(map(is_over, PATHS)), where.log)
+        got = {path: clients[path].result() for path in PATHS}
+        return {path: (outcome(path), bool(said(path, "rest")), got[path]) for path in PATHS}
+
+
+def table(number):
+    """A table of the section: the cells of each row, by its first cell."""
+    found = [
+        [[" ".join(cell.astext().split()) for cell in row.findall(nodes.entry)] for row in rows]
+        for rows in (list(t.findall(nodes.row)) for t in parse("gunicorn.rst").findall(nodes.table))
+    ]
+    tables = [rows for rows in found if rows[0][0] == "What ends the worker"]
+    head, *rows = tables[number]
+    return {cells[0]: dict(zip(head[1:], cells[1:], strict=True)) for cells in rows}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_becomes_of_callbacks_and_clients_when_a_worker_ends(end):
+    """The callbacks of each class of ours fare as those in ``close()`` of gunicorn's."""
+    callbacks, clients = table(0), table(1)
+    assert [*callbacks] == [*clients] == [*ENDS]
+    with ThreadPoolExecutor() as pool:
+        pairs = {
+            name: [pool.submit(seen, end, options) for options in pair]
+            for name, pair in CLASSES.items()
+        }
+        found = {name: [future.result() for future in pair] for name, pair in pairs.items()}
+    expected = {}
+    for name in CLASSES:
+        outcome, error_page = callbacks[end][name], clients[end][name.partition(",")[0]]
+        runs = outcome != "is lost"
+        expected[name] = [
+            {"response": (outcome, runs, "at once"), "error": (outcome, runs, error_page)},
+            {
+                "response": (outcome, runs, "at once"),
+                "error": (outcome, runs, clients[end]["ours"]),
+            },
+        ]
+    assert found == expected
