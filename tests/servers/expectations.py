@@ -106,7 +106,7 @@ DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
         (
             ["error_in_first_chunk"],
             END_LATE,
-            "cheroot sends the headers of the response all the same, before ``close()`` "
+            "cheroot still sends the headers of the response, before ``close()`` "
             "(cheroot/wsgi.py:155)",
         ),
     ],
@@ -230,7 +230,7 @@ ELSEWHERE = {
     "waitress": (
         ["large_file"],
         "waitress closes a large file, which it cannot send at once, in the thread that serves all "
-        "sockets. Those callbacks run in a thread that lives only for them (waitress/channel.py, "
+        "sockets. Those callbacks run in a new thread that ends with them (waitress/channel.py, "
         "_flush_some)",
     )
 }
@@ -257,7 +257,7 @@ ADVICE = {
     "uWSGI": [
         "The first request of each thread runs its callbacks in ``close()``, as all requests do "
         "where uWSGI does not call the hook: :doc:`uwsgi`",
-        "uWSGI clears the environ after the request and uses it for the next one. A thread that "
+        "uWSGI clears the environ after the request and reuses it for the next one. A thread that "
         "you start yourself must not read it (plugins/python/wsgi_subhandler.c)",
     ],
     "cheroot": [
@@ -271,8 +271,8 @@ ADVICE = {
     ],
     "bjoern": ["bjoern has one thread: a callback holds up all other requests"],
     "fastwsgi": [
-        "fastwsgi crashes if the body is no generator and calls ``start_response`` in its first "
-        "step, and behind a middleware the body is no generator. Call it before the app returns "
+        "fastwsgi crashes if the body is not a generator and calls ``start_response`` in its first "
+        "step, and behind a middleware it is never a generator. Call it before the app returns "
         "(fastwsgi/request.c:518-570)"
     ],
     "tornado": ["tornado runs the app on its event loop: a callback holds up all other requests"],

@@ -45,28 +45,28 @@ PAGE = """\
 Servers
 =======
 
-Callbacks run inside ``close()``, in the thread in which the server calls it. Most servers call it
-when the client has the whole response, so no client waits. Some send certain responses, or the end
-of them, only after ``close()`` has returned, so their clients wait for the callbacks. This page
-says which.
+Callbacks run inside ``close()``, in the thread in which the server calls ``close()``. Most servers
+call it when the client has the whole response, so no client waits. Some servers send certain
+responses, or the end of them, only after ``close()`` has returned, so their clients wait for the
+callbacks. This page lists these cases.
 
-The tests start {count} servers, some in several ways, as their documentation says. They ask for
-each kind of response, with the middleware and without. In every case:
+The tests start {count} servers, some in several ways, as the documentation of each server says.
+They request each kind of response, with the middleware and without it. In every case:
 
 * The callbacks ran exactly once, in order.
 * They ran in the thread and the greenlet in which the server called ``close()``, and saw the
   context variables that were set there.
-* The app had been called there, too. A callback cleared a thread-local that the app had set, and
-  the next request of the thread found it cleared.
-* The client received the same bytes, but for the time of day, for how a process in between (nginx,
-  Apache before a daemon process, uWSGI's http router) cuts a chunked body, and for the framing of a
-  list on granian.
-* A file went out by ``sendfile`` if it does so without the middleware (gunicorn, uWSGI, mod_wsgi,
-  bjoern).
+* The app had been called in the same place. A callback cleared a thread-local that the app had set,
+  and the next request of the thread found it cleared.
+* The client received the same bytes, except for the time of day, for how a process in between
+  (nginx, Apache in front of a daemon process, uWSGI's http router) cuts a chunked body, and for the
+  framing of a list on granian.
+* A file went out by ``sendfile`` wherever it does without the middleware (gunicorn, uWSGI,
+  mod_wsgi, bjoern).
 
 There are two exceptions to where the callbacks ran. Waitress closes a large file in the thread that
-serves all sockets, so those callbacks run in a thread that lives only for them. If the server never
-closes a response, marked ``unclosed`` below, its callbacks run when it is garbage-collected, or
+serves all sockets, so those callbacks run in a new thread that ends with them. If the server never
+closes a response (marked ``unclosed`` below), its callbacks run when it is garbage-collected, or
 soon after.
 
 Servers that need nothing
@@ -86,9 +86,9 @@ callbacks.
 
 {executor}
 
-You can adapt some of these servers in a few lines, so that no client waits and the callbacks stay
-in the thread of their request: :doc:`for-a-server` has recipes for cheroot, gevent.pywsgi,
-eventlet, Twisted, a2wsgi and hypercorn. AWS Lambda is another matter: :doc:`serverless`.
+A few lines adapt some of these servers, so that no client waits and the callbacks stay in the
+thread of their request: :doc:`for-a-server` has recipes for cheroot, gevent.pywsgi, eventlet,
+Twisted, a2wsgi and hypercorn. For AWS Lambda, see :doc:`serverless`.
 
 {table}
 
@@ -97,7 +97,7 @@ The columns are kinds of response:
 Content-Length
     A body with Content-Length: a list, a small file, a large one.
 write()
-    A body sent by what ``start_response`` returned.
+    A body sent with the ``write()`` that ``start_response`` returned.
 list, stream, empty list
     No Content-Length: a list of one chunk; a tuple, a generator or an iterator of several; ``[]``.
 redirect
@@ -124,9 +124,9 @@ If the app raises before it returns, there is nothing to close: the callbacks ru
 sees the exception. If the body raises, PEP 3333 has the server call ``close()`` first, and answer
 then.
 
-In HTTP/1.0, the end of the connection is the end of a response without Content-Length. Servers
-close the connection after ``close()``, so the client waits. nginx speaks HTTP/1.0 to the server
-behind it, unless it is told otherwise: :doc:`nginx`.
+In HTTP/1.0, a response without Content-Length ends with the connection. Servers close the
+connection after ``close()``, so the client waits. nginx before 1.29.7 speaks HTTP/1.0 to the server
+behind it, unless you configure HTTP/1.1: :doc:`nginx`.
 
 Notes by server
 ---------------
