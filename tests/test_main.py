@@ -361,6 +361,7 @@ def test_a_name_that_is_no_app_s(run: Run, name: str, pattern: str) -> None:
         ("raise AttributeError('two\\n lines')", r"AttributeError: two lines \(.*, line 1\)"),
         ("import sys; sys.exit(3)", r"SystemExit: 3 \(.*hello.py, line 1\)"),
         ("def", r"SyntaxError: .* \(hello.py, line 1\)"),
+        ("class Odd(Exception): __str__ = 3\nraise Odd", r"Odd: <no text: .*> \(.*, line 2\)"),
     ],
 )
 def test_a_module_that_fails_to_import(run: Run, source: str, error: str) -> None:

@@ -244,7 +244,10 @@ def is_factory(fn: Any) -> bool:
 
 def describe(error: BaseException) -> str:
     """An exception on one line, with the place that raised it."""
-    text = str(traceback.TracebackException(type(error), error, None))
+    try:
+        text = str(error)
+    except Exception:
+        text = "<no text: its __str__() raised>"
     line = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": ")
     frames = [
         frame
