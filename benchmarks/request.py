@@ -140,7 +140,7 @@ def sentence(figures):
     told = [added(name, workloads[f"{name.lower()}-request"]) for name in ("Flask", "Django")]
     alone, one = (workloads[workload]["ours"][1] / 1000 for workload in ("list", "list-1"))
     return (
-        f"The middleware adds {' and '.join(told)}. Where nothing else displaces it from the "
+        f"The middleware adds {', and '.join(told)}. Where nothing else displaces it from the "
         f"processor's caches, it takes {alone:.1f} µs, and {one:.1f} µs with one callback. "
         f"({figures['build']}; both apps have one view, and no server is in these figures.)"
     )
@@ -149,10 +149,7 @@ def sentence(figures):
 def added(name, figures):
     """What it adds to one framework's request."""
     ours, whole = figures["ours"][1], figures["bare"][1]
-    return (
-        f"{ours / 1000:.1f} µs to a request of {name}, which takes {whole / 1000:.0f} µs "
-        f"({ours / whole:.0%})"
-    )
+    return f"{ours / 1000:.1f} µs to a {name} request of {whole / 1000:.0f} µs ({ours / whole:.0%})"
 
 
 def cell(contender, figures):
