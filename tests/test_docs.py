@@ -15,7 +15,10 @@ from commands import environment, installs, paste
 from conftest import Exchange
 from documents import DOCS, ROOT, TESTS, blocks, executed, parse
 from docutils import nodes
+from servers.descriptions import SERVERS
+from servers.expectations import END_LATE, ERRORS, KINDS, LATE, expected
 from servers.harness import find, require
+from servers.page import family
 
 import wsgi_after
 
@@ -123,6 +126,10 @@ def test_the_questions_of_the_first_page_are_answered_there(pages, html):
         assert word in asked
     [cost] = [answer for question, answer in rows if question.startswith("overhead")]
     assert re.search(r"[\d.]+ µs to a Flask request of \d+ µs \(\d+%\)", cost)
+    for server in SERVERS:
+        waits = {kind for kind in KINDS if expected(server.name, kind).timing in {LATE, END_LATE}}
+        if family(server.name) in {"gunicorn", "uWSGI"}:
+            assert waits <= ({*ERRORS} if server.name.startswith("gunicorn") else set())
     linked = {urlsplit(link).path for link in pages[html / "index.html"].links}
     assert {f"{page}.html" for page in {*WORDS.values(), "glossary", "genindex"}} <= linked
 
