@@ -65,6 +65,10 @@ def server(name, *options, app=None, release="27.0.1"):
     return dataclasses.replace(described, programs=(str(python),))
 
 
+def require_release(release):
+    require([] if PYTHONS[release].exists() else [str(PYTHONS[release])])
+
+
 # The servers themselves
 
 
@@ -79,7 +83,7 @@ def test_the_page_names_the_releases_that_run(release):
         for node in parse("gunicorn.rst").findall(nodes.paragraph)
         if "Measured with" in node.astext()
     ]
-    require([] if PYTHONS[release].exists() else [str(PYTHONS[release])])
+    require_release(release)
     code = "import gunicorn; print(gunicorn.__version__)"
     found = subprocess.check_output([PYTHONS[release], "-c", code], text=True).strip()
     assert (found, found in text) == (release, True)
@@ -209,10 +213,13 @@ def test_in_a_sync_worker_the_timeout_counts_for_each_callback(release):
 
 
 @servers
-def test_a_sync_worker_refuses_threads_and_names_the_class_that_has_them(tmp_path):
-    command = ["-m", "gunicorn", "--bind=127.0.0.1:0", "--worker-class=wsgi_after.gunicorn.Sync"]
+@servers_of_each_release
+def test_a_sync_worker_refuses_threads_and_names_the_class_that_has_them(release, tmp_path):
+    require_release(release)
+    command = ["-m", "gunicorn.app.wsgiapp", "--bind=127.0.0.1:0"]
+    options = ["--worker-class=wsgi_after.gunicorn.Sync", "--threads=2"]
     done = subprocess.run(
-        [sys.executable, *command, "--threads=2", "wsgiref.simple_server:demo_app"],
+        [PYTHONS[release], *command, *options, "wsgiref.simple_server:demo_app"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(wsgi_after.__file__))},
         capture_output=True,
