@@ -102,7 +102,7 @@ def report(figures):
             f"import wsgi_after loads {len(figures['loaded'])} modules.",
             f"Not standard library: {', '.join(strangers)}!"
             if strangers
-            else "All others than its own are standard library.",
+            else "All but its own are in the standard library.",
         ]
     )
 

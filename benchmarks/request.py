@@ -140,9 +140,9 @@ def sentence(figures):
     told = [added(name, workloads[f"{name.lower()}-request"]) for name in ("Flask", "Django")]
     alone, one = (workloads[workload]["ours"][1] / 1000 for workload in ("list", "list-1"))
     return (
-        f"The middleware adds {', and '.join(told)}. Where nothing else displaces it from the "
-        f"processor's caches, it takes {alone:.1f} µs, and {one:.1f} µs with one callback. "
-        f"({figures['build']}; both apps have one view, and no server is in these figures.)"
+        f"The middleware adds {', and '.join(told)}. If its code stays in the processor's caches, "
+        f"it takes {alone:.1f} µs, and {one:.1f} µs with one callback. "
+        f"({figures['build']}; both apps have one view, and the figures include no server.)"
     )
 
 

@@ -761,7 +761,9 @@ def test_everything_on_the_page_is_run_by_a_test() -> None:
         *("settings.py", "tasks.py", "urls.py", "strict_settings.py", "orders.py"),
         "test_orders.py",
     ]
-    assert list(COMMANDS) == ["install", "runserver", "test"]
+    assert list(COMMANDS) == ["install", "runserver", "order", "test"]
+    url = "http://127.0.0.1:8000/order?email=alice@example.com"
+    assert COMMANDS["order"] == f'curl "{url}"\nThank you.'
     assert COMMANDS["install"] == 'pip install ../wsgi_after "django>=6.0"'  # or the backport
 
 
