@@ -9,8 +9,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from functools import partial
 from logging import ERROR
+from threading import get_ident
 
 import pytest
 from commands import environment
@@ -80,6 +82,28 @@ def test_it_is_around_the_callbacks_in_a_pool(events, around, caplog):
     assert events == [("enter", first, "200 OK"), "first", "leave", "first"]
     [message] = messages(caplog, ERROR)
     assert "builtins.list.append of GET /path" in message or "of GET /path" in message
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_it_is_entered_in_the_thread_and_context_of_the_callback(pooled, events):
+    variable = ContextVar("variable", default=None)
+
+    @contextmanager
+    def around(callback, after):
+        token = variable.set(get_ident())
+        try:
+            yield
+        finally:
+            variable.reset(token)
+
+    def note():
+        events.append(variable.get() == get_ident())
+
+    with ThreadPoolExecutor(1) as pool:
+        options = {"executor": pool} if pooled else {}
+        Exchange(registers(note, partial(note), around=around, **options)).finish()
+    assert events == [True, True]
+    assert variable.get() is None
 
 
 def test_it_belongs_to_the_instance_that_made_the_list(events):

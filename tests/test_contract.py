@@ -38,6 +38,8 @@ PROOFS = {
     3: [
         "test_matrix.test_the_event_log_is_the_one_that_the_contract_tells",
         "test_own_thread.test_a_session_of_the_thread_is_closed_before_the_next_request",
+        "test_around.test_it_is_entered_in_the_thread_and_context_of_the_callback",
+        "test_around.test_if_entering_or_leaving_raises_that_is_logged_and_each_callback_runs_once",
         "test_file_wrapper."
         "test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread",
         "test_lint.test_an_offence_of_the_server_is_reported_once_and_callbacks_run",

@@ -19,8 +19,8 @@ after each callback, which is what gives Flask-SQLAlchemy's connection back. So 
 for each callback there is: one that counts requests must look whether it has counted this one.
 
 Caution: the response is out. What a callback changes in ``session`` is not stored, uploaded files
-are closed, and a body that the view did not read may be gone. Rows that the view loaded, such as
-Flask-Login's ``current_user``, belong to a session that is over. Read in the view, and pass ids.
+are closed, and a body that the view did not read may be gone. Rows that the view loaded belong to a
+database session that is over. Read in the view, and pass ids.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from flask import Flask, got_request_exception, has_request_context, request, request_started
+from flask import (
+    Flask,
+    g,
+    got_request_exception,
+    has_request_context,
+    request,
+    request_started,
+    session,
+)
 from flask.globals import app_ctx, request_ctx
 from flask.testing import FlaskClient
 from werkzeug.datastructures import iter_multi_items
@@ -224,6 +232,7 @@ class InRequest(InContext):
         app_context.g = of_app.g
         explain_streams(of_request.request, get_ident() == self.thread)
         with app_context, of_request.copy():
+            forget_detached_user()
             try:
                 yield
             except Exception as error:
@@ -291,8 +300,8 @@ BLAMED = (
     "request.get_json() or request.form: then the callback finds it, too."
 )
 DETACHED = (
-    "A database session that ended with the view had loaded this object. Flask-Login's "
-    "current_user is such an object. Pass its id to the callback, and load it there."
+    "A database session that ended with the view had loaded this object. Pass its id to the "
+    "callback, and load it there."
 )
 
 
@@ -308,6 +317,17 @@ def explain_streams(request: Request, own_thread: bool) -> None:
             file.stream = Gone(UPLOAD)
     if not own_thread and "stream" not in known and has_body(request):
         known["stream"] = Gone(BODY)
+
+
+def forget_detached_user() -> None:
+    """Have Flask-Login load its user again, if the database session that loaded it is over.
+
+    A user whose id is not in ``session`` stays, because Flask-Login could not find it again.
+    """
+    if "_login_user" in g and "_user_id" in session and "sqlalchemy" in sys.modules:
+        state = sys.modules["sqlalchemy"].inspect(g._login_user, raiseerr=False)
+        if getattr(state, "detached", False):
+            del g._login_user
 
 
 def has_body(request: Request) -> bool:

@@ -40,10 +40,11 @@ RUN = {
     "flask": [
         *("install", "shop.py", "run", "order", "factory.py", "factory_used.py"),
         "download.py",  # by tests/test_other_packages.py
-        *("orders.py", "test_orders.py", "gunicorn", "uwsgi"),
+        *("orders.py", "tags.py", "test_orders.py", "gunicorn", "uwsgi"),  # tags.py: test_cells.py
     ],
     "pyramid": [
-        *("install", "app.py", "serve", "rows.py", "pools.py", "setting.ini", "filter.ini"),
+        *("install", "app.py", "serve", "rows.py", "tags.py", "pools.py"),
+        *("setting.ini", "filter.ini"),
         *("test_app.py", "needs", "gunicorn", "uwsgi", "curl"),
     ],
 }

@@ -23,7 +23,7 @@ from django.db import connections
 from django.db.transaction import atomic
 from django.http import HttpResponse
 from documents import blocks
-from flask import Flask, Request, g, request
+from flask import Flask, Request, g, request, session
 from flask_executor import Executor
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_sqlalchemy import SQLAlchemy
@@ -126,23 +126,53 @@ def shop() -> Iterator[Any]:
         db.session.add(User())
         db.session.commit()
 
-    def view(*callbacks: Callable[[], object]) -> None:
+    def view(
+        callbacks: tuple[Callable[[], object], ...],
+        prepare: Callable[[], Callable[[], object]] | None,
+    ) -> None:
         login_user(db.session.scalars(select(User)).one())
         current_user.visits += 1
         db.session.commit()
-        for fn in callbacks:
+        for fn in [*callbacks, *([prepare()] if prepare else [])]:
             after_this_response(fn)
 
-    yield lambda *callbacks: serve(app, lambda: view(*callbacks))
+    yield lambda *callbacks, prepare=None: serve(app, lambda: view(callbacks, prepare))
     with app.app_context():
         db.engine.dispose()
 
 
-def test_a_detached_current_user_is_explained(shop: Any, told: Callable[[], list[str]]) -> None:
-    shop(lambda: current_user.visits)
+def test_each_callback_finds_current_user_loaded_anew(shop: Any, events: list[int]) -> None:
+    """The view has committed, and its database session is over, and so is that of a callback."""
+    shop(*[lambda: events.append(current_user.visits)] * 2)
+    assert events == [1, 1]
+
+
+def test_a_user_of_no_database_stays_the_one_of_the_view(events: list[bool]) -> None:
+    app, user = make_app(), UserMixin()
+    user.id = "ada"
+    LoginManager(app).user_loader(lambda id: UserMixin())
+
+    def view() -> None:
+        login_user(user)
+        after_this_response(lambda: events.append(current_user._get_current_object() is user))
+
+    serve(app, view)
+    assert events == [True]
+
+
+@pytest.mark.parametrize("use", ["an object of the view", "current_user without its id"])
+def test_a_detached_object_is_explained(shop: Any, told: Callable[[], list[str]], use: str) -> None:
+    def view_and_callback() -> Callable[[], object]:
+        if use == "an object of the view":
+            user = current_user._get_current_object()
+            return lambda: user.visits
+        del session["_user_id"]  # as for a user that no session knows, of a token
+        return lambda: current_user.visits
+
+    shop(prepare=view_and_callback)
     assert told() == [
-        "A database session that ended with the view had loaded this object. Flask-Login's "
-        "current_user is such an object. Pass its id to the callback, and load it there."
+        "A database session that ended with the view had loaded this object. Pass its id to the "
+        "callback, and load it there."
     ]
 
 

@@ -1,0 +1,274 @@
+"""What a callback finds in Flask and in Pyramid: the tables of their pages, cell by cell.
+
+And their recipes for a ``scoped_session`` of SQLAlchemy without an extension.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from functools import partial
+from importlib import import_module
+from threading import local
+
+import pytest
+import transaction
+import zope.sqlalchemy
+from conftest import Exchange
+from documents import blocks, parse
+from docutils import nodes
+from flask import Flask, g, request, session
+from flask_login import LoginManager, UserMixin, current_user, login_user
+from flask_sqlalchemy import SQLAlchemy
+from pyramid.config import Configurator
+from pyramid.response import Response
+from pyramid.session import SignedCookieSessionFactory
+from pyramid.threadlocal import get_current_request
+from sqlalchemy import Integer, create_engine, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.pool import NullPool
+from webtest import TestApp
+from werkzeug.test import EnvironBuilder
+
+from wsgi_after import AfterResponseMiddleware
+from wsgi_after.executor import BoundedThreadPoolExecutor
+from wsgi_after.flask import AfterResponse, AfterResponseClient, after_this_response
+from wsgi_after.moment import KEY as MOMENT
+from wsgi_after.moment import Slot
+
+tenant = local()
+
+
+@pytest.fixture(autouse=True)
+def clean_thread():
+    """A thread without a tenant, and without a transaction."""
+    yield
+    vars(tenant).clear()
+    transaction.abort()
+
+
+def table(page):
+    """The table of set-ups of a page: its columns, and for each set-up its cells."""
+    for found in parse(page).findall(nodes.table):
+        rows = [[cell.astext() for cell in row] for row in found.findall(nodes.row)]
+        if rows[0][0] == "Set-up":
+            return rows[0][1:], {row[0]: row[1:] for row in rows[1:]}
+    raise LookupError(page)
+
+
+def sent(**extra):
+    """The environ of a request with a form and an upload."""
+    data = {"name": "ada", "file": (io.BytesIO(b"content"), "name.txt")}
+    return {**EnvironBuilder(method="POST", data=data).get_environ(), **extra}
+
+
+def serve(app, set_up):
+    """Have a request answered, and its callbacks run, in one of the set-ups."""
+    if set_up in ("middleware alone", "both"):
+        app = AfterResponseMiddleware(app)
+    if set_up == "pool":
+        with BoundedThreadPoolExecutor(max_workers=1) as pool:
+            Exchange(AfterResponseMiddleware(app, executor=pool), sent()).finish()
+    elif set_up == "moment":
+        slot = Slot()
+        Exchange(app, sent(**{MOMENT: slot})).finish()
+        slot.run()
+    else:
+        Exchange(app, sent()).finish()
+
+
+def finds(look):
+    """What a look returns is there; if it raises, it is not."""
+    try:
+        return "yes" if look() else "no"
+    except (AttributeError, RuntimeError, ValueError):
+        return "no"
+
+
+FLASK_COLUMNS, FLASK_CELLS = table("flask.rst")
+
+
+@pytest.mark.parametrize("set_up", FLASK_CELLS)
+def test_each_cell_of_flasks_page_is_what_a_callback_finds(set_up, tmp_path):
+    app = Flask("shop")
+    app.secret_key = "secret"
+    app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path}/shop.db"
+    db = SQLAlchemy(app)
+
+    class User(UserMixin, db.Model):
+        id = db.Column(Integer, primary_key=True)
+        visits = db.Column(Integer, default=0)
+
+    LoginManager(app).user_loader(lambda id: db.session.get(User, int(id)))
+    if set_up != "middleware alone":
+        AfterResponse(app)
+    looks = {
+        "request": lambda: request.endpoint == "order",
+        "g": lambda: g.name == "ada",
+        "session": lambda: session["cart"] == "full",
+        "form": lambda: request.form["name"] == "ada",
+        "upload": lambda: request.files["file"].read() == b"content",
+        "current_user": lambda: current_user.visits == 1,
+        "rows": lambda: db.session.scalar(select(func.count(User.id))) == 1,
+        "thread-local": lambda: tenant.name == "ada",
+    }
+    found = []
+
+    @app.post("/")
+    def order():
+        login_user(db.session.scalars(select(User)).one())
+        current_user.visits += 1
+        db.session.commit()
+        session["cart"], g.name, tenant.name = "full", request.form["name"], "ada"
+        plain = set_up == "plain entry"
+        register = request.environ["wsgi.after"] if plain else after_this_response
+        register(lambda: found.extend(map(finds, looks.values())))
+        return "Ordered"
+
+    with app.app_context():
+        db.create_all()
+        db.session.add(User())
+        db.session.commit()
+    try:
+        if set_up == "test client":
+            app.test_client_class = AfterResponseClient
+            data = {"name": "ada", "file": (io.BytesIO(b"content"), "name.txt")}
+            app.test_client().post("/", data=data)
+        else:
+            serve(app, set_up)
+        with app.app_context():
+            checked_out = db.engine.pool.checkedout()
+    finally:
+        with app.app_context():
+            db.engine.dispose()
+    assert [*looks] == FLASK_COLUMNS
+    assert found == FLASK_CELLS[set_up]
+    assert checked_out == 0
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "cells"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+PYRAMID_COLUMNS, PYRAMID_CELLS = table("pyramid.rst")
+
+
+@pytest.fixture
+def sessions(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/rows.db", poolclass=NullPool)
+    Base.metadata.create_all(engine)
+    return sessionmaker(engine)
+
+
+def pyramid_app(set_up, sessions, callback, **settings):
+    def dbsession(request):
+        made = sessions()
+        zope.sqlalchemy.register(made, transaction_manager=request.tm)
+        return made
+
+    def view(request):
+        assert request.params["name"] == "ada"
+        request.dbsession.scalar(select(func.count(Row.id)))
+        request.session["cart"], tenant.name = "full", "ada"
+        request.environ["wsgi.after"](callback, request)
+        return Response("Ordered")
+
+    with Configurator(settings=settings) as config:
+        config.include("pyramid_tm")
+        if set_up != "middleware alone":
+            config.include("wsgi_after.pyramid")
+        config.set_session_factory(SignedCookieSessionFactory("secret"))
+        config.set_security_policy(Remote())
+        config.add_request_method(dbsession, reify=True)
+        config.add_route("order", "/")
+        config.add_view(view, route_name="order")
+        return config.make_wsgi_app()
+
+
+class Remote:
+    """Knows the user that the server knows."""
+
+    def identity(self, request):
+        return request.environ.get("REMOTE_USER", "ada")
+
+    def authenticated_userid(self, request):
+        return self.identity(request)
+
+
+@pytest.mark.parametrize("set_up", PYRAMID_CELLS)
+def test_each_cell_of_pyramids_page_is_what_a_callback_finds(set_up, sessions, caplog):
+    looks = {
+        "get_current_request": lambda request: get_current_request() is request,
+        "session": lambda request: request.session["cart"] == "full",
+        "form": lambda request: request.params["name"] == "ada",
+        "upload": lambda request: request.POST["file"].file.read() == b"content",
+        "user": lambda request: request.authenticated_userid == "ada",
+        "thread-local": lambda request: tenant.name == "ada",
+    }
+    found = {}
+
+    def callback(request):
+        for name, look in looks.items():
+            found[name] = finds(partial(look, request))
+        request.dbsession.add(Row())
+
+    for kind in "default", "explicit":
+        hook = {"tm.manager_hook": "pyramid_tm.explicit_manager"} if kind == "explicit" else {}
+        app = pyramid_app(set_up, sessions, callback, **hook)
+        if set_up == "WebTest":
+            files = [("file", "name.txt", b"content")]
+            TestApp(app).post("/", {"name": "ada"}, upload_files=files)
+        else:
+            serve(app, set_up)
+        transaction.abort()  # as the next request of the thread does
+        with sessions.begin() as rows:
+            stored = rows.query(Row).delete()
+        told = [record.exc_info[0].__name__ for record in caplog.records]
+        caplog.clear()
+        assert told in ([], ["NoTransaction"])
+        found[f"row, {kind}"] = "stored" if stored else "told" if told else "lost"
+    assert [found[column] for column in PYRAMID_COLUMNS] == PYRAMID_CELLS[set_up]
+    assert found.keys() == {*PYRAMID_COLUMNS}
+
+
+# SQLAlchemy without an extension.
+
+
+@pytest.fixture(params=["flask.rst", "pyramid.rst"])
+def tags(request, tmp_path, monkeypatch):
+    """The recipe of a page, as a module, with its table."""
+    (tmp_path / "tags.py").write_text(blocks(request.param)["tags.py"], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    tags = import_module("tags")
+    tags.Base.metadata.create_all(tags.engine)
+    yield tags
+    del sys.modules["tags"]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_recipe_for_a_scoped_session_survives_errors_and_gives_connections_back(
+    tags, pooled, caplog
+):
+    """Each name is stored once; the second time it is an error, which spoils the session."""
+    with BoundedThreadPoolExecutor(max_workers=1, max_pending=99) as pool:
+        executor = pool if pooled else None
+        if hasattr(tags, "app"):
+            app = AfterResponseMiddleware(tags.app, executor=executor)
+        else:
+            app = tags.main({}, **{"wsgi_after.executor": executor})
+        for number in range(10):
+            environ = EnvironBuilder(path=f"/{number // 2}").get_environ()
+            Exchange(app, environ).finish()
+    with tags.engine.connect() as connection:
+        stored = connection.scalars(select(tags.Tag.name).order_by("name")).all()
+    checked_out = tags.engine.pool.checkedout()
+    tags.engine.dispose()
+    errors = [record.exc_info[0].__name__ for record in caplog.records]
+    assert (stored, errors) == (["0", "1", "2", "3", "4"], ["IntegrityError"] * 5)
+    assert checked_out == 0
