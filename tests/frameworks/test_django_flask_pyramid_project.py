@@ -24,7 +24,8 @@ PAGES = {
 }
 RUN = {
     "django": [
-        *("install", "settings.py", "urls.py", "runserver", "entry.py", "wsgi.py", "orders.py"),
+        *("install", "settings.py", "urls.py", "runserver", "order", "entry.py", "wsgi.py"),
+        "orders.py",
         "language.py",
         *(
             "test_orders.py",
@@ -97,6 +98,12 @@ def test_everything_on_the_page_is_run_by_a_test(page):
 
 
 ORDER = ("/order?email=ada@example.com", None, "Thank you.\n")
+
+
+def test_the_request_on_the_page_of_django_is_the_one_of_the_next_test():
+    assert PAGES["django"]["order"] == f'$ curl "http://127.0.0.1:8000{ORDER[0]}"\nThank you.'
+
+
 MAILS = [
     ("django", command("django", "runserver"), ORDER, "Thank you."),
     ("flask", command("flask", "run"), curl("flask", "order"), None),
