@@ -10,6 +10,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Thread
+from wsgiref.simple_server import software_version
 from xml.etree import ElementTree
 
 import pytest
@@ -23,6 +24,7 @@ from wsgi_after import __main__ as command
 from wsgi_after import probe
 from wsgi_after.probe import KINDS, MODES, Probe, Row
 
+SERVER = software_version.split()[0]  # of wsgiref, which runs these
 TOKEN = "0123456789abcdef" * 2
 KEEP_ALIVE, CLOSE, OLD = MODES
 
@@ -139,7 +141,7 @@ def test_the_command_shows_a_table_a_verdict_and_advice(capsys, tmp_path):
         arguments = ["probe", url, "--seconds", "0.3", "--http", "1.0", "--svg", str(svg)]
         assert command.main(arguments) == 1
     out = capsys.readouterr().out
-    assert out.startswith("Served by WSGIServer/0.2. Callbacks sleep for 0.3 s.\n")
+    assert out.startswith(f"Served by {SERVER}. Callbacks sleep for 0.3 s.\n")
     rows = re.findall(r"(?m)^(.{18})1\.0 close (?: +\d+\.\d){4}  (.+)$", out)
     assert {name.strip(): verdict for name, verdict in rows} == {
         name: "waited" if name == KINDS["stream"] else "did not wait" for name in KINDS.values()
@@ -158,7 +160,7 @@ def test_json(capsys, monkeypatch):
     [row] = found.pop("rows")
     assert found == {
         "url": url,
-        "server": "WSGIServer/0.2",
+        "server": SERVER,
         "proxy": None,
         "seconds": 0.3,
         "verdict": "No client waits for callbacks, with any of 1 kinds of request.",
