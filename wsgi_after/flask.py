@@ -15,12 +15,10 @@
         return "Ordered"
 
 ``current_app``, ``g``, ``request`` and ``session`` are those of the request. Teardown functions run
-after each callback, which is what gives Flask-SQLAlchemy's connection back. So they run once more
-for each callback there is: one that counts requests must look whether it has counted this one.
+again after each callback, because that is what gives database connections back.
 
-Caution: the response is out. What a callback changes in ``session`` is not stored, uploaded files
-are closed, and a body that the view did not read may be gone. Rows that the view loaded belong to a
-database session that is over. Read in the view, and pass ids.
+Caution: the response is out. ``session`` has been stored, uploads are closed, and rows that the
+view loaded belong to a database session that is over. Read in the view, and pass ids.
 """
 
 from __future__ import annotations
@@ -121,16 +119,12 @@ class AfterEachResponse:
     def __call__(self, fn: F, /) -> F:
         """Register ``fn()`` to run after every response from now on, and return ``fn``.
 
-        Also a decorator. ``fn`` is called without arguments and finds ``flask.request``;
-        :meth:`wsgi_after.AfterResponseMiddleware.after_response` passes the environ instead. These
-        functions run before other callbacks, in order of registration, with the context of the
-        request. One that raises is logged, and the others run. ``fn`` may be ``async``, as a view
-        may. It does not run for a request that Flask never sees, because a middleware in between
-        answered it.
+        Also a decorator. These functions run before other callbacks, in order of registration, as
+        :func:`after_this_response` runs them. They do not run for a request that Flask never sees,
+        because a middleware in between answered it.
 
         :raises TypeError: if ``fn`` is not callable, or needs an argument.
-        :raises RuntimeError: in a request of this app, because ``fn`` would also run after all
-            later ones.
+        :raises RuntimeError: in a request of this app: ``fn`` would run after all later ones, too.
         """
         # A test may have pushed a context of another app, or one that no server asked for.
         if has_request_context() and request_ctx.app is self._app and KEY in request.environ:
@@ -169,13 +163,11 @@ def after_this_response(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Register ``fn(*args, **kwargs)`` to run after the current response, and return ``fn``.
 
     Also a decorator. Call it in a request of Flask's, in a body that is streamed with
-    ``flask.stream_with_context``, and from a callback. Callbacks run in order of registration with
-    the others, with the context of the request, whatever became of it. What ``fn`` returns is
-    ignored. What it raises is passed to the teardown functions and logged, and the others run. It
-    may be ``async``, as a view may.
+    ``flask.stream_with_context``, and from a callback. Callbacks run in order of registration, in
+    the context of the request. Teardown functions run after each of them, and are told what it
+    raised, which is logged, too; the other callbacks run. ``fn`` may be ``async``, as a view may.
 
-    :raises TypeError: if ``fn`` is not callable, or not with these arguments: nothing is added to
-        them, neither the environ nor the response.
+    :raises TypeError: if ``fn`` is not callable, or not with these arguments and no others.
     :raises RuntimeError: outside a request; in an app that neither :class:`AfterResponse` nor
         :class:`wsgi_after.AfterResponseMiddleware` wraps; after the callbacks of the request ran.
     """
@@ -236,7 +228,10 @@ class InRequest(InContext):
             try:
                 yield
             except Exception as error:
-                explain(error)
+                if isinstance(error, BadRequest):
+                    error.add_note(BLAMED)
+                elif type(error).__name__ == "DetachedInstanceError":  # of SQLAlchemy
+                    error.add_note(DETACHED)
                 raise
 
     def __reduce__(self) -> NoReturn:
@@ -248,10 +243,7 @@ class InRequest(InContext):
 
 
 class WithoutContext:
-    """Flask-Executor's pool without its own ``submit()``, which works in a request only.
-
-    That one copies the context of the request, which is over; the callbacks bring theirs along.
-    """
+    """Flask-Executor's pool without its own ``submit()``, which works in a request only."""
 
     def __init__(self, executor: Any) -> None:
         self._executor = executor
@@ -289,15 +281,17 @@ UPLOAD = (
     "An uploaded file was used after the response, when Flask had closed it. Save or read it in "
     "the view, and pass the path or the bytes to the callback."
 )
+READ = (
+    "Read it in the view, by request.get_data(), request.get_json() or request.form: then the "
+    "callback finds it, too."
+)
 BODY = (
     "The body of the request was read after the response, in another thread than that of the "
-    "request, while the server may read the next request there. Read it in the view, by "
-    "request.get_data(), request.get_json() or request.form: then the callback finds it, too."
+    f"request, while the server may read the next request there. {READ}"
 )
 BLAMED = (
     "The client may have sent everything. If the view did not read the body, it was read after the "
-    "response, when the server had dropped it. Read it in the view, by request.get_data(), "
-    "request.get_json() or request.form: then the callback finds it, too."
+    f"response, when the server had dropped it. {READ}"
 )
 DETACHED = (
     "A database session that ended with the view had loaded this object. Pass its id to the "
@@ -315,7 +309,8 @@ def explain_streams(request: Request, own_thread: bool) -> None:
     for _, file in iter_multi_items(known.get("files") or ()):
         if getattr(file.stream, "closed", False):
             file.stream = Gone(UPLOAD)
-    if not own_thread and "stream" not in known and has_body(request):
+    has_body = request.content_length or "HTTP_TRANSFER_ENCODING" in request.environ
+    if has_body and not own_thread and "stream" not in known:
         known["stream"] = Gone(BODY)
 
 
@@ -328,18 +323,6 @@ def forget_detached_user() -> None:
         state = sys.modules["sqlalchemy"].inspect(g._login_user, raiseerr=False)
         if getattr(state, "detached", False):
             del g._login_user
-
-
-def has_body(request: Request) -> bool:
-    return bool(request.content_length) or "HTTP_TRANSFER_ENCODING" in request.environ
-
-
-def explain(error: Exception) -> None:
-    """Add to what a callback raised what to do about it."""
-    if isinstance(error, BadRequest):
-        error.add_note(BLAMED)
-    elif type(error).__name__ == "DetachedInstanceError":  # of SQLAlchemy
-        error.add_note(DETACHED)
 
 
 class AfterResponseClient(FlaskClient):

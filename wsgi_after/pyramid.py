@@ -10,15 +10,10 @@
 
 What a view, a tween or a callback registers runs with the threadlocals of its request:
 ``get_current_request()`` and ``get_current_registry()`` return what they returned in the view.
-Nothing needs to be wrapped. If the WSGI app is wrapped as well, the outer list is used, and the
-innermost executor that was passed.
+Nothing needs to be wrapped. If pyramid_retry tries a request again, the last attempt counts.
 
-If pyramid_retry tries a request again, what the failed attempt registered is thrown away, and what
-it cancelled is back. The last attempt counts, even if it fails.
-
-Caution: the response is out, and the transaction of pyramid_tm is over. A callback that writes to a
-database begins a transaction of its own. What it does by ``request.tm`` without one is committed
-after it, or raises ``NoTransaction`` if the manager is explicit, as pyramid_tm recommends.
+Caution: the transaction of pyramid_tm is over. What a callback does by ``request.tm`` is committed
+after it, or raises ``NoTransaction`` if the manager is explicit: then begin a transaction.
 """
 
 from __future__ import annotations
@@ -117,10 +112,7 @@ def after(request: Request) -> list[Callable[[], object]]:
 class ExecutionPolicy:
     """An execution policy of Pyramid, around the one that the app had.
 
-    What it returns in place of a response is a WSGI app as a response is one: the middleware, which
-    calls the policy inside. So all that holds for the middleware holds here.
-
-    :param router: the app.
+    In place of a response it returns the middleware, a WSGI app as well, which calls that one.
     """
 
     def __init__(self, router: Any, executor: SupportsSubmit | None) -> None:
@@ -203,15 +195,16 @@ def in_threadlocals(request: Request, fn: Callable[[], object]) -> InThreadlocal
 def transaction_of(request: Request) -> Iterator[None]:
     """End the transaction of ``request.tm`` that is begun within, without a word.
 
-    With pyramid_tm's default manager, that of the thread, the first use begins one, and nobody else
-    would end it: what a callback adds to ``request.dbsession`` would vanish.
+    pyramid_tm's default manager, that of the thread, begins one at the first use. Nobody else would
+    end it, so what a callback adds to ``request.dbsession`` would vanish.
     """
     manager = vars(request).get("tm")  # if somebody has asked for it
-    is_ours = manager is not None and not {"tm.active", "repoze.tm.active"} & request.environ.keys()
+    outer = {"tm.active", "repoze.tm.active"} & request.environ.keys()
+    is_ours = manager is not None and not manager.explicit and not outer
     try:
         yield
     except BaseException as error:
-        if is_ours and not manager.explicit:
+        if is_ours:
             manager.abort()
         if type(error).__name__ == "NoTransaction":
             error.add_note(
@@ -219,5 +212,5 @@ def transaction_of(request: Request) -> Iterator[None]:
                 "callback's own: with request.tm: ..."
             )
         raise
-    if is_ours and not manager.explicit:
+    if is_ours:
         manager.commit()
