@@ -44,7 +44,7 @@ RUN = {
         *("orders.py", "tags.py", "test_orders.py", "gunicorn", "uwsgi"),  # tags.py: test_cells.py
     ],
     "pyramid": [
-        *("install", "app.py", "serve", "rows.py", "tags.py", "pools.py"),
+        *("install", "app.py", "serve", "order", "rows.py", "tags.py", "pools.py"),
         *("setting.ini", "filter.ini"),
         *("test_app.py", "needs", "gunicorn", "uwsgi", "curl"),
     ],
@@ -100,8 +100,9 @@ def test_everything_on_the_page_is_run_by_a_test(page):
 ORDER = ("/order?email=ada@example.com", None, "Thank you.\n")
 
 
-def test_the_request_on_the_page_of_django_is_the_one_of_the_next_test():
-    assert PAGES["django"]["order"] == f'$ curl "http://127.0.0.1:8000{ORDER[0]}"\nThank you.'
+@pytest.mark.parametrize("page", ["django", "pyramid"])
+def test_the_request_on_the_page_is_the_one_of_the_next_test(page):
+    assert PAGES[page]["order"] == f'$ curl "http://127.0.0.1:8000{ORDER[0]}"\nThank you.'
 
 
 MAILS = [
