@@ -26,6 +26,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
@@ -79,8 +80,7 @@ class AfterResponse:
         extension = sys.modules.get("flask_executor")
         if extension is not None and isinstance(executor, extension.Executor):
             executor = WithoutContext(executor)
-        self._executor = executor
-        self._on_error = on_error
+        self._wrap = partial(AfterResponseMiddleware, executor=executor, on_error=on_error)
         if app is not None:
             self.init_app(app)
 
@@ -88,9 +88,7 @@ class AfterResponse:
         """Wrap this app, too. What is registered with one app runs for that one only."""
         if "wsgi_after" in app.extensions:
             return
-        app.wsgi_app = AfterResponseMiddleware(  # type: ignore[method-assign]
-            app.wsgi_app, executor=self._executor, on_error=self._on_error
-        )
+        app.wsgi_app = self._wrap(app.wsgi_app)  # type: ignore[method-assign]
         app.after_response = app.extensions["wsgi_after"] = AfterEachResponse(app)  # type: ignore[attr-defined]
 
 

@@ -97,14 +97,12 @@ def after(request: Request) -> list[Callable[[], object]]:
 
     :raises RuntimeError: if there is none, such as in a script or for a request made by a test.
     """
-    callbacks = request.environ.get(KEY)
-    if callbacks is None:
-        callbacks = current_list()
+    callbacks = request.environ.get(KEY, current_list())
     if callbacks is None:
         raise RuntimeError(
-            "request.after is the list of a request that a WSGI server sent, or a test client, and "
-            "this one was made by hand: there is no response to run callbacks after. Where code "
-            "is to be tested by itself, set request.environ['wsgi.after'] = CallbackList()."
+            "request.after was used of a request that was made by hand, so there is no response to "
+            "run callbacks after. To test code by itself, set request.environ['wsgi.after'] = "
+            "CallbackList()."
         )
     return callbacks  # type: ignore[no-any-return]
 
