@@ -1,8 +1,10 @@
 """Serve requests in a sub-interpreter, and print what happens, a line for each event.
 
-``python sub_interpreter.py KIND NAME``: KIND is ``legacy``, the kind that mod_wsgi makes, or
-``isolated``, which allows less and has its own lock from Python 3.12 on. NAME is one of APPS, or a
-function of this module, and runs in the sub-interpreter.
+``python sub_interpreter.py KIND NAME [NUMBER]``: KIND is ``legacy``, the kind that mod_wsgi makes,
+``isolated``, which allows less and has its own lock from Python 3.12 on, or ``concurrent``: such a
+one of ``concurrent.interpreters``, which Python 3.14 has. NAME is one of APPS, or a function of this
+module, and runs in the sub-interpreter; in so many of them, each in a thread, or one after the other
+on Python 3.11, which stops for good where two are imported into at once.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
@@ -34,20 +37,56 @@ def say(event, write=os.write):
     write(1, f"{event}\n".encode())
 
 
-def main(kind, name):
-    """Run a function in a new sub-interpreter, then end that interpreter."""
+def main(kind, name, number="1"):
+    """Run a function in new sub-interpreters, then end them."""
     if (3, 12) <= sys.version_info < (3, 12, 4):
         use_extension_modules()
-    if sys.version_info >= (3, 13):
-        interpreter = _interpreters.create(kind)
+    make = Concurrent if kind == "concurrent" else Plain
+    interpreters = [make(kind) for _ in range(int(number))]
+    code = CODE.format(path=sys.path, name=name)
+    if len(interpreters) == 1 or sys.version_info < (3, 12):
+        for interpreter in interpreters:
+            interpreter.run(code)
     else:
-        interpreter = _interpreters.create(isolated=kind == "isolated")
-    failure = _interpreters.run_string(interpreter, CODE.format(path=sys.path, name=name))
-    if failure is not None:  # before Python 3.13, run_string() raises
-        sys.exit(failure.errdisplay)
-    say("the interpreter ends")
-    _interpreters.destroy(interpreter)
-    say("the interpreter has ended")
+        with ThreadPoolExecutor(len(interpreters)) as threads:
+            list(threads.map(lambda interpreter: interpreter.run(code), interpreters))
+    for interpreter in interpreters:
+        say("the interpreter ends")
+        interpreter.end()
+        say("the interpreter has ended")
+
+
+class Plain:
+    """A sub-interpreter of each Python."""
+
+    def __init__(self, kind):
+        if sys.version_info >= (3, 13):
+            self.id = _interpreters.create(kind)
+        else:
+            self.id = _interpreters.create(isolated=kind == "isolated")
+
+    def run(self, code):
+        failure = _interpreters.run_string(self.id, code)
+        if failure is not None:  # before Python 3.13, run_string() raises
+            raise RuntimeError(failure.errdisplay)
+
+    def end(self):
+        _interpreters.destroy(self.id)
+
+
+class Concurrent:
+    """One of ``concurrent.interpreters``."""
+
+    def __init__(self, kind):
+        from concurrent import interpreters
+
+        self.interpreter = interpreters.create()
+
+    def run(self, code):
+        self.interpreter.exec(code)
+
+    def end(self):
+        self.interpreter.close()
 
 
 def use_extension_modules():
@@ -56,8 +95,6 @@ def use_extension_modules():
     Otherwise CPython aborts at the end of the sub-interpreter, whatever that has imported:
     https://github.com/python/cpython/issues/119213.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     import werkzeug.sansio.response  # noqa: F401
 
     with ThreadPoolExecutor() as executor:
@@ -170,6 +207,25 @@ def pool():
 
     with BoundedThreadPoolExecutor() as executor:
         call(hello, executor=executor).close()
+
+
+def many():
+    """Serve so many requests that interpreters take turns, or run at once."""
+    from wsgi_after import AfterResponseMiddleware
+
+    ran = []
+
+    def app(environ, start_response):
+        environ["wsgi.after"](ran.append, environ["number"])
+        start_response("200 OK", [])
+        return [b"hello"]
+
+    application = AfterResponseMiddleware(app)
+    for number in range(1_000):
+        body = application({"number": number}, lambda *args: None)
+        list(body)
+        body.close()
+    say(f"each of 1,000 callbacks ran once: {ran == list(range(1_000))}")
 
 
 def dropped():

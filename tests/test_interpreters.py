@@ -33,16 +33,19 @@ EVENTS = {
 NO_THREADS = ["200 OK []", "logged: WARNING", *CALLBACKS]
 
 
-@pytest.fixture(params=["legacy", "isolated"])
+KINDS = ["legacy", "isolated", *["concurrent"] * (sys.version_info >= (3, 14))]
+
+
+@pytest.fixture(params=KINDS)
 def kind(request):
     """Of a sub-interpreter."""
     return request.param
 
 
-def events_of(kind, name):
-    """Run what has this name there in an interpreter of this kind; what it prints."""
+def events_of(kind, name, number=1):
+    """Run what has this name there in so many interpreters of this kind; what they print."""
     done = subprocess.run(
-        [sys.executable, SCRIPT, kind, name],
+        [sys.executable, SCRIPT, kind, name, str(number)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -68,4 +71,12 @@ def test_without_a_next_request_they_run_where_the_interpreter_ends(name, kind):
     """Whether or not the cycle collector has found the response before."""
     assert events_of(kind, name) == [
         *("200 OK []", "the interpreter ends", *DROPPED, "the interpreter has ended")
+    ]
+
+
+def test_interpreters_serve_at_the_same_time(kind):
+    """Those with a GIL of their own, on two cores."""
+    assert events_of(kind, "many", 4) == [
+        *["each of 1,000 callbacks ran once: True"] * 4,
+        *["the interpreter ends", "the interpreter has ended"] * 4,
     ]

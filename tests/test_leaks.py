@@ -13,6 +13,7 @@ from conftest import Loses, Refuses, hello, is_freed
 from reporting import count
 
 from wsgi_after import AfterResponseMiddleware
+from wsgi_after.claims import WITHOUT_GIL
 
 SCRIPT = Path(__file__).with_name("leaks.py")
 
@@ -39,7 +40,9 @@ def test_nothing_is_left_of_requests_of_all_kinds(requests):
     )
     assert found["requests"] == requests
     assert found["ran"] == found["registered"] > 2 * requests
-    assert (found["environs_kept"], found["cycles"]) == (0, 0)
+    assert found["environs_kept"] == 0
+    # Without the GIL, the map of a context that two threads shared is left to the collector, once.
+    assert found["cycles"] <= (2 if WITHOUT_GIL else 0)
     assert (grown["threads"], grown["descriptors"]) == (0, 0)
     # Of all requests together, where one environ alone takes 1,500 bytes.
     assert grown["bytes_traced"] < 20_000
