@@ -1,10 +1,9 @@
 """Serve requests in a sub-interpreter, and print what happens, a line for each event.
 
 ``python sub_interpreter.py KIND NAME [NUMBER]``: KIND is ``legacy``, the kind that mod_wsgi makes,
-``isolated``, which allows less and has its own lock from Python 3.12 on, or ``concurrent``: such a
-one of ``concurrent.interpreters``, which Python 3.14 has. NAME is one of APPS, or a function of this
-module, and runs in the sub-interpreter; in so many of them, each in a thread, or one after the other
-on Python 3.11, which stops for good where two are imported into at once.
+``isolated``, which allows less and has its own lock from Python 3.12 on, or ``concurrent``: one of
+``concurrent.interpreters``, which Python 3.14 has. NAME is one of APPS, or a function of this
+module, and runs in the sub-interpreter; in so many of them, from Python 3.13 on at once.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def main(kind, name, number="1"):
     make = Concurrent if kind == "concurrent" else Plain
     interpreters = [make(kind) for _ in range(int(number))]
     code = CODE.format(path=sys.path, name=name)
-    if len(interpreters) == 1 or sys.version_info < (3, 12):
+    if len(interpreters) == 1 or sys.version_info < (3, 13):
         for interpreter in interpreters:
             interpreter.run(code)
     else:
