@@ -139,6 +139,21 @@ def test_a_forked_child_does_not_wait_for_the_lock_of_a_thread_that_it_does_not_
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
+def test_a_lock_that_is_renewed_is_another_one_and_free(monkeypatch):
+    held = claims._Held.lock
+    monkeypatch.setattr(claims._Held, "lock", held)
+    claims._Held.renew()
+    assert (claims._Held.lock is held, claims._Held.lock.locked()) == (False, False)
+
+
+def test_what_whoever_ended_the_list_has_taken_is_not_refused(monkeypatch):
+    body, after = contested.serve([])
+    body.close()
+    monkeypatch.setattr("wsgi_after._core.callbacks.take", lambda callbacks, entries: False)
+    after.append(print)
+    after.extend([print])
+
+
 def test_a_list_whose_places_are_locked_is_a_list_as_any(without_gil):
     entries = claims.LockedList("abcde")
     del entries[0]
