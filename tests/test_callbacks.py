@@ -109,7 +109,7 @@ def generator():
         ),
         (
             generator,
-            ".*generator of GET /app/path returned a generator, so it has not run.*iterates",
+            ".*generator of GET /app/path returned a generator, so its code has not run.*iterates",
         ),
         (None, "Entry None of GET /app/path is not callable."),
     ],

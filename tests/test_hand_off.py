@@ -310,7 +310,7 @@ def test_what_a_callback_lets_out_of_the_job_is_logged(queue, events, caplog):
     queue.run()
     assert events == ["ran"]
     assert messages(caplog, logging.ERROR) == [
-        "A callback of GET /path let this out of the executor's job."
+        "This exception of a callback of GET /path left the executor's job."
     ]
     assert caplog.records[0].exc_info[0] is KeyboardInterrupt
 

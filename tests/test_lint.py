@@ -598,7 +598,7 @@ def test_asgiref_which_closes_nothing_is_named(events):
     assert [message["type"] for message in sent][-1] == "http.response.body"
     assert events == ["ran"]
     assert seen[0].culprit.startswith("asgiref.wsgi.")
-    assert "a2wsgi is an adapter to ASGI that closes" in str(seen[0])
+    assert "as an adapter to ASGI, a2wsgi closes" in str(seen[0])
 
 
 # strict=True.

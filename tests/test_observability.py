@@ -377,7 +377,9 @@ def generator_function() -> Iterator[None]:
     yield
 
 
-NOT_RUN = "RuntimeError: Callback test_observability.{} of GET /path returned a {}, so it has not"
+NOT_RUN = (
+    "RuntimeError: Callback test_observability.{} of GET /path returned a {}, so its code has not"
+)
 
 
 def test_on_error_is_told_of_each_failure(told: Told) -> None:
@@ -431,8 +433,8 @@ def test_an_on_error_that_fails_is_logged_itself(
     failed = "Callback test_observability.send_mail of GET /path failed."
     name = "test_observability.test_an_on_error_that_fails_is_logged_itself.<locals>.on_error"
     itself = (
-        f"The function {name}, passed as on_error=, failed itself. It was called for the failure "
-        "that is logged above, of a callback of GET /path."
+        f"The function {name}, passed as on_error=, raised an exception. It was called for the "
+        "failure logged above, of a callback of GET /path."
     )
     assert [record.getMessage() for record in caplog.records] == [failed, itself] * 2
     errors = [record.exc_info[1] for record in caplog.records if record.exc_info]

@@ -263,7 +263,7 @@ def test_registering_after_the_response_has_started_says_when_it_would_be_early_
     assert exchange.started == ([("200 OK", [PLAIN])] if app is hello else [])
     assert len(ran) == (early if app is hello else 0)
     assert [where for where, _ in events] == ["app", "app"] * (app is hello) + ["callback"] * 2
-    assert all("early enough until the app calls start_response" in text for _, text in events)
+    assert all("Register it before the app calls start_response" in text for _, text in events)
     with pytest.raises(RuntimeError, match="have run already"):
         after.on_prepare(print)
 

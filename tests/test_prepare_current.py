@@ -54,7 +54,7 @@ def in_a_greenlet(fn, *args):
     gevent.spawn(fn, *args).get(timeout=60)
 
 
-OUTSIDE = r"{}\(\) was called outside a request.*hold on to environ\[.wsgi.after.\] and {}"
+OUTSIDE = r"{}\(\) was called outside a request.*keep a reference to environ\[.wsgi.after.\] and {}"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_context_that_outlived_its_request_cannot_reach_another(function, requ
 def test_a_plain_list_that_somebody_else_put_there_is_refused_with_the_reason(plain, events):
     def app(environ, start_response):
         after_this_response(events.append, "after")
-        with pytest.raises(RuntimeError, match=r"is a plain .*put it there before ours"):
+        with pytest.raises(RuntimeError, match=r"is a plain .*made it, and runs its callbacks"):
             after_this_request(print)
         return hello(environ, start_response)
 

@@ -489,10 +489,10 @@ def test_what_comes_out_of_the_log_of_one_failure_costs_the_others_nothing(
     callbacks = [*callbacks, OSError()]
     with pytest.raises(KeyboardInterrupt, match="first") if callbacks[1:] else nullcontext():
         run_callbacks([*(partial(fail, e) for e in callbacks), partial(events.append, "ran")])
-    logged = [message[:47] for message in caplog.messages]
+    logged = [message[:48] for message in caplog.messages]
     on_stderr = "SystemExit: 1" in capsys.readouterr().err
     assert (events, logged, on_stderr) == (
-        (["ran"], ["Something was raised between the callbacks of a"], False)
+        (["ran"], ["An exception was raised between two callbacks of"], False)
         if callbacks[1:]
         else (["ran"], [], True)
     )

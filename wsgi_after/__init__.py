@@ -1,16 +1,16 @@
 """Run code after the response: a middleware for any WSGI app, on any server.
 
 ``application = AfterResponseMiddleware(application)`` gives each request a list,
-``environ["wsgi.after"]``. Whatever is appended to it is a callable without arguments, and runs
+``environ["wsgi.after"]``. Append callables without arguments, the callbacks. They run
 
 * in the request's own thread, after the server has called ``close()`` on the response, and the
-  app's own iterable is closed;
-* exactly once, in order of registration, those too that a running callback registers;
+  app's own iterable has been closed;
+* exactly once, in order of registration, including those that a running callback registers;
 * whatever happened: no body, a body cut short, an exception of the app;
-* each contained: what it raises is logged, and the others run;
-* never lost: if the server drops the response unclosed, at garbage collection.
+* contained: an exception of one is logged, and the others run;
+* even if the server drops the response without closing it: then at garbage collection.
 
-Server and client see what they would have seen without it.
+Server and client see what they would have seen without the middleware.
 """
 
 from ._core.body import Body

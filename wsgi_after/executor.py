@@ -1,4 +1,4 @@
-"""What callbacks can be handed over to, and a thread pool with a bound on what is pending.
+"""The interface of ``executor=``, and a thread pool with a limit on pending jobs.
 
 Use the pool for callbacks that must not hold up a worker.
 
@@ -9,11 +9,11 @@ Use the pool for callbacks that must not hold up a worker.
     pool = BoundedThreadPoolExecutor(max_workers=4, max_pending=100)
     application = AfterResponseMiddleware(application, executor=pool)
 
-What it refuses runs in ``close()`` instead: the client waits, as for any work it caused, and the
-memory holds out. At a normal exit of the interpreter, pending jobs finish; many servers end their
-workers otherwise: call :meth:`~BoundedThreadPoolExecutor.drain` in the server's own hook.
+Jobs that the pool refuses run in ``close()`` instead: the client that caused them waits, and memory
+does not fill up. At a normal exit of the interpreter, pending jobs finish. Many servers end their
+workers in other ways: call :meth:`~BoundedThreadPoolExecutor.drain` in the server's own hook.
 
-Caution: nothing survives a process that is killed. Work that must, goes to a queue.
+Caution: a process that is killed loses its jobs. Put work that must survive into a queue.
 """
 
 from __future__ import annotations
@@ -32,25 +32,24 @@ T = TypeVar("T")
 
 
 class SupportsSubmit(Protocol):
-    """What callbacks can be handed over to, such as a :class:`concurrent.futures.Executor`.
+    """An object to hand callbacks over to, such as a :class:`concurrent.futures.Executor`.
 
-    Nothing is expected of what ``submit`` returns. If it is a future, a failure of the job is
-    logged.
+    ``submit`` may return anything. If it returns a future, a failure of the job is logged.
     """
 
     @property
     def submit(self) -> Callable[..., Any]:
-        """``submit(fn, *args)`` sees to it that ``fn(*args)`` is called, or raises."""
+        """``submit(fn, *args)`` arranges the call ``fn(*args)``, or raises."""
 
 
 class BoundedThreadPoolExecutor(Executor):
-    """A :class:`concurrent.futures.ThreadPoolExecutor` that refuses when it is full.
+    """A :class:`concurrent.futures.ThreadPoolExecutor` that refuses jobs when it is full.
 
-    It can be made at import, before a server forks: the threads are those of the process that
-    submits, made when it first does.
+    You can create it at import, before a server forks: each process starts its own threads when it
+    submits its first job.
 
-    :param max_workers: how many threads there are at most.
-    :param max_pending: how many jobs may wait while all threads are busy.
+    :param max_workers: the maximum number of threads.
+    :param max_pending: the maximum number of jobs that wait while all threads are busy.
     :raises ValueError: if one of the two is less than 1.
     """
 
@@ -66,11 +65,11 @@ class BoundedThreadPoolExecutor(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call ``fn(*args, **kwargs)`` in a thread, with the caller's context variables.
 
-        :raises RuntimeError: if ``max_pending`` jobs wait already, after :meth:`shutdown`, and
-            while the interpreter exits. Then ``fn`` will not be called.
+        :raises RuntimeError: if ``max_pending`` jobs already wait, after :meth:`shutdown`, and
+            while the interpreter exits. ``fn`` is then not called.
         """
         if self._is_shut_down:
-            raise RuntimeError("This executor has been shut down, so it takes no more jobs.")
+            raise RuntimeError("This executor has been shut down, so it accepts no more jobs.")
         return self._jobs().submit(copy_context().run, fn, *args, **kwargs)
 
     def drain(self, timeout: float | None = None) -> bool:
@@ -121,7 +120,9 @@ class _Jobs:
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         if not self.slots.acquire(blocking=False):
-            raise RuntimeError("As many jobs wait as may: this executor is full.")
+            raise RuntimeError(
+                "This executor is full: all threads are busy, and max_pending jobs wait."
+            )
         try:
             # In one, because Sentry's integration for threads has a "fn" of its own in submit().
             future = self.threads.submit(partial(self.run, fn, *args, **kwargs))

@@ -35,12 +35,12 @@ def after_this_response(
 def after_this_response(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Register ``fn(*args, **kwargs)`` to run after the current response, and return ``fn``.
 
-    For code that does not have the environ. Also a decorator. Call it wherever the app itself is
-    being called, however deep, and from a running callback.
+    For code that does not have the environ. Also a decorator. Call it while the app itself is being
+    called, at any depth, or from a running callback.
 
     :raises TypeError: if ``fn`` is not callable.
     :raises RuntimeError: outside the call of an app behind ``AfterResponseMiddleware``: in a body
-        that is being streamed, in a thread of your own. There, hold on to
+        that is being streamed, in a thread of your own. There, keep a reference to
         ``environ["wsgi.after"]`` and use that. (A stream that another request's app reads belongs
         to that request.)
     """
@@ -59,10 +59,10 @@ def after_this_response_or_now(
 def after_this_response_or_now(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Register ``fn(*args, **kwargs)`` as :func:`wsgi_after.after_this_response`, or call it now.
 
-    For library code that may run in a script, a task or a test. Also a decorator. Where no request
-    is current, ``fn`` is called at once: in a body that is being streamed, in a thread of your own,
-    when the callbacks of the request have run, in a child that a request forked. What it returns is
-    ignored, and ``fn`` is returned.
+    For library code that may run in a script, a task or a test. Also a decorator. If no request is
+    current, ``fn`` is called at once: in a body that is being streamed, in a thread of your own,
+    after the callbacks of the request have run, in a child that a request forked. The return value
+    of ``fn`` is ignored, and ``fn`` is returned.
 
     :raises TypeError: if ``fn`` is not callable.
     :raises BaseException: what ``fn`` raises, if it is called at once.
@@ -84,9 +84,9 @@ def after_this_request(fn: Callable[[Response], P], /) -> Callable[[Response], P
     :meth:`CallbackList.on_prepare` for code that does not have the environ. Also a decorator.
 
     :raises TypeError: if ``fn`` is not callable, or a coroutine function.
-    :raises RuntimeError: if the app has called ``start_response`` already; outside the call of an
+    :raises RuntimeError: if the app has already called ``start_response``; outside the call of an
         app behind ``AfterResponseMiddleware``, as for :func:`wsgi_after.after_this_response`; if
-        the list in use is a plain one, which somebody else put there.
+        the list is a plain one, made by somebody else.
     """
     callbacks: Any = current_list()
     if callbacks is None:

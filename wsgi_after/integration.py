@@ -1,13 +1,13 @@
-"""For those who connect a framework, a test tool or a server: what the core offers beside the list.
+"""What integrations of frameworks, test tools and servers need besides the list.
 
-A request without a WSGI middleware around it is opened by hand::
+Without a WSGI middleware around the app, open a request by hand::
 
     with open_request(environ) as request:
         response = view(environ)
         response.status, response.headers = request.start(response.status, response.headers)
     response.on_close(request.closer())
 
-Caution: whoever opens a request has to see to it that its closer is called.
+Caution: if you open a request, make sure that its closer is called.
 """
 
 from __future__ import annotations
@@ -161,7 +161,9 @@ class OpenRequest:
 
     def _own(self) -> CallbackList:
         if self.is_shared or not isinstance(self.after, CallbackList):
-            raise RuntimeError("Whoever made the list of this request ends it: see is_shared.")
+            raise RuntimeError(
+                "Somebody else made the list of this request, and ends it: see is_shared."
+            )
         return self.after
 
 

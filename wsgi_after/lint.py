@@ -1,14 +1,14 @@
 """Check app, server and the middlewares between them against the contract of ``wsgi.after``.
 
-In development, and in tests, put it inside, to watch the app, outside, to watch the server and
-what lies between, or both; it knows where it stands::
+Use it in development and in tests. Put it inside to watch the app, outside to watch the server and
+the middlewares in between, or in both places; it detects its position::
 
     application = LintMiddleware(AfterResponseMiddleware(LintMiddleware(application)))
 
-A violation is a :class:`WSGIAfterWarning`, which says which rule, whose fault, and the way out.
+A violation is a :class:`WSGIAfterWarning` that names the rule, who is at fault, and how to fix it.
 
-Caution: that a response is never closed shows only when it is garbage-collected, so there even
-``strict=True`` has nobody to raise to: Python reports what a finalizer raises, and goes on.
+Caution: a missing ``close()`` shows only when the response is freed. Even ``strict=True`` cannot
+raise there: Python reports an exception of a finalizer as ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Check(NamedTuple):
-    """A sentence of the contract that somebody else than this package can break."""
+    """A sentence of the contract that code other than this package can break."""
 
     rule: int
     sentence: str
@@ -43,8 +43,8 @@ AROUND = {
     "app": "",
     "middleware": "Put AfterResponseMiddleware around that middleware, so that the server holds "
     "its iterable; to find the culprit among several, put a LintMiddleware between each two.",
-    "server": "Report it there, or use another: a2wsgi is an adapter to ASGI that closes, "
-    "asgiref's WsgiToAsgi does not.",
+    "server": "Report it to that project, or use another server: as an adapter to ASGI, a2wsgi "
+    "closes, and asgiref's WsgiToAsgi does not.",
 }
 ENTRY = Check(
     1,
@@ -63,7 +63,7 @@ CLOSED = Check(
     3,
     "Whoever receives an iterable must call its ``close()``, whatever happened, and not that of "
     "its iterator.",
-    "PEP 3333 demands it. Callbacks run all the same, at garbage collection.",
+    "PEP 3333 demands it. The callbacks still run, at garbage collection.",
 )
 AT_REST = Check(
     3,
@@ -73,7 +73,7 @@ AT_REST = Check(
 ONCE = Check(
     4,
     "``close()`` must be called once.",
-    "The second call runs nothing here, but it may do harm in an app without this package.",
+    "The second call runs nothing here, but it may harm an app without this package.",
 )
 REGISTERED_IN_TIME = Check(
     4,
@@ -87,14 +87,14 @@ PREPARED_IN_TIME = Check(
     "Call on_prepare(), or after_this_request(), before the view returns its response.",
 )
 LATE = {
-    "too late": (REGISTERED_IN_TIME, "registered after the last callback ran"),
+    "too late": (REGISTERED_IN_TIME, "registered after the last callback had run"),
     "on_prepare too late": (PREPARED_IN_TIME, "called on_prepare() too late"),
 }
 FILE = Check(
     8,
     "An object made by ``wsgi.file_wrapper`` reaches the server as it is.",
-    "A server sends a file by itself only if it gets the very object back. Leave what a response "
-    "is to the app, or have that middleware pass instances of it through.",
+    "A server sends a file by itself only if it gets the same object back. Make that middleware "
+    "pass instances of wsgi.file_wrapper through unchanged.",
 )
 
 
@@ -257,7 +257,7 @@ class WSGIAfterWarning(UserWarning):
     """A rule of the contract was broken.
 
     :ivar rule: the number of the rule, as in the contract.
-    :ivar sentence: its sentence, word by word.
+    :ivar sentence: the sentence of the rule, word by word.
     :ivar fault: ``"app"``, ``"middleware"`` or ``"server"``: who broke it, most likely.
     :ivar culprit: where in the code that is, such as ``"module.function (file.py, line 7)"``;
         ``"the server"`` if that is not written in Python.
@@ -280,7 +280,7 @@ class WSGIAfterWarning(UserWarning):
 def report(
     check: Check, fault: str, place: Place | None, request: str, seen: str, strict: bool
 ) -> None:
-    """Warn, at the place of the culprit, or raise if that is wanted."""
+    """Warn at the place of the culprit, or raise if ``strict``."""
     warning = WSGIAfterWarning(check, fault, place, request, seen)
     if strict:
         raise warning
@@ -289,14 +289,14 @@ def report(
 
 
 class LintMiddleware:
-    """A WSGI app that calls ``app``, and checks what it and the caller do.
+    """A WSGI app that calls ``app``, and checks the behaviour of the app and of the caller.
 
-    It stands inside if an instance in its place would share the list under
-    ``environ["wsgi.after"]``, else outside. At both places it watches what becomes of the iterable
-    it returns; inside, what the app does to the list, too.
+    It is inside if a middleware in its place would share the list under ``environ["wsgi.after"]``,
+    else outside. In both places it watches how the caller treats the iterable; inside, it also
+    watches what the app does to the list.
 
     :param app: any WSGI application.
-    :param strict: raise a violation, where it is seen, instead of warning of it.
+    :param strict: raise a violation where it is found, instead of warning.
     """
 
     def __init__(self, app: WSGIApplication, *, strict: bool = False) -> None:
@@ -429,7 +429,7 @@ class Watch:
     def dropped(self) -> None:
         """See whether what is being garbage-collected was closed."""
         if not self.closed:
-            self.break_(CLOSED, "or what it is called by, dropped the iterable without close()")
+            self.break_(CLOSED, "or its caller, dropped the iterable without close()")
 
 
 class LintBody:

@@ -31,8 +31,9 @@ class Registering:
     def ok(self: Any) -> bool | None:
         """Whether the status is below 400 and nothing was raised, also if the client has left.
 
-        ``None`` while there is neither a status nor an error. A framework makes a response of what
-        a view raises, so ``error`` alone does not tell. It stays when the callbacks have run.
+        ``None`` while there is neither a status nor an error. Frameworks turn an exception of a
+        view into a response, so ``error`` alone is not enough. The value stays after the callbacks
+        have run.
         """
         if self._error is not None:
             return False
@@ -47,8 +48,8 @@ class Registering:
     def __call__(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Register ``fn(*args, **kwargs)`` to run after the response, and return ``fn``.
 
-        Also a decorator. It runs last of what is registered now. What it returns is ignored; what
-        it raises is logged, and the other callbacks run.
+        Also a decorator. ``fn`` runs after all callbacks that are registered now. Its return value
+        is ignored. If it raises, that is logged, and the other callbacks run.
 
         :raises TypeError: if ``fn`` is not callable.
         :raises RuntimeError: as for ``append()``.
@@ -58,12 +59,12 @@ class Registering:
     def remove(self: Any, fn: object, /) -> None:
         """Cancel the first callback that equals ``fn``.
 
-        :raises ValueError: if there is none, such as when it has run.
+        :raises ValueError: if there is none, for example because it has run.
         """
         for entry in [*self]:
             if (entry is fn or entry == fn) and take(self, [entry]):
                 return
-        raise ValueError(f"No such callback waits: {fn!r}.")
+        raise ValueError(f"This callback is not in the list: {fn!r}.")
 
     @overload
     def on_success(self, fn: NoArguments, /) -> NoArguments: ...
@@ -74,8 +75,9 @@ class Registering:
     def on_success(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Register ``fn(*args, **kwargs)`` to run if :attr:`ok` is true by then; return ``fn``.
 
-        Also a decorator. It keeps its place in the order. Where callbacks are handed over, what is
-        not to run is taken off the list before. ``remove()`` finds it by ``fn``, or by a partial.
+        Also a decorator. ``fn`` keeps its place in the order. Before callbacks are handed over,
+        those that are not due are taken off the list. ``remove()`` finds the callback by ``fn``, or
+        by an equal partial.
 
         :raises TypeError: if ``fn`` is not callable.
         :raises RuntimeError: as for ``append()``.
@@ -90,10 +92,10 @@ class Registering:
     def once(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Register ``fn(*args, **kwargs)`` unless the same call is there already; return ``fn``.
 
-        Also a decorator. The same call: function, arguments and keywords are equal by ``==``; they
-        need not be hashable, and a partial equals its function with its arguments. It is there if
-        it waits in the list, or has run and was registered by this method or :meth:`on_success`.
-        What ``remove()`` or ``clear()`` cancelled can be registered again.
+        Also a decorator. Two calls are the same if function, arguments and keywords are equal by
+        ``==``; they need not be hashable, and a partial equals its function with its arguments. A
+        call is there if it waits in the list, or if it has run and was registered by this method or
+        :meth:`on_success`. A call cancelled by ``remove()`` or ``clear()`` can be registered again.
 
         The two nest, in either order: ``after.on_success(after.once, fn, 1)``.
 

@@ -1,4 +1,4 @@
-"""For tests: hold callbacks back to look at them, fail if a callback fails, wait for the last one.
+"""For tests: hold callbacks back and inspect them, fail if a callback fails, wait for callbacks.
 
 ::
 
@@ -13,10 +13,10 @@
     urlopen(live_server_url + "/orders/7").read()
     wait_for_callbacks()                   # the server may still be busy with them
 
-A request belongs to the innermost block that was entered in its thread, or to be exact, in its
-context of ``contextvars``. A request in a thread that has entered no block, such as a server's,
-belongs to the block of the process that was entered last. So threads that test at the same time do
-not mix, unless they share a server.
+A request belongs to the innermost block that was entered in its thread (more exactly, in its
+``contextvars`` context). A request in a thread that has entered no block, such as a thread of a
+server, belongs to the block that was entered last in the process. So threads that test at the same
+time do not mix, unless they share a server.
 
 Caution: callbacks run when the response is closed. WebTest closes each; werkzeug's and Flask's
 clients need ``response.close()``, ``with``, or ``buffered=True``.
@@ -135,10 +135,10 @@ stricts: Blocks[list[BaseException]] = Blocks("wsgi_after.testing.strict")
 
 @contextmanager
 def capture() -> Iterator[Capture]:
-    """Collect the callbacks of the requests made inside, which do not run.
+    """Collect the callbacks of the requests made inside the block, without running them.
 
-    The block yields the :class:`Capture`. Of nested blocks the innermost gets a request. What is
-    not run by ``run()`` never runs. A request without callbacks is not in it.
+    The block yields the :class:`Capture`. In nested blocks, the innermost gets a request. Callbacks
+    that ``run()`` does not run never run. Requests without callbacks are left out.
     """
     with captures.entered(Capture()) as captured:
         yield captured
@@ -146,14 +146,14 @@ def capture() -> Iterator[Capture]:
 
 @contextmanager
 def strict() -> Iterator[list[BaseException]]:
-    """Raise, at the end of the block, what callbacks inside raised.
+    """Raise the failures of callbacks inside the block at its end.
 
-    Callbacks run, and are contained and logged, as always. A callback that returned a coroutine or
-    a generator counts as a failure. The block yields the list of failures so far; remove from it
-    what the test expects. Of nested blocks the innermost gets a failure.
+    Callbacks run, and are contained and logged, as usual. A callback that returned a coroutine or
+    a generator counts as a failure. The block yields the list of failures so far; remove the
+    failures that the test expects. In nested blocks, the innermost gets a failure.
 
-    :raises BaseException: the one failure; of several, an ``ExceptionGroup``. If the block itself
-        raises, that exception goes on instead.
+    :raises BaseException: a single failure; for several, an ``ExceptionGroup``. If the block itself
+        raises, that exception propagates instead.
     """
     with stricts.entered([]) as failures:
         yield failures
@@ -171,16 +171,16 @@ def raise_failures(failures: list[BaseException]) -> None:
 
 
 def wait_for_callbacks(timeout: float = 10.0) -> None:
-    """Wait until the callbacks of all requests to this process have run, in a pool, too.
+    """Wait until the callbacks of all requests to this process have run, also in a pool.
 
-    For a live server in a thread of the test: a client has the response before its callbacks have
-    run. A request counts from the call of the app until its list has ended, or until ``capture()``
-    has it. What was handed over to another process does not count.
+    Use it with a live server in a thread of the test: a client has the response before its
+    callbacks have run. A request counts from the call of the app until its list has ended, or until
+    ``capture()`` holds it back. Jobs handed over to another process do not count.
 
     :param timeout: in seconds.
-    :raises TimeoutError: if there are requests left. The usual causes are a callback that takes
-        longer, and a response that nobody has read and closed.
-    :raises RuntimeError: within a request, which would wait for itself.
+    :raises TimeoutError: if requests are left. The usual causes are a callback that takes longer,
+        and a response that nobody has read and closed.
+    :raises RuntimeError: if called within a request, which would wait for itself.
     """
     if current_list() is not None:
         raise RuntimeError(
@@ -194,8 +194,8 @@ def wait_for_callbacks(timeout: float = 10.0) -> None:
         if monotonic() > deadline:
             raise TimeoutError(
                 f"After {timeout} seconds, the callbacks of {len(left)} requests have not run, or "
-                f"are running: {[[*after] for after in left]!r}. The usual causes are one that "
-                "takes longer, and a response that nobody has read and closed."
+                f"are running: {[[*after] for after in left]!r}. The usual causes are a callback "
+                "that takes longer, and a response that nobody has read and closed."
             )
         sleep(0.005)
 

@@ -35,7 +35,7 @@ CANCELS = {
 
 SAID = {
     "are lost": "lost",
-    "let this out": "let out",
+    "left the executor": "let out",
     "which its server had dropped": "closing failed",
 }
 

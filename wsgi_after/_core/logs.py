@@ -343,7 +343,7 @@ EARLY_CLOSE = (
     "Clients wait for callbacks: the middleware %s, around wsgi_after.AfterResponseMiddleware, "
     "closed the response of %s before it returned it to the server. Put AfterResponseMiddleware "
     "around that middleware, as application = AfterResponseMiddleware(application), or in Flask as "
-    "app.wsgi_app = AfterResponseMiddleware(app.wsgi_app): one that is inside as well shares its "
+    "app.wsgi_app = AfterResponseMiddleware(app.wsgi_app). The instance inside then shares its "
     "list. This is logged once."
 )
 
@@ -352,12 +352,12 @@ EARLY_CLOSE = (
 
 FAILED = "Callback %s of %s failed."
 COROUTINE = (
-    "Callback %s of %s returned a coroutine, so it has not run: callbacks are plain functions. "
-    "Register asgiref.sync.async_to_sync(fn) in place of fn."
+    "Callback %s of %s returned a coroutine, so its code has not run. Callbacks must be plain "
+    "functions. Register asgiref.sync.async_to_sync(fn) in place of fn."
 )
 GENERATOR = (
-    "Callback %s of %s returned a generator, so it has not run: callbacks are plain functions. "
-    "Take the yield out of it, or register a function that iterates over it."
+    "Callback %s of %s returned a generator, so its code has not run. Callbacks must be plain "
+    "functions. Remove the yield, or register a function that iterates over it."
 )
 NOT_CALLABLE = (
     "Entry %s of %s is not callable. The usual cause is a function that was called where it should "
@@ -367,21 +367,21 @@ SYSTEM_EXIT = (
     "Callback %s of %s raised SystemExit, which is contained: it would end the server's worker."
 )
 INTERRUPTED = (
-    "Something was raised between the callbacks of %s; the others run. The usual cause is a signal "
-    "handler, such as that of gunicorn's worker timeout."
+    "An exception was raised between two callbacks of %s. The other callbacks still run. The usual "
+    "cause is a signal handler, such as that of gunicorn's worker timeout."
 )
 SLOW = (
-    "Callback %s of %s took %.1f seconds in close(). Meanwhile this worker, or this thread of it, "
-    "served nobody, and the next request on the connection waited. Pass executor= to "
+    "Callback %s of %s took %.1f seconds in close(). During that time its thread served no other "
+    "request, and the next request on the connection waited. Pass executor= to "
     "AfterResponseMiddleware, or let the callback put its work into a queue.%s"
 )
 ON_ERROR_FAILED = (
-    "The function %s, passed as on_error=, failed itself. It was called for the failure that is "
+    "The function %s, passed as on_error=, raised an exception. It was called for the failure "
     "logged above, of a callback of %s."
 )
 AROUND_FAILED = (
     "The function %s, passed as around=, or the context manager that it returned, raised an "
-    "exception around callback %s of %s. The callback runs once all the same."
+    "exception around callback %s of %s. The callback still runs once."
 )
 
 
@@ -404,7 +404,7 @@ LOST = (
     "The callbacks of %s are lost: the executor accepted them, but the job failed or was cancelled "
     "before it reported that they ran. They are not run again, because some of them may have run."
 )
-LET_OUT = "A callback of %s let this out of the executor's job."
+LET_OUT = "This exception of a callback of %s left the executor's job."
 
 
 # Responses that nobody closed
@@ -414,7 +414,7 @@ UNCLOSED = (
     "or a middleware around AfterResponseMiddleware, dropped the iterable without calling its "
     "close(), which PEP 3333 demands."
 )
-HOOK_FAILED = "%r, which a server wants to be called before each callback, raised an exception."
+HOOK_FAILED = "%r, which is called before each callback for the server, raised an exception."
 UNCLOSED_FAILED = "Closing the response of %s, which its server had dropped, raised an exception."
 
 
@@ -488,8 +488,8 @@ def plain_list(callbacks: object) -> RuntimeError:
     return RuntimeError(
         f"after_this_request() needs the list of an AfterResponseMiddleware, but "
         f'environ["wsgi.after"] is a plain {type(callbacks).__name__}: the server, or another '
-        "middleware, put it there before ours was called, and runs what is in it after the "
-        "response. Of such a list only list operations and after_this_response() are promised."
+        "middleware, made it, and runs its callbacks after the response. Such a list guarantees "
+        "only list operations and after_this_response()."
     )
 
 
@@ -498,19 +498,18 @@ def outside(function: str, instead: str) -> RuntimeError:
     return RuntimeError(
         f"{function}() was called outside a request. It works while the app is being "
         "called, behind AfterResponseMiddleware. In a streaming body, or in a thread of your "
-        f'own, hold on to environ["wsgi.after"] and {instead} instead.'
+        f'own, keep a reference to environ["wsgi.after"] and {instead} instead.'
     )
 
 
 TOO_LATE = (
-    "The callbacks of this request have run already, so nothing more can be registered: "
-    "a callback was added after close(). The usual cause is a thread, or a reference to "
-    'environ["wsgi.after"], that outlived the request it came from.'
+    "A callback was registered too late: the callbacks of this request have run already. The usual "
+    'cause is a thread, or a reference to environ["wsgi.after"], that outlived its request.'
 )
 OTHER_PROCESS = (
     'environ["wsgi.after"] belongs to the process that made it, which runs its callbacks, and this '
-    "is a forked child: what it registers would never run. Register before the fork, or do the "
-    "work in the child itself."
+    "is a forked child: a callback registered here would never run. Register before the fork, or "
+    "do the work in the child itself."
 )
 NO_ARGUMENTS = (
     "A callback is called without arguments. Pass them where it is registered, as in after(fn, 1). "
@@ -523,11 +522,11 @@ THE_RESPONSE = (
 )
 PREPARED_TOO_LATE = (
     "A response callback was registered too late: the response has started, so its headers are "
-    "with the server, or the request has ended without one. It is early enough until the app "
-    "calls start_response(), which means until the view, or whatever makes the response, returns. "
-    "A response callback may register another, too."
+    "with the server, or the request has ended without one. Register it before the app calls "
+    "start_response(), that is, before the view, or whatever makes the response, returns. A "
+    "response callback may register another one."
 )
 STARTED_TOO_LATE = (
     "start_response() was called after the end of its request, when the server had closed the "
-    "response. The usual cause is a callback, or a thread, that answers a request once more."
+    "response. The usual cause is a callback, or a thread, that answers a request a second time."
 )
