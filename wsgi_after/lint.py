@@ -136,8 +136,8 @@ CONTRACT = (
             "been closed: never at exhaustion, never before.",
             "They run in the thread, the greenlet and the context in which the server calls "
             "``close()``, unless an executor was passed.",
-            "The instance that made the list enters what its ``around=`` returns around each "
-            "callback, in the callback's thread and context.",
+            "The instance that made the list enters the context manager of its ``around=`` around "
+            "each callback, in the callback's thread and context.",
             "If entering or leaving raises, that is logged, and the callback still runs once.",
             "If a server closes a file in the thread that serves all sockets, callbacks run in a "
             "new thread that ends with them.",
