@@ -10,7 +10,7 @@ import pytest
 from commands import copied_checkout, installs, masked, paste, run
 from documents import ROOT, executed, parse
 from docutils import nodes
-from servers.descriptions import SERVERS
+from servers.descriptions import OURS, SERVERS
 from servers.expectations import EMPTY, END_LATE, ERRORS, IN_TIME, LATE, STREAMS, UNFRAMED, expected
 from servers.page import family
 from werkzeug.test import Client
@@ -122,6 +122,7 @@ def test_what_is_said_of_the_servers_that_pip_installs():
     extra = parser["options.extras_require"]["servers"].lower()
     installed = {line.split("=")[0].strip() for line in extra.splitlines()}
     families = {family(server.name).lower().split(".")[0] for server in SERVERS}
+    families -= {"wsgi_after"}
     assert families - installed == {"nginx", "mod_wsgi", "wsgiref"}  # Python itself has wsgiref
     script = (ROOT / ".ci" / "install-servers").read_text(encoding="utf-8")
     [packages] = re.findall(r"apt-get install((?:.*\\\n)*.*)", script)
@@ -137,8 +138,11 @@ def waiting_for(kind):
     return {family(s.name) for s in SERVERS if expected(s.name, kind).timing in {END_LATE, LATE}}
 
 
-#: What the package brings for a server, and the module of its tests.
-OURS = {"gunicorn, GThread": "test_gunicorn_moment", "waitress, serve": "test_waitress_moment"}
+#: What the package brings for a server, as a row of the table and as a server of the tests.
+ROWS = {
+    "gunicorn, GThread": "wsgi_after.gunicorn.GThread",
+    "waitress, serve": "wsgi_after.waitress.serve",
+}
 
 
 def test_the_table_of_servers_and_what_the_page_says_below_it_are_what_is_tested():
@@ -150,30 +154,27 @@ def test_the_table_of_servers_and_what_the_page_says_below_it_are_what_is_tested
         for row in found.findall(nodes.row)
         if " ".join(found.astext().split()).startswith("The client of")
     ]
-    assert [row[0] for row in rows if row[0] not in OURS] == [
+    assert [name for name, *_ in rows if name not in ROWS] == [
         *("gunicorn", "uWSGI", "waitress", "mod_wsgi")
     ]
-    assert {row[0]: row[1:] for row in rows if row[0] in OURS} == {
-        name: ["does not wait"] * 3 for name in OURS
-    }
-    for name, module in OURS.items():  # where each kind of response is tried, error pages too
-        source = (ROOT / "tests" / "servers" / f"{module}.py").read_text(encoding="utf-8")
-        assert "for kind in KINDS" in source or '("kind", KINDS)' in source, name
     for name, *cells in rows:
-        for server in [server.name for server in SERVERS if server.name.startswith(name)]:
+        begin = ROWS.get(name, name)
+        for server in [server.name for server in SERVERS if server.name.startswith(begin)]:
             for cell, kinds in zip(cells, columns, strict=True):
                 assert {says[expected(server, kind).timing] for kind in kinds} == {cell}, server
     assert waiting_for("list_with_length") == {"tornado"}
     named = {row[0] for row in rows}
     assert waiting_for("empty_list") & named == {"waitress", "mod_wsgi"}
     assert waiting_for("list_without_length") & named == {"mod_wsgi"}
-    uwsgi = {server.name for server in SERVERS if "uWSGI" in server.name}
-    assert {expected(name, kind).timing for name in uwsgi for kind in [*UNFRAMED, *ERRORS]} == {
+    moment = {server.name for server in SERVERS if "uWSGI" in server.name or server in OURS}
+    assert moment >= set(ROWS.values())
+    assert {expected(name, kind).timing for name in moment for kind in [*UNFRAMED, *ERRORS]} == {
         IN_TIME
     }
     assert {expected("nginx, gunicorn", kind).timing for kind in UNFRAMED} == {LATE}
     for kind in ERRORS:
         in_time = {s.name for s in SERVERS if expected(s.name, kind).timing == IN_TIME}
-        assert in_time <= {"bjoern", "eventlet", *uwsgi}
-    assert len({family(server.name) for server in SERVERS} - {"nginx"}) == 18
+        assert in_time <= {"bjoern", "eventlet", *moment}
+    others = {"nginx", *(server.name for server in OURS)}
+    assert len({family(server.name) for server in SERVERS} - others) == 18
     assert "docs/servers.rst <docs/servers.rst>`_ has 18 servers" in " ".join(README.split())

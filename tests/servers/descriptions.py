@@ -204,6 +204,17 @@ def uwsgi_server(name: str, commands: Callable[[Place], Commands], places: int =
     return Server(name, commands, versions("uWSGI"), programs=("uwsgi",), places=places)
 
 
+def ours(worker: str, *options: str) -> Callable[[Place], Commands]:
+    return gunicorn(f"--worker-class=wsgi_after.gunicorn.{worker}", *options)
+
+
+#: The servers' own moment after the response, as this package brings it for them.
+OURS = [
+    package("wsgi_after.gunicorn.Sync", ours("Sync"), "gunicorn"),
+    package("wsgi_after.gunicorn.GThread", ours("GThread", "--threads=4"), "gunicorn"),
+    package("wsgi_after.gunicorn.Gevent", ours("Gevent"), "gunicorn", "gevent"),
+    package("wsgi_after.waitress.serve", script("waitress"), "waitress"),
+]
 SERVERS = [
     package("gunicorn sync", gunicorn(), "gunicorn"),
     package("gunicorn gthread", gunicorn("--threads=4"), "gunicorn"),
@@ -248,5 +259,6 @@ SERVERS = [
     Server("wsgiref", script("wsgiref"), str),
     package("werkzeug", script("werkzeug"), "Werkzeug"),
     package("Django runserver", RUNSERVER, "Django"),
+    *OURS,
 ]
 BY_NAME = {server.name: server for server in SERVERS}

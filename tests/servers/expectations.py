@@ -61,6 +61,14 @@ _UWSGI = [
         "connection (core/utils.c, uwsgi_close_request)",
     )
 ]
+_OURS = [
+    (
+        ERRORS,
+        IN_TIME,
+        "the callbacks run when the response is out, error pages included: see the page on the "
+        "server",
+    )
+]
 _MOD_WSGI = [
     (
         [*STREAMS, "list_without_length"],
@@ -92,6 +100,10 @@ DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
     "uWSGI --http-socket": _UWSGI,
     "uWSGI --http": _UWSGI,
     "nginx, uWSGI": _UWSGI,
+    "wsgi_after.gunicorn.Sync": _OURS,
+    "wsgi_after.gunicorn.GThread": _OURS,
+    "wsgi_after.gunicorn.Gevent": _OURS,
+    "wsgi_after.waitress.serve": _OURS,
     "mod_wsgi embedded": _MOD_WSGI,
     "mod_wsgi daemon": _MOD_WSGI,
     "waitress": [
@@ -225,15 +237,15 @@ DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
     ],
 }
 
+_LARGE_FILES = (
+    ["large_file"],
+    "waitress closes a large file, which it cannot send at once, in the thread that serves all "
+    "sockets. Those callbacks run in a new thread that ends with them (waitress/channel.py, "
+    "_flush_some)",
+)
+
 #: Server → (kinds, reason) where the callbacks do not run in the thread that calls close().
-ELSEWHERE = {
-    "waitress": (
-        ["large_file"],
-        "waitress closes a large file, which it cannot send at once, in the thread that serves all "
-        "sockets. Those callbacks run in a new thread that ends with them (waitress/channel.py, "
-        "_flush_some)",
-    )
-}
+ELSEWHERE = dict.fromkeys(["waitress", "wsgi_after.waitress.serve"], _LARGE_FILES)
 
 #: Server → reason why its clients wait with executor=, too.
 NOT_FREED = {

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from textwrap import fill
 
-from .descriptions import SERVERS
+from .descriptions import OURS, SERVERS
 from .expectations import (
     ADVICE,
     BODILESS,
@@ -88,7 +88,8 @@ callbacks.
 
 A few lines adapt some of these servers, so that no client waits and the callbacks stay in the
 thread of their request: :doc:`for-a-server` has recipes for cheroot, gevent.pywsgi, eventlet,
-Twisted, a2wsgi and hypercorn. For AWS Lambda, see :doc:`serverless`.
+Twisted, a2wsgi and hypercorn. For AWS Lambda, see :doc:`serverless`. The last rows of the table are
+the worker classes for :doc:`gunicorn` and the ``serve`` for :doc:`waitress` of this package.
 
 {table}
 
@@ -245,7 +246,7 @@ def page(found: dict[str, Measurements]) -> str:
         part for one in found.values() for part in one.version.split(", ") if part
     )
     return PAGE.format(
-        count=len({family(name) for name in found} - {"nginx"}),
+        count=len({family(name) for name in found} - {"nginx", *(one.name for one in OURS)}),
         need_nothing=wrapped(
             f"On {listed(need_nothing)}, no client waits for a callback, whatever the app returns. "
             "You need no setting and no pool. Only an error page may come after the callbacks."

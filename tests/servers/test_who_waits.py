@@ -29,7 +29,7 @@ NAMES = [server.name for server in SERVERS]
 every_cell = pytest.mark.parametrize(
     ("server", "kind"), [(name, kind) for name in NAMES for kind in KINDS]
 )
-GREENLETS = {"gunicorn gevent", "gevent.pywsgi", "eventlet"}
+GREENLETS = {"gunicorn gevent", "wsgi_after.gunicorn.Gevent", "gevent.pywsgi", "eventlet"}
 
 
 @every_cell

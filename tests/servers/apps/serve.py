@@ -32,6 +32,12 @@ def eventlet(application, port):
     wsgi.server(listen(("127.0.0.1", port)), application, debug=False)
 
 
+def waitress(application, port):
+    from wsgi_after.waitress import serve
+
+    serve(application, listen=f"127.0.0.1:{port}")
+
+
 def tornado(application, port):
     from tornado.httpserver import HTTPServer
     from tornado.ioloop import IOLoop
