@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -529,3 +530,70 @@ def test_the_cleanup_waits_for_entries_that_came_behind_it(events):
     cleanup = Cleanup(HttpResponse(), after)
     cleanup()
     assert after == [int, cleanup]
+
+
+PYTEST_DJANGO = {
+    "settings.py": """
+SECRET_KEY = "x"
+ROOT_URLCONF = "shop"
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+MIDDLEWARE = ["wsgi_after.django.AfterResponseMiddleware"]
+""",
+    "shop.py": """
+from django.db import transaction
+from django.http import HttpResponse
+from django.urls import path
+from wsgi_after.django import after_commit, after_response
+
+events = []
+
+def order(request):
+    with transaction.atomic():
+        after_commit(request, events.append, "committed")
+        after_response(request, events.append, "after the response")
+        if request.GET:
+            raise ValueError("the transaction is rolled back")
+    return HttpResponse("Thank you.")
+
+urlpatterns = [path("", order)]
+""",
+    "test_shop.py": """
+import pytest
+from shop import events
+
+@pytest.fixture(autouse=True)
+def clean(client):
+    client.raise_request_exception = False
+    events.clear()
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("path", "committed"), [("/", ["committed"]), ("/?fails", [])])
+def test_in_a_transaction(client, django_capture_on_commit_callbacks, path, committed):
+    with django_capture_on_commit_callbacks(execute=True):
+        client.get(path)
+    assert events == ["after the response", *committed]
+
+@pytest.mark.django_db
+def test_that_is_rolled_back(client):
+    client.get("/")
+    assert events == ["after the response"]
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("path", "committed"), [("/", ["committed"]), ("/?fails", [])])
+def test_without_one(client, path, committed):
+    client.get(path)
+    assert events == ["after the response", *committed]
+""",
+}
+
+
+def test_after_commit_in_pytest_django_with_its_transaction_and_without(tmp_path):
+    for name, source in PYTEST_DJANGO.items():
+        (tmp_path / name).write_text(source, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ds=settings"]
+    environ = {**os.environ, "PYTEST_ADDOPTS": "", "DJANGO_SETTINGS_MODULE": "settings"}
+    environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120
+    )
+    assert "5 passed" in done.stdout, done.stdout + done.stderr
