@@ -11,6 +11,7 @@ In Python, or in a file of PasteDeploy::
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from functools import partial
@@ -22,9 +23,18 @@ from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 
+from .integration import request_line
 from .moment import KEY, Slot
 
 __all__ = ["serve", "serve_paste"]
+
+logger = logging.getLogger("wsgi_after")
+
+LOST = (
+    "waitress has ended while callbacks of %s were running. If the process exits now, those that "
+    "have not finished are lost. They had graceful_timeout=%s seconds, or less if a second SIGTERM "
+    "came. Raise graceful_timeout, or hand long work to a queue."
+)
 
 
 class Task(WSGITask):  # type: ignore[misc]
@@ -33,6 +43,7 @@ class Task(WSGITask):  # type: ignore[misc]
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environment()
         environ[KEY] = self.channel.slot
+        self.channel.label = request_line(environ)
         return environ
 
 
@@ -40,14 +51,20 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     """Runs the slot of a request when its response is out, and the next one may begin."""
 
     task_class = Task
+    label = "a request"  # that waitress answers itself
 
     def service(self) -> None:
         # The next request of the connection begins before the slot of this one has run.
         slot = self.slot = Slot()
+        running = self.server.task_dispatcher.running
         try:
             super().service()
         finally:
-            slot.run()
+            running[slot] = self.label
+            try:
+                slot.run()
+            finally:
+                del running[slot]
 
 
 class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
@@ -56,17 +73,19 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self._seconds = seconds
+        self.running: dict[Slot, str] = {}  # whose callbacks run, and the line of its request
 
     def shutdown(self, cancel_pending: bool = True, timeout: float | None = None) -> object:
         return super().shutdown(cancel_pending, self._seconds if timeout is None else timeout)
 
 
-def create(application: Any, seconds: float, sockets_open: dict[int, Any], **options: Any) -> Any:
+def create(
+    application: Any, dispatcher: Dispatcher, sockets_open: dict[int, Any], **options: Any
+) -> Any:
     """Waitress's server, or servers, with channels that have slots.
 
     :param sockets_open: empty; all that are open are put there.
     """
-    dispatcher = Dispatcher(seconds)
     server = create_server(application, map=sockets_open, _dispatcher=dispatcher, **options)
     dispatcher.set_thread_count(server.adj.threads)
     for each in sockets_open.values():
@@ -79,13 +98,15 @@ def serve(app: Any, *, graceful_timeout: float = 30, **options: Any) -> None:
     """Serve an app as ``waitress.serve`` does, and run the callbacks when a response is out.
 
     SIGTERM ends the server as SIGINT does, unless it has a handler, or this is not the main thread:
-    requests and callbacks that have begun finish.
+    requests and callbacks that have begun finish. A second SIGTERM ends it at once. Callbacks that
+    are lost, because of that or because their time is over, are logged.
 
     :param graceful_timeout: how many seconds they have for that.
     :param options: those of ``waitress.serve``.
     """
     sockets: dict[int, Any] = {}
-    server = partial(create, seconds=float(graceful_timeout), sockets_open=sockets)
+    dispatcher = Dispatcher(float(graceful_timeout))
+    server = partial(create, dispatcher=dispatcher, sockets_open=sockets)
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -96,6 +117,8 @@ def serve(app: Any, *, graceful_timeout: float = 30, **options: Any) -> None:
         waitress.serve(app, _server=server, **options)
     finally:
         wasyncore.close_all(sockets)
+        for label in list(dispatcher.running.values()):
+            logger.error(LOST, label, graceful_timeout)
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

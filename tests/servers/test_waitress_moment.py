@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import configparser
+import logging
 import os
 import signal
 import socket
 import threading
+from functools import partial
 from importlib.metadata import entry_points
 
 import pytest
-from conftest import hello
+from conftest import hello, messages
 from documents import blocks
 
 from wsgi_after import AfterResponseMiddleware
@@ -18,20 +20,30 @@ from wsgi_after.waitress import Dispatcher, serve, serve_paste
 
 from .client import Connection
 from .descriptions import PYTHON, package
-from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
-from .harness import control, running
-from .measure import attempt, terminate
+from .expectations import CALLBACKS
+from .harness import control, running, wait_until
+from .measure import asked_in_http_1_0, ran_elsewhere
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("waitress.rst")
+WAIT = 10  # seconds, for what takes none
 
 
-def commands(where):
-    shown = PAGE["serve.py"].replace("8000", str(where.port)).replace("shop", "kinds")
-    return [[PYTHON, where.write("served.py", shown)]]
+def server(seconds=30):
+    """The one of the page.
+
+    :param seconds: its ``graceful_timeout``.
+    """
+
+    def commands(where):
+        shown = PAGE["serve.py"].replace("8000", str(where.port)).replace("shop", "kinds")
+        shown = shown.replace("graceful_timeout=30", f"graceful_timeout={seconds}")
+        return [[PYTHON, where.write("served.py", shown)]]
+
+    return package("waitress, our serve", commands, "waitress")
 
 
-SERVER = package("waitress, our serve", commands, "waitress")
+SERVER = server()
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +56,12 @@ def test_everything_on_the_page_is_run_by_a_test():
     assert [*PAGE] == ["serve.py", "server.ini"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_client_waits_and_the_bytes_are_those_of_the_bare_app(where, kind):
-    timing = GONE if kind == "hang_up" else IN_TIME
-    bare, wrapped = (attempt(where, mode, kind, Expected(timing)) for mode in ("bare", "wrapped"))
-    reports = [report for reports in wrapped.reports for report in reports]
-    assert wrapped.timing == timing
-    assert [r["event"] for r in reports] == CALLBACKS * len(wrapped.watches)
-    assert kind == "hang_up" or wrapped.wire == bare.wire
-    if kind != "large_file":
-        assert [r["here"][:3] for r in reports] == [r["called"][:3] for r in reports]
+@pytest.mark.parametrize("kind", ["list_with_length", "generator", "error_before_return"])
+def test_a_client_of_http_1_0_does_not_wait(where, kind):
+    """The other kinds, and HTTP/1.1, are tried by test_who_waits."""
+    watch = asked_in_http_1_0(where, kind, WAIT)
+    assert (watch.had, watch.events[-3:]) == ((False, True), CALLBACKS)
+    assert ran_elsewhere([watch]) == []
 
 
 def test_the_next_request_of_the_connection_does_not_wait(where):
@@ -70,9 +78,22 @@ def test_the_next_request_of_the_connection_does_not_wait(where):
     assert (ended, client.received.count(b"HTTP/1.1 200 OK")) == (False, 2)
 
 
-def test_a_callback_finishes_after_sigterm():
-    with running(SERVER) as place:
-        assert terminate(place, "wrapped") == "finishes"
+@pytest.mark.parametrize(("seconds", "again"), [(0.2, False), (30, True)])
+def test_a_callback_that_is_lost_at_the_end_is_logged(seconds, again):
+    """When its time is over, or at a second SIGTERM."""
+
+    def is_told():
+        if again:
+            os.kill(place.pid, signal.SIGTERM)
+        return "callbacks of GET /wrapped/list_with_length were running" in place.log.read_text()
+
+    watch = control().watch(patience=WAIT)
+    with running(server(seconds)) as place, Connection(place.port) as client:
+        client.request(f"/wrapped/list_with_length?{watch.query}")
+        assert watch.slow.wait(WAIT)
+        os.kill(place.pid, signal.SIGTERM)
+        wait_until(is_told, place.log)
+    assert watch.events == ["first", "slow"]  # which began
 
 
 # In this process
@@ -102,6 +123,34 @@ def test_serve_runs_the_callbacks_and_ends_at_sigterm(events):
         thread.join()
     events.append(code)
     assert (events, signal.getsignal(signal.SIGTERM)) == (["callback", 0], signal.SIG_DFL)
+
+
+def test_serve_logs_whose_callbacks_have_not_finished_in_time(caplog):
+    def app(environ, start_response):
+        for callback in (begun.set, partial(go_on.wait, WAIT), ended.set):
+            environ["wsgi.after"](callback)
+        start_response("200 OK", [("Content-Length", "0")])
+        return []
+
+    def visit():
+        with Connection(port) as client:
+            client.request("/late", connection="close")
+            begun.wait(WAIT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=visit)
+        thread.start()
+        serve(AfterResponseMiddleware(app), sockets=[listener], graceful_timeout=0)
+        told = messages(caplog, logging.ERROR)
+        go_on.set()
+        thread.join()
+    assert ended.wait(WAIT)
+    assert [message[:60] for message in told] == [
+        "waitress has ended while callbacks of GET /late were running"
+    ]
 
 
 class Ends(Exception):
