@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import configparser
+import dataclasses
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from functools import partial
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 from conftest import hello, messages
@@ -20,16 +23,18 @@ from wsgi_after.waitress import Dispatcher, serve, serve_paste
 
 from .client import Connection
 from .descriptions import PYTHON, package
-from .expectations import CALLBACKS
-from .harness import control, running, wait_until
-from .measure import asked_in_http_1_0, ran_elsewhere
+from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
+from .harness import control, require, running, wait_until
+from .measure import asked_in_http_1_0, attempt, ran_elsewhere, terminate
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("waitress.rst")
 WAIT = 10  # seconds, for what takes none
+#: The Python that runs waitress 1.4.4, in a virtual environment that ``.ci/install-servers`` makes.
+OLDEST = Path(sys.prefix) / "waitress-1.4.4/bin/python"
 
 
-def server(seconds=30):
+def server(seconds=30, python=PYTHON):
     """The one of the page.
 
     :param seconds: its ``graceful_timeout``.
@@ -38,9 +43,10 @@ def server(seconds=30):
     def commands(where):
         shown = PAGE["serve.py"].replace("8000", str(where.port)).replace("shop", "kinds")
         shown = shown.replace("graceful_timeout=30", f"graceful_timeout={seconds}")
-        return [[PYTHON, where.write("served.py", shown)]]
+        return [[python, where.write("served.py", shown)]]
 
-    return package("waitress, our serve", commands, "waitress")
+    described = package("waitress, our serve", commands, "waitress")
+    return dataclasses.replace(described, programs=(str(python),))
 
 
 SERVER = server()
@@ -76,6 +82,23 @@ def test_the_next_request_of_the_connection_does_not_wait(where):
         watch.end.set()
         assert watch.done.wait(10)
     assert (ended, client.received.count(b"HTTP/1.1 200 OK")) == (False, 2)
+
+
+def test_no_client_waits_on_the_oldest_release_either():
+    require([] if OLDEST.exists() else [str(OLDEST)])
+    timings = {kind: GONE if kind == "hang_up" else IN_TIME for kind in KINDS}
+    with running(server(python=OLDEST)) as place:
+        found = {
+            kind: attempt(place, "wrapped", kind, Expected(timing))
+            for kind, timing in timings.items()
+        }
+        ended = terminate(place, "wrapped")
+    watches = [watch for kind, tried in found.items() for watch in tried.watches]
+    assert {kind: tried.timing for kind, tried in found.items()} == timings
+    assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
+    elsewhere = {kind for kind in found if ran_elsewhere(found[kind].watches)}
+    assert elsewhere <= {"small_file", "large_file"}  # it closes both where it serves all sockets
+    assert ended == "finishes"
 
 
 @pytest.mark.parametrize(("seconds", "again"), [(0.2, False), (30, True)])
