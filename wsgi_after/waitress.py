@@ -31,8 +31,8 @@ __all__ = ["serve", "serve_paste"]
 logger = logging.getLogger("wsgi_after")
 
 LOST = (
-    "waitress has ended while callbacks of %s were running. If the process exits now, those that "
-    "have not finished are lost. They had graceful_timeout=%s seconds, or less if a second SIGTERM "
+    "waitress has ended while %s or its callbacks were running. If the process exits now, what has "
+    "not finished is lost. It had graceful_timeout=%s seconds, or less if a second SIGTERM "
     "came. Raise graceful_timeout, or hand long work to a queue."
 )
 
@@ -43,7 +43,8 @@ class Task(WSGITask):  # type: ignore[misc]
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environment()
         environ[KEY] = self.channel.slot
-        self.channel.label = request_line(environ)
+        running = self.channel.server.task_dispatcher.running
+        running[self.channel.slot] = request_line(environ)
         return environ
 
 
@@ -51,20 +52,17 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     """Runs the slot of a request when its response is out, and the next one may begin."""
 
     task_class = Task
-    label = "a request"  # that waitress answers itself
 
     def service(self) -> None:
         # The next request of the connection begins before the slot of this one has run.
         slot = self.slot = Slot()
-        running = self.server.task_dispatcher.running
         try:
             super().service()
         finally:
-            running[slot] = self.label
             try:
                 slot.run()
             finally:
-                del running[slot]
+                self.server.task_dispatcher.running.pop(slot, None)
 
 
 class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
@@ -73,7 +71,7 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self._seconds = seconds
-        self.running: dict[Slot, str] = {}  # whose callbacks run, and the line of its request
+        self.running: dict[Slot, str] = {}  # until the callbacks have ended; the request's line
 
     def shutdown(self, cancel_pending: bool = True, timeout: float | None = None) -> object:
         return super().shutdown(cancel_pending, self._seconds if timeout is None else timeout)
@@ -117,7 +115,7 @@ def serve(app: Any, *, graceful_timeout: float = 30, **options: Any) -> None:
         waitress.serve(app, _server=server, **options)
     finally:
         wasyncore.close_all(sockets)
-        for label in list(dispatcher.running.values()):
+        for label in dispatcher.running.copy().values():
             logger.error(LOST, label, graceful_timeout)
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -11,6 +11,8 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from .harness import Place, Server, find, free_port
 
 Commands = list[Sequence[str | Path]]
@@ -197,6 +199,12 @@ def package(name: str, commands: Callable[[Place], Commands], *distributions: st
     """A server that is one or several Python packages, with a module of each one's name."""
     modules = tuple(distribution.lower() for distribution in distributions)
     return Server(name, commands, versions(*distributions), modules=modules)
+
+
+#: For modes in which it forks behind Python's back.
+not_on_3_15 = pytest.mark.skipif(
+    sys.version_info >= (3, 15), reason="uWSGI 2.0.31 crashes on Python 3.15, in PyMutex_Unlock"
+)
 
 
 def uwsgi_server(name: str, commands: Callable[[Place], Commands], places: int = 0) -> Server:

@@ -42,6 +42,7 @@ def copy_python(where):
     left_out = shutil.ignore_patterns(*LEFT_OUT)
     shutil.copytree(paths["stdlib"], library, ignore=left_out)
     shutil.copytree(paths["purelib"], library / "site-packages", ignore=left_out)
+    (library / "dist-packages").symlink_to("site-packages")  # where a Python of Debian's looks
     return home
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from . import descriptions
-from .descriptions import BY_NAME, package, uwsgi_server
+from .descriptions import BY_NAME, not_on_3_15, package, uwsgi_server
 from .harness import running, send
 
 pytestmark = pytest.mark.servers
@@ -33,7 +33,14 @@ FORKING = {
 }
 
 
-@pytest.mark.parametrize("server", FORKING, ids=lambda server: server.name)
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param(server, marks=[not_on_3_15] * ("osafterfork" in server.name))
+        for server in FORKING
+    ],
+    ids=lambda server: server.name,
+)
 def test_each_worker_has_threads_of_its_own(server):
     """One job has run where the app was imported; more run where they are submitted."""
     with running(server) as where:

@@ -22,12 +22,12 @@ from wsgi_after import probe
 
 from .client import Connection
 from .control import Watch
-from .descriptions import DEBIAN_UWSGI, PYPI_UWSGI, nginx_uwsgi, uwsgi, uwsgi_command
+from .descriptions import DEBIAN_UWSGI, PYPI_UWSGI, nginx_uwsgi, not_on_3_15, uwsgi, uwsgi_command
 from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
 from .harness import Server, control, find, require, running, wait_until
 from .measure import asked_in_http_1_0, attempt, ran_elsewhere
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, not_on_3_15]
 
 WAIT = 20  # seconds, for what takes none
 TWO = ("--processes=2",)
