@@ -61,8 +61,8 @@ They request each kind of response, with the middleware and without it. In every
 * The client received the same bytes, except for the time of day, for how a process in between
   (nginx, Apache in front of a daemon process, uWSGI's http router) cuts a chunked body, and for the
   framing of a list on granian.
-* A file went out by ``sendfile`` wherever it does without the middleware (gunicorn, uWSGI,
-  mod_wsgi, bjoern).
+* A file was sent by ``sendfile`` wherever the server does so without the middleware (gunicorn,
+  uWSGI, mod_wsgi, bjoern).
 
 There are two exceptions to where the callbacks ran. Waitress closes a large file in the thread that
 serves all sockets, so those callbacks run in a new thread that ends with them. If the server never
