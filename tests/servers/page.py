@@ -89,7 +89,8 @@ callbacks.
 A few lines adapt some of these servers, so that no client waits and the callbacks stay in the
 thread of their request: :doc:`for-a-server` has recipes for cheroot, gevent.pywsgi, eventlet,
 Twisted, a2wsgi and hypercorn. For AWS Lambda, see :doc:`serverless`. The last rows of the table are
-the worker classes for :doc:`gunicorn` and the ``serve`` for :doc:`waitress` of this package.
+this package's worker classes for :doc:`gunicorn` and its ``serve`` for :doc:`waitress`. On a narrow
+screen, the table scrolls sideways.
 
 {table}
 
@@ -262,8 +263,8 @@ def page(found: dict[str, Measurements]) -> str:
         sigterm=wrapped(
             "A callback was running in ``close()``, and needed two more seconds, when the server "
             f"got a SIGTERM. The callback finished on {fates['finishes']}. It was lost on "
-            f"{fates['lost']}. On uWSGI, ``die-on-term`` loses it: :doc:`uwsgi` has a setting with "
-            "which it finishes. For callbacks in a pool see :doc:`hand-off`."
+            f"{fates['lost']}. On uWSGI, ``die-on-term`` loses the callback: :doc:`uwsgi` has a "
+            "setting that lets the callback finish. For callbacks in a pool, see :doc:`hand-off`."
         ),
         versions=wrapped(
             f"CPython {next(iter(found.values())).python}, {', '.join(list(versions))}."
