@@ -32,7 +32,7 @@ class Body:
     def __iter__(self) -> Iterator[bytes]:
         """A fresh pass over the app's iterable: gevent and eventlet make two, one for the length.
 
-        A generator, which costs half of an iterator in Python. It holds this body, if nobody does.
+        A generator costs half as much as an iterator in Python. It keeps this body alive.
         """
         after = self._after
         after._progress = IN_BODY
@@ -63,7 +63,7 @@ class Body:
             raise
 
     def _fail(self, error: BaseException) -> None:
-        """Record what a pass raised; of two, the first."""
+        """Record what a pass raised. If two passes fail, keep the first error."""
         self._after._progress = FAILED
         if self._after._error is None and not self._closed:
             self._after._error = error
@@ -124,12 +124,12 @@ class ObjectBody(Body):
     __slots__ = ("__weakref__",)
 
     def __getattr__(self, name: str) -> Any:
-        # By way of object: a slot that is not set yet must not bring us back here.
+        # Through object: a slot that is not set yet would call __getattr__ again.
         return getattr(object.__getattribute__(self, "_iterable"), name)
 
 
 class SizedBody(ObjectBody):
-    """One that has a length, too."""
+    """An iterable that also has a length."""
 
     __slots__ = ()
 
@@ -138,7 +138,7 @@ class SizedBody(ObjectBody):
 
 
 class BufferBody(SizedBody):
-    """Bytes, or what has their bytes: one chunk, because uWSGI sends them whole."""
+    """Bytes, or a buffer of bytes: one chunk, because uWSGI sends them whole."""
 
     __slots__ = ()
 
@@ -157,7 +157,7 @@ class BufferBody(SizedBody):
 class BodyClasses(dict[type, "type[Body] | None"]):
     """The class of the body by type of the app's iterable; ``None`` if that cannot be iterated.
 
-    Looked up once for each type: to look for ``__len__`` where there is none costs 200 ns.
+    Each type is looked up once: looking for a missing ``__len__`` costs 200 ns.
     """
 
     def __missing__(self, kind: type) -> type[Body] | None:
@@ -168,7 +168,7 @@ class BodyClasses(dict[type, "type[Body] | None"]):
             found = ListBody if kind is list else SizedBody
         if issubclass(kind, (bytes, bytearray, memoryview)):
             found = BufferBody
-        if len(self) >= 64:  # an app that makes a type for each request must not have all kept
+        if len(self) >= 64:  # an app may make a type for each request: do not keep them all
             self.clear()
         self[kind] = found
         return found

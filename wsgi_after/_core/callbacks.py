@@ -15,10 +15,10 @@ The state, and what causes each change. Callbacks may be registered in all state
       ENDED <---- the list is empty --- IN_JOB                   |
         ^-------- the future is done: what did not run is lost --+
 
-Threads may register while a request ends. Who registers appends first, then looks at the state, and
-takes the entry back if it is too late. Who ends sets the state first, then looks at the list. Each
-method of a list is atomic, with the GIL and without, so one of the two has the entry. Who finds an
-entry after setting the state sets it back, and runs what is left: so two may end one list.
+Threads may register while a request ends. The thread that registers appends first, then reads the
+state, and takes the entry back if it is too late. The thread that ends the list sets the state
+first, then looks at the list. List methods are atomic, with the GIL and without, so one of the two
+gets it. If the second finds an entry, it resets the state and runs the rest: two may end one list.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ OPEN, STARTED, RUNNING, HANDED_OVER, IN_JOB, ENDED, SENT = range(7)
 IN_CALL, UNREAD, IN_BODY, FAILED, UNSEEN, EXHAUSTED, EXHAUSTED_EMPTY = range(7)
 
 
-#: In place of an error of which nothing but the fact is kept: its traceback holds the request.
+#: Replaces an error when the request is over: the error's traceback holds the request.
 FORGOTTEN = Exception("The callbacks have run.")
 
 
@@ -128,9 +128,9 @@ class CallbackList(Registering, Places):
             self._take_back(fns)
 
     def _take_back(self, fns: list[Any]) -> None:
-        """Refuse what was registered too late, unless whoever ended the list runs it.
+        """Refuse what was registered too late, unless the thread that ended the list runs it.
 
-        That one takes the first of them first, and looks at the list again before the end.
+        That thread takes the first entry first, and checks the list again before it ends it.
         """
         if take(self, fns):
             if self._observer is not None and self._state >= ENDED:
@@ -204,7 +204,7 @@ class CallbackList(Registering, Places):
         return [*self], [*self._response_callbacks]
 
     def restore(self, snapshot: tuple[list[Any], list[Any]]) -> None:
-        """Register just what was registered at the snapshot."""
+        """Register exactly what was registered at the snapshot."""
         list.__setitem__(self, slice(None), snapshot[0])
         self._response_callbacks[:] = snapshot[1]
 
@@ -219,7 +219,7 @@ class CallbackList(Registering, Places):
     def __reduce_ex__(self, protocol: object) -> tuple[type, tuple[list[Callable[[], object]]]]:
         """Pickle as a plain list of the callbacks: the rest belongs to this process."""
         if self._state == HANDED_OVER:
-            self._state = SENT  # nobody here would run what comes later
+            self._state = SENT  # nothing here would run a later entry
         return list, (list(self),)
 
     def _request_line(self) -> str:
@@ -234,13 +234,13 @@ class CallbackList(Registering, Places):
         return is_ours and (self._progress == IN_CALL or being_read)
 
     def _start_response(self, /, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
-        """What the app calls: pass just these arguments to the server, and record them."""
+        """The app calls this: pass the same arguments to the server, and record them."""
         before = self._state
         if before == OPEN:
             self._state = STARTED  # before the look at the response callbacks
         try:
             if self._response_callbacks:
-                # By way of an entry: to import prepare.py again takes 0.5 us.
+                # Through an entry: importing prepare.py again takes 0.5 us.
                 args, kwargs = self._response_callbacks[0].prepare(self, args, kwargs)
             start_response: Callable[..., Any] = self._server_start_response
             write = start_response(*args, **kwargs)

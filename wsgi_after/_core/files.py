@@ -1,6 +1,6 @@
 """``wsgi.file_wrapper``: let the server send the file itself, and finish when it closes the file.
 
-A server knows a file by the object that its own wrapper made, so that has to come back to it:
+A server recognises a file by the object that its own wrapper made, so it must get that object:
 
 * of a Python class (gunicorn, waitress, wsgiref), with a ``close`` of its own. The key stays.
 * of a function that returns the file itself (uWSGI), or a type in C (mod_wsgi, bjoern): it takes no
@@ -33,7 +33,7 @@ class File:
 
     def __iter__(self) -> Iterator[bytes]:
         self._iterator = iter(self._file)
-        return self  # which has to live as long as the iterator is used
+        return self  # must live as long as the iterator is used
 
     def __next__(self) -> bytes:
         return next(self._iterator)  # type: ignore[no-any-return]
@@ -80,7 +80,7 @@ def file_of(result: Any, environ: WSGIEnvironment) -> Any:
 def arm(result: Any, after: CallbackList, environ: WSGIEnvironment) -> bool:
     """Make ``result`` finish the request on ``close()``; return whether it will.
 
-    It will if the server's file wrapper made it. Else it is wrapped as any other iterable.
+    It will if the server's file wrapper made it. Otherwise, wrap it like any other iterable.
     """
     file = file_of(result, environ)
     if file is None:

@@ -16,7 +16,7 @@ PATIENCE = 1.0  # seconds that a callback may keep a worker in close() before th
 def finish(callbacks: CallbackList, error: BaseException | None = None) -> None:
     """Run the callbacks or hand them over, and end their list. A second call runs what is left.
 
-    The app's iterable has been closed by then, or the app raised before it returned one.
+    By now the app's iterable has been closed, or the app raised before it returned one.
 
     :param error: an exception of the app, or what interrupted the first call. It is on its way to
         the server: nothing else is raised here, unless a callback forked and this is the child.
@@ -74,7 +74,7 @@ def flush(callbacks: CallbackList) -> BaseException | None:
     try:
         if recognise(callbacks._environ or {}).holds_headers:
             write(b"")
-    except BaseException as error:  # most often the client has left: the callbacks run all the same
+    except BaseException as error:  # usually the client has left: the callbacks still run
         if goes_on(error):
             return error
         logger.debug("Flushing the headers of %s failed.", callbacks._request_line(), exc_info=True)

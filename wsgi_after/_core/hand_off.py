@@ -46,7 +46,7 @@ def offer(callbacks: CallbackList, raised: BaseException | None) -> BaseExceptio
     """
     capture = None if capturing is None else capturing()
     executor = callbacks._executor if capture is None else capture
-    # Interrupted after submit() had raised, do not ask it again.
+    # After an interruption, do not ask an executor whose submit() has raised.
     takers = [executor] if executor is not None and callbacks._state < RUNNING else []
     slot = None if capture is not None else slot_of(callbacks)
     if slot is not None and slot.takes(callbacks):
@@ -54,7 +54,7 @@ def offer(callbacks: CallbackList, raised: BaseException | None) -> BaseExceptio
     if callbacks._thread is not None and callbacks._thread != get_ident():
         takers.append(OwnThread())
     if callbacks._notes is not None:
-        decide(callbacks)  # what is not to run must not leave
+        decide(callbacks)  # do not hand over what must not run
     forks, refusal = process.forks, None
     try:
         for taker in takers if callbacks else ():
@@ -80,7 +80,7 @@ def slot_of(callbacks: CallbackList) -> Any:
 
 
 def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseException | None:
-    """Submit the one job of a request, in which they run as ever; return what ``submit`` raised.
+    """Submit the one job of a request, which runs the callbacks; return what ``submit`` raised.
 
     If the job is not taken, the state is ``RUNNING`` afterwards.
     """
@@ -97,7 +97,7 @@ def hand_over(callbacks: CallbackList, executor: SupportsSubmit) -> BaseExceptio
         return error
     try:
         future.add_done_callback(partial(look_at, callbacks, label))
-    except Exception as error:  # it is accepted, so it must not run again, whatever this was
+    except Exception as error:  # the job is accepted, so it must not run again
         if not isinstance(error, AttributeError):  # no future: a queue's job, or nothing
             traceback.print_exc()
     return None

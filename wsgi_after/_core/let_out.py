@@ -1,6 +1,6 @@
-"""What leaves ``close()``, because somebody outside wants to end this (rule 6).
+"""Which exceptions leave ``close()``: those raised from outside to end the work (rule 6).
 
-All else is contained: it would put an error page before the next response, or end a worker.
+All others are contained: they would put an error page before the next response, or end a worker.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import pairwise
 from traceback import walk_tb
 from types import TracebackType
 
-#: These go on wherever they come from. The pytest plugin adds its own.
+#: These leave close() wherever they come from. The pytest plugin adds its own.
 kinds: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
 
 

@@ -37,9 +37,9 @@ REST = 60.0  # seconds between two events that a Throttle lets pass
 
 
 class Throttle:
-    """Lets one of many like events through, once a minute, and counts the others.
+    """Lets one of many similar events through, once a minute, and counts the others.
 
-    It takes no lock, because a finalizer may come by at any time. Threads that come at the same
+    It takes no lock, because a finalizer may call it at any time. Threads that call it at the same
     moment may all pass, and share the count.
     """
 
@@ -422,7 +422,7 @@ UNCLOSED_FAILED = "Closing the response of %s, which its server had dropped, rai
 
 
 def not_callable(fn: object) -> TypeError:
-    """What to raise where something else than a callback is registered."""
+    """The error for registering anything other than a callback."""
     return TypeError(
         f"A callback must be callable, not {type(fn).__name__}: {fn!r}. The usual cause is a "
         "function that was called where it should be passed: after(fn, x), not after(fn(x))."
@@ -436,7 +436,7 @@ def is_get_response(app: Any) -> bool:
 
 
 def no_application(app: object) -> TypeError:
-    """What to raise where the middleware is given something else than an app."""
+    """The error for giving the middleware anything other than an app."""
     if is_get_response(app):
         return TypeError(
             "wsgi_after.AfterResponseMiddleware expects a WSGI application, not Django's "
@@ -450,7 +450,7 @@ def no_application(app: object) -> TypeError:
 
 
 def no_executor(executor: object) -> TypeError:
-    """What to raise where ``executor=`` is something else."""
+    """The error for an invalid ``executor=``."""
     return TypeError(
         f"executor= expects an object with submit(fn, *args), such as those of "
         f"concurrent.futures, or None, not {type(executor).__name__}: {executor!r}."
@@ -458,7 +458,7 @@ def no_executor(executor: object) -> TypeError:
 
 
 def no_on_error(on_error: object) -> TypeError:
-    """What to raise where ``on_error=`` is something else."""
+    """The error for an invalid ``on_error=``."""
     return TypeError(
         f"on_error= expects a plain function fn(callback, error, after), or None, not "
         f"{type(on_error).__name__}: {on_error!r}."
@@ -466,7 +466,7 @@ def no_on_error(on_error: object) -> TypeError:
 
 
 def no_around(around: object) -> TypeError:
-    """What to raise where ``around=`` is something else."""
+    """The error for an invalid ``around=``."""
     return TypeError(
         f"around= expects a function fn(callback, after) that returns a context manager, or None, "
         f"not {type(around).__name__}: {around!r}. The usual causes are a context manager passed "
@@ -475,7 +475,7 @@ def no_around(around: object) -> TypeError:
 
 
 def no_list(present: object) -> TypeError:
-    """What to raise where the list's place in the environ has something else."""
+    """The error for an ``environ["wsgi.after"]`` that is not a list."""
     return TypeError(
         f'environ["wsgi.after"] is {type(present).__name__}, where a list was expected: '
         f"{present!r}. The usual cause is an app or a middleware that assigned to the key: use "
@@ -484,7 +484,7 @@ def no_list(present: object) -> TypeError:
 
 
 def plain_list(callbacks: object) -> RuntimeError:
-    """What to raise where a plain list cannot do what is asked."""
+    """The error for a call that needs a list of ours, and finds a plain one."""
     return RuntimeError(
         f"after_this_request() needs the list of an AfterResponseMiddleware, but "
         f'environ["wsgi.after"] is a plain {type(callbacks).__name__}: the server, or another '
@@ -494,7 +494,7 @@ def plain_list(callbacks: object) -> RuntimeError:
 
 
 def outside(function: str, instead: str) -> RuntimeError:
-    """What to raise where there is no current request."""
+    """The error for a call outside a request."""
     return RuntimeError(
         f"{function}() was called outside a request. It works while the app is being "
         "called, behind AfterResponseMiddleware. In a streaming body, or in a thread of your "

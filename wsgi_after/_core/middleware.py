@@ -50,7 +50,7 @@ class AfterResponseMiddleware:
         manager, within which the callback runs. What that raises is logged, and the callback runs
         all the same. If it has an attribute ``observer``, that is told of registrations, as by
         :func:`wsgi_after.integration.observe`. Where instances share a list, its maker's counts.
-    :raises TypeError: if one of them is something else.
+    :raises TypeError: if an argument is of the wrong kind.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class AfterResponseMiddleware:
         return fn
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the app, as PEP 3333 has it.
+        """Call the app, as PEP 3333 specifies.
 
-        :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list.
+        :raises TypeError: if ``environ["wsgi.after"]`` is already set, but is not a list.
         """
-        # Responses of other requests, that nobody closed: this moment is safe.
+        # Close the responses of other requests that nobody closed: it is safe here.
         if unclosed.waiting and (raised := unclosed.close_waiting()) is not None:
             raise raised
         if KEY in environ and is_shared(environ[KEY], self):

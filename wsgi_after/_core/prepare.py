@@ -1,7 +1,7 @@
 """Change the response before its headers go out.
 
-When code deep in a request has something to say in the response, long before there is one: set a
-cookie, delete one, add a header::
+Use it when code deep in a request must change a response that does not exist yet: set a cookie,
+delete one, add a header::
 
     def remember(response):
         response.set_cookie("lang", "de")
@@ -37,7 +37,7 @@ unsendable = re.compile(r"[^\x01-\x09\x0b\x0c\x0e-\xff]").findall
 
 
 class Headers(datastructures.Headers):
-    """Headers that refuse what cannot be sent where it is set, and say which header it is."""
+    """Headers that refuse at once what cannot be sent, and name the header in the error."""
 
     def add(self, key: str, value: Any, /, **kwargs: Any) -> None:
         check_header(key, str(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-#: How often this process was forked off another: so a list knows a forked child. To compare it
+#: Counts the forks that led to this process, so that a list notices a forked child. Comparing it
 #: costs 9 ns, ``os.getpid()`` 150. uWSGI forks without telling Python, but before any request.
 forks = 0
 

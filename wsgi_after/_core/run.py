@@ -18,9 +18,9 @@ NOT_RUN = (Coroutine, Generator, AsyncGenerator)
 
 
 def run_callbacks(callbacks: list[Callable[[], object]], request: str | None = None) -> None:
-    """Run and remove the callbacks, first to last, those too that they register meanwhile.
+    """Run and remove the callbacks, first to last, including those that callbacks register.
 
-    What a callback raises is logged at ERROR on the logger ``wsgi_after``, and the others run. A
+    What a callback raises is logged at ERROR on the logger ``wsgi_after``; the others still run. A
     :class:`CallbackList` has ended afterwards.
 
     :param callbacks: any list of callables without arguments.
