@@ -1,4 +1,4 @@
-"""A context manager around each callback: what ``around=`` asks for."""
+"""``around=``: run each callback within a context manager."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from .registering import is_due
 def caller(
     around: Around | None, on_error: object = None
 ) -> tuple[Callable[..., object] | None, Callable[..., object] | None]:
-    """How a list calls its callbacks, so that each is within what ``around`` returns for it.
+    """Return how a list calls its callbacks: each within the context manager of ``around``.
 
-    :param on_error: of the same middleware, to be checked, too.
-    :return: this, and who is told of what is registered; ``None`` for neither.
-    :raises TypeError: if one of them is something else.
+    :param on_error: the ``on_error=`` of the same middleware, which is checked here too.
+    :return: the function that calls a callback, and the one that is told of each registration;
+        ``None`` where there is none.
+    :raises TypeError: if ``around`` or ``on_error`` is not callable.
     """
     if on_error is not None:
         check_on_error(on_error)
@@ -33,23 +34,25 @@ def caller(
 
 
 def is_aside(entry: object) -> bool:
-    """Whether an entry is no callback, but something of this package that is to come last.
+    """Whether an entry is not a callback, but belongs to this package and comes last.
 
-    Such an entry goes behind what is registered meanwhile, but not behind another one of its kind:
-    two would move behind each other for ever.
+    Such an entry moves behind callbacks that are registered later, but not behind another of its
+    kind: two of them would move behind each other forever.
     """
     return getattr(entry, "is_aside", False)
 
 
 def call_within(around: Around, taken: list[Callable[[], object]], request: str | None) -> object:
-    """Call ``taken[0]()`` within what ``around`` returns for it; without, if entering that raises.
+    """Call ``taken[0]()`` within the context manager that ``around`` returns.
 
-    :param taken: one callback. It is taken out where it begins: what is raised here, by a handler
-        of a signal, while it is still there must not cost its call. No instruction from ``del`` to
-        the call lets a signal in.
+    If entering it raises, the callback is called without it.
+
+    :param taken: a list of one callback, which is removed when its call begins. If a signal handler
+        raises before that, the callback is still in the list, and runs later. No signal handler
+        runs between ``del`` and the call.
     :param request: a label for the log.
     :raises BaseException: what the callback raised, unless the context manager suppressed it and
-        it is not to go on; what entering or leaving raised, if that is to go on.
+        it may be contained; what entering or leaving raised, if that must go on.
     """
     callback, after, forks, began = taken[0], current.get(), process.forks, monotonic()
     if not is_due(callback):  # it would do nothing

@@ -1,7 +1,7 @@
-"""Of two threads that want the same thing at the same instant, one gets it.
+"""If two threads want the same thing at the same instant, exactly one gets it.
 
-With the GIL, no thread comes between two lines without a call, nor into a call of C that calls
-nothing in Python. Without it, one does.
+With the GIL, no other thread runs between two lines that call nothing, or during a call of a C
+function that calls no Python code. Without the GIL, one may.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from operator import call, index, is_
 from threading import Lock
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-#: Whether this process runs without the GIL: of a free-threaded build. Enabled later, it does no
-#: harm. With it, the look at a flag is enough: a ticket for each body took 3% more instructions.
+#: Whether this process runs without the GIL, on a free-threaded build. If the GIL is turned on
+#: later, the lock is superfluous and harmless. With the GIL, looking at a flag is enough: a ticket
+#: for each body took 3% more instructions.
 WITHOUT_GIL = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class _Held:
-    """A lock, new in a forked child: another thread may have held it when this one forked."""
+    """A lock. A forked child gets a new one, because another thread may have held the old one."""
 
     lock = Lock()
 
@@ -35,11 +36,11 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch -- else nothing forks
 
 
 def atomically(*steps: partial[Any]) -> list[Any]:
-    """Call functions that are written in C and call nothing in Python; return what they return.
+    """Call C functions that call no Python code, and return what they return.
 
-    No other thread comes between, nor a finalizer or a signal handler of this one: all is one
-    instruction of Python. So the lock, which this takes without the GIL, is held for an instant,
-    and nobody who holds it waits for anything.
+    All calls are one instruction of Python. No other thread, finalizer or signal handler runs
+    between them. Without the GIL, a lock guards them. It is held for an instant, and its holder
+    waits for nothing.
     """
     if not WITHOUT_GIL:
         return [*map(call, steps)]
@@ -56,14 +57,14 @@ def atomically(*steps: partial[Any]) -> list[Any]:
 
 
 def claim(body: Any) -> bool:
-    """Mark a body as closed; whether it was open, which one caller alone is told."""
+    """Mark a body as closed. Returns true to one caller only: the one that found it open."""
     flag = type(body)._closed  # a slot, whose methods are written in C
     was_closed, _ = atomically(partial(flag.__get__, body), partial(flag.__set__, body, True))
     return not was_closed
 
 
 def notes_of(after: Any) -> dict[str, Any]:
-    """The notes of a ``CallbackList``: the same to all threads that ask first at one instant."""
+    """Return the notes of a ``CallbackList``. Threads that ask at the same instant get the same."""
     mine: dict[str, Any] = {}
     slot = type(after)._notes
     if after._notes is None:
@@ -77,9 +78,9 @@ def notes_of(after: Any) -> dict[str, Any]:
 
 
 def take(callbacks: list[Any], entries: Sequence[object]) -> bool:
-    """Take these entries off a list, unless the first has gone; whether it was there.
+    """Remove these entries from a list, unless the first is gone. Returns whether it was there.
 
-    Themselves, not what equals them: ``==`` may be a function in Python, and let other threads in.
+    Entries are found by identity: ``==`` may be Python code, during which other threads run.
     """
     steps = [_taking(callbacks, entry) for entry in entries]
     return bool(steps) and atomically(partial(all, map(call, steps)))[0]
@@ -106,7 +107,7 @@ def insert(callbacks: list[Any], at: SupportsIndex, entry: object) -> None:
 
 
 class LockedList(list[Any]):
-    """A list whose places do not change while :func:`take` is at it, without the GIL."""
+    """A list that does not change while :func:`take` works on it, without the GIL."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""The end of the process, and of those that it forks: close what nobody has closed (rule 7)."""
+"""The exit of this process and its forked children: close what nobody has closed (rule 7)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any
 
 from ._core.unclosed import close_waiting, collector, waiting
 
-#: Whether an interpreter can be asked for the frames of its threads. One that allows no daemon
-#: threads is isolated, and on 3.12 and 3.13 it may crash then: python/cpython#119213.
+#: Whether the frames of an interpreter's threads can be read. An interpreter that allows no daemon
+#: threads is isolated, and may crash at this on 3.12 and 3.13: python/cpython#119213.
 has_frames: Callable[[], bool] = getattr(_thread, "daemon_threads_allowed", lambda: True)
 
 
 def at_exit(body: type) -> None:
-    """Close what is left, while Python can import and log; from now on, finalizers run in place.
+    """Close what is left while Python can import and log. Later finalizers close in place.
 
-    Another thread may still be sending what it holds. If there is one, close only what waits, and
-    what is in cycles; the rest when that thread has stopped.
+    Another thread may still be sending a response. If there is one, close only what waits and what
+    is in cycles, and the rest when that thread has stopped.
     """
     left = open_bodies(body)
     if (len(sys._current_frames()) if has_frames() else threading.active_count()) == 1:
@@ -42,9 +42,10 @@ def at_exit(body: type) -> None:
 
 
 def at_last_collection(body: type, phase: str, info: object) -> None:
-    """Close what is left, when daemon threads run no more, and the modules are still there.
+    """Close what is left when daemon threads have stopped and modules still exist.
 
-    Not one from which a thread was reading: that stopped in the app, and may hold locks for good.
+    A body that a thread was reading is skipped: the thread stopped in the app, and may hold locks
+    forever.
     """
     if phase == "stop" and sys.is_finalizing():
         readers = set()
@@ -65,7 +66,7 @@ def open_bodies(body: type) -> list[Any]:
 
 
 def _forked(body: type) -> None:
-    """Have a child of ``multiprocessing``, which runs nothing of this ``atexit``, do the same."""
+    """Do the same in a child of ``multiprocessing``, which does not run ``atexit`` functions."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.register_after_fork(
@@ -74,7 +75,7 @@ def _forked(body: type) -> None:
 
 
 def watch_exits(body: type) -> None:
-    """Call :func:`at_exit` at the exit of this process, and of those that it forks."""
+    """Call :func:`at_exit` when this process or a forked child exits."""
     atexit.register(at_exit, body)
     if hasattr(os, "register_at_fork"):  # pragma: no branch -- else nothing forks
         os.register_at_fork(after_in_child=partial(_forked, body))

@@ -1,12 +1,12 @@
-"""Worker classes for gunicorn, whose callbacks run when the response is out.
+"""Worker classes for gunicorn that run callbacks when the response is out.
 
-They are named at gunicorn's start::
+Name one when you start gunicorn::
 
     gunicorn --worker-class wsgi_after.gunicorn.GThread --threads 4 shop:application
 
-The callbacks run in the request's own thread or greenlet, as in ``close()``. But no client waits
-for them, whatever the response: error pages and HTTP/1.0 end first, too. Without
-``AfterResponseMiddleware`` in the app, the classes behave as those of gunicorn.
+Callbacks run in the request's own thread or greenlet, as in ``close()``. But no client waits for
+them, whatever the response: error pages and HTTP/1.0 responses also end first. Without
+``AfterResponseMiddleware`` in the app, the classes behave like gunicorn's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Opens:
         return Slot()
 
     def load_wsgi(self) -> None:
-        """Load the app; a thin function around it has the environ, which gunicorn makes."""
+        """Load the app, and wrap it in a function that puts the slot into the environ."""
         super().load_wsgi()  # type: ignore[misc]
         app = self.wsgi
 
@@ -94,8 +94,8 @@ class Sync(RunsAtTheEnd, SyncWorker):  # type: ignore[misc]
 class GThread(Opens, ThreadWorker):  # type: ignore[misc]
     """gunicorn's worker with ``--threads``. A callback holds up no request on its connection.
 
-    A worker that is to end waits for its requests and callbacks up to ``--graceful-timeout``, and
-    gives signs of life meanwhile, so that ``--timeout`` does not end it.
+    A worker that was told to end waits up to ``--graceful-timeout`` for its requests and callbacks.
+    It gives signs of life meanwhile, so ``--timeout`` does not end it.
     """
 
     #: When it was told to end.
@@ -147,7 +147,7 @@ def serve(future: Future[Any], fn: Any, /, *args: Any, **kwargs: Any) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Make ``Gevent`` when it is asked for: the others neither need gevent nor load it."""
+    """Make ``Gevent`` on demand: the other classes neither need nor load gevent."""
     if name != "Gevent":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from gunicorn.workers.ggevent import GeventWorker

@@ -1,15 +1,15 @@
-"""The server's own moment after the response: a slot of each request, which an adapter runs.
+"""The server's own moment after the response: each request has a slot, which an adapter runs.
 
-Some servers call ``close()`` before the end of the response is out. Whoever adapts such a server
-opens a slot in the thread that serves the request, before the app is called, and runs it when the
-response is out::
+Some servers call ``close()`` before the end of the response is out. To adapt such a server, open a
+slot in the thread that serves the request, before the app is called. Run it when the response is
+out::
 
     environ[wsgi_after.moment.KEY] = slot = Slot()
     ...  # the server serves the request
     slot.run()
 
-In ``close()``, the middleware leaves the callbacks of the request to its slot. They run in the
-thread of the request all the same, with the context variables that ``close()`` found.
+In ``close()``, the middleware leaves the callbacks to the slot. They still run in the thread of the
+request, with the context variables that ``close()`` had.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def call_behind(
 
 
 def here() -> object:
-    """What stands for this greenlet, or for this thread."""
+    """An object that identifies this greenlet or, if there is none, this thread."""
     greenlet = sys.modules.get("greenlet")  # not imported: without it there are no greenlets
     return get_ident() if greenlet is None else greenlet.getcurrent()
 
@@ -150,7 +150,7 @@ def set_finder(find: Callable[[WSGIEnvironment], Slot | None]) -> None:
 
 
 def disable() -> None:
-    """Have all callbacks of this process run in ``close()``, whatever its server offers.
+    """Run all callbacks of this process in ``close()``, whatever its server offers.
 
     For one middleware, pass ``moment=False`` to it.
     """

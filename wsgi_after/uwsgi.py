@@ -1,9 +1,9 @@
 """uWSGI's own moment after the response: ``uwsgi.after_req_hook``.
 
-The constructors of the middleware and of the integrations set it. uWSGI calls it when it has closed
-the client's connection, in the thread of the request. It reads the hook once, when it has imported
-the app. Where that was too early, or somebody else's hook is called instead, callbacks run in
-``close()``: a thread is trusted when the hook has been called in it.
+The middleware and the integrations set it when they are constructed. uWSGI calls it after it has
+closed the client's connection, in the thread of the request. uWSGI reads the hook once, after it
+has imported the app. If that was too early, or if somebody else's hook is called instead, callbacks
+run in ``close()``. A thread is trusted after the hook has been called in it.
 
 With ``mount``, uWSGI reads the hook before it imports the apps. There, set ``single-interpreter =
 true`` and ``import = wsgi_after.uwsgi``.
@@ -38,7 +38,7 @@ numbers = count()
 
 
 class RequestSlot(Slot):
-    """The slot of a request, which fills the environ again: uWSGI has emptied it by then."""
+    """The slot of a request. It refills the environ, which uWSGI has emptied by then."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,9 +66,10 @@ class RequestSlot(Slot):
 
 
 def install() -> None:
-    """Set the hook, if this process is uWSGI's. One that is there is called after the callbacks.
+    """Set the hook, if this process belongs to uWSGI.
 
-    Call it while the app is imported; again, if somebody may have put a hook over this one.
+    A hook that is there is called after the callbacks. Call this while the app is imported, and
+    again if somebody may have replaced the hook.
     """
     global previous
     opt = options()
@@ -118,7 +119,7 @@ def find(environ: WSGIEnvironment) -> Slot | None:
 
 
 def worker() -> object:
-    """What stands for this thread: with gevent, whose greenlets are new ones, for the process."""
+    """A key for this thread. With gevent, for the process: each request has a new greenlet."""
     uwsgi: Any = sys.modules["uwsgi"]
     return process.forks, None if "gevent" in uwsgi.opt else get_ident()
 
@@ -130,7 +131,7 @@ def is_served() -> bool:
 
 
 def request() -> object:
-    """What stands for the request that uWSGI serves here, until its hook has been called."""
+    """A key for the request that uWSGI serves here, valid until its hook has been called."""
     uwsgi: Any = sys.modules["uwsgi"]
     if "ugreen" not in uwsgi.opt:
         return here()
