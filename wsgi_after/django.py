@@ -245,14 +245,14 @@ class InRequest(InContext):
     is_coroutine = False
 
     def keep(self, request: HttpRequest) -> None:
-        """Keep what the callback is to find, as it is now."""
+        """Keep what the callback will find, as it is now."""
         self.request, self.thread = request, threading.get_ident()
         self.language, self.zone = translation.get_language(), timezone.get_current_timezone()
         self.urls = get_urlconf(), get_script_prefix()
 
     @contextmanager
     def context(self) -> Iterator[None]:
-        """Language, time zone, urlconf and script prefix where another thread runs it; around."""
+        """Restore language, time zone, urlconf and script prefix in another thread; enter ``around``."""
         around = getattr(self.request, "_wsgi_after_around", None)
         with ExitStack() as stack:
             if threading.get_ident() != self.thread:
@@ -267,7 +267,7 @@ class InRequest(InContext):
             yield
 
     def __call__(self, /) -> object:
-        """Call the function, and tell what of its work Django does not keep any more."""
+        """Call the function, and report changes that Django no longer stores."""
         with self.context():
             fn: Callable[..., Any] = self.func
             try:
@@ -288,7 +288,7 @@ NO_FILES: MultiValueDict[str, Any] = MultiValueDict()
 
 
 def stored(request: HttpRequest) -> list[str]:
-    """What of the request was changed since it was stored. From now on it counts as stored."""
+    """What has changed in the request since Django stored it. It counts as stored from now on."""
     changed = []
     for name, mark in ("session", "modified"), ("_messages", "added_new"):
         storage = vars(request).get(name)
@@ -343,7 +343,7 @@ class Cleanup:
         self.response, self.after = response, after
 
     def __call__(self) -> None:
-        """Clean up, or stand behind what was registered meanwhile."""
+        """Clean up, or move behind what has been registered meanwhile."""
         if not all(map(is_aside, self.after)):
             list.append(self.after, self)
         else:
@@ -355,7 +355,7 @@ class Cleanup:
 
 
 def takes_a_request(get_response: Callable[..., Any]) -> bool:
-    """Whether it can be called with one argument, as far as it tells."""
+    """Whether it can be called with one argument, as far as its signature shows."""
     try:
         told = signature(get_response)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Callbacks after the response, in Flask's words: in the thread and the context of their request.
+"""Callbacks after the response, for Flask: in the thread and the context of their request.
 
 ::
 
@@ -212,7 +212,7 @@ class InRequest(InContext):
 
     @contextmanager
     def context(self) -> Iterator[None]:
-        """Copies of the contexts; behind the callback they call the teardown functions.
+        """Copies of the contexts. They call the teardown functions after the callback.
 
         Copies, because a context can be current in one thread only, and a test client may still
         hold it. They share ``g``, the request and the session.
@@ -247,12 +247,12 @@ class WithoutContext:
         self._executor = executor
 
     def submit(self, fn: Callable[..., object], /, *args: object) -> object:
-        """Submit to the pool that it has when it has been initialised with an app."""
+        """Submit to its pool, which exists once it has been initialised with an app."""
         return self._executor._self.submit(fn, *args)
 
 
 class Gone:
-    """A stream that cannot be read any more, and says so.
+    """A stream that can no longer be read. It raises an error that says what to do.
 
     :param text: what to do about it.
     """
@@ -298,10 +298,10 @@ DETACHED = (
 
 
 def explain_streams(request: Request, own_thread: bool) -> None:
-    """Have the streams of a request that are gone say so, where a callback uses them.
+    """Replace streams of the request that are gone, so that a callback gets a clear error.
 
-    :param own_thread: whether the callback runs in that of the request, where some servers still
-        have the body.
+    :param own_thread: whether the callback runs in the thread of the request, where some servers
+        still have the body.
     """
     known = vars(request)  # what the view, or Flask, has made of it
     for _, file in iter_multi_items(known.get("files") or ()):

@@ -1,4 +1,4 @@
-"""Callbacks after the response, in Pyramid's words: ``request.after``.
+"""Callbacks after the response, for Pyramid: ``request.after``.
 
 ::
 
@@ -49,7 +49,7 @@ def includeme(config: Configurator) -> None:
     executor = find_executor(config.get_settings().get("wsgi_after.executor"))
     config.add_request_method(after, "after", property=True)
 
-    # When it is created, an app has the execution policy which nobody replaces any more.
+    # When the app has been created, nothing replaces its execution policy any more.
     def install(event: ApplicationCreated) -> None:
         event.app.execution_policy = ExecutionPolicy(event.app, executor)
 
@@ -61,7 +61,7 @@ def filter_app_factory(
 ) -> AfterResponseMiddleware:
     """Wrap any WSGI app, as a filter of PasteDeploy: ``use = egg:wsgi-after``.
 
-    :param global_conf: is not used.
+    :param global_conf: not used.
     :param executor: the name of an object with ``submit``, such as ``package.module:name``, as for
         :class:`wsgi_after.AfterResponseMiddleware`; or ``none``.
     :raises ValueError: if ``executor`` does not name one.
