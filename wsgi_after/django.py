@@ -252,7 +252,7 @@ class InRequest(InContext):
 
     @contextmanager
     def context(self) -> Iterator[None]:
-        """Restore language, time zone, urlconf and script prefix in another thread; enter ``around``."""
+        """Enter ``around``; in another thread, restore language, zone, urlconf, script prefix."""
         around = getattr(self.request, "_wsgi_after_around", None)
         with ExitStack() as stack:
             if threading.get_ident() != self.thread:
