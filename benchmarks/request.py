@@ -215,7 +215,8 @@ def plot(figures, drawing):
     all_.set_yticks(places, [WORKLOADS[workload].title for workload in shown])
     all_.set(xlabel="µs over the bare app", title="Beside the recipe")
     all_.invert_yaxis()
-    all_.legend(loc="lower right", fontsize=7)
+    # Below the axis, where no bar is.
+    all_.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, fontsize=7)
 
 
 if __name__ == "__main__":
