@@ -272,7 +272,7 @@ def run_pytest(directory, **modules):
         (directory / f"{name}.py").write_text(text, encoding="utf-8")
     # Other warnings come from what Pyramid and WebTest import.
     warn = ["-Wignore", *("-Werror::" + name for name in ERRORS)]
-    argv = [sys.executable, "-m", "pytest", "-q", *warn, "-p", "no:cacheprovider", *PLUGIN]
+    argv = [sys.executable, "-m", "pytest", "-q", *warn, *("-p", "no:cacheprovider"), *PLUGIN]
     finished = subprocess.run(argv, cwd=directory, capture_output=True, text=True, check=False)
     words = finished.stdout.strip().splitlines()[-1].replace(",", "").split()
     assert words[-2] == "in", finished.stdout + finished.stderr
