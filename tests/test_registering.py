@@ -240,3 +240,14 @@ def test_an_entry_that_is_not_due_does_nothing_at_its_turn(events):
 
     Exchange(responds("404 N", view)).finish()
     assert events == []
+
+
+def test_an_entry_that_stands_in_the_list_twice_calls_once(events):
+    """As where two threads register equal calls at one instant."""
+
+    def view(after):
+        after.once(events.append, "once")
+        after.append(after[0])
+
+    Exchange(responds("200 OK", view)).finish()
+    assert events == ["once"]
