@@ -282,6 +282,7 @@ def test_five_runs_of_a_suite_with_a_client_that_never_closes_end_as_they_should
     source = SUITE.replace("CLIENT", "" if plugin else CLIENT)
     (tmp_path / "test_shop.py").write_text(f"{source}\nTABLE = lambda f: [\n{TABLE}]\n")
     command = [sys.executable, "-m", "pytest", "-q", *("-p", "no:cacheprovider"), "--tb=long"]
+    command += ["-p", "no:django"]  # its fixture "client" is Django's
     if not plugin:
         command += ["-p", "no:flask"]
     ends = []
