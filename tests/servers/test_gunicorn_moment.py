@@ -360,6 +360,15 @@ def test_the_future_of_a_request_has_what_was_raised(make_worker):
         assert isinstance(pool.submit(raises, {}, None).exception(WAIT), RuntimeError)
 
 
+def in_a_thread(worker, monkeypatch, notify):
+    """Run a worker, with this sign of life, in a thread, and return the thread."""
+    monkeypatch.setattr(worker, "init_signals", lambda: None)  # for the main thread only
+    monkeypatch.setattr(worker, "notify", notify)
+    thread = threading.Thread(target=worker.init_process)
+    thread.start()
+    return thread
+
+
 @pytest.mark.parametrize(
     ("graceful_timeout", "order"), [(20, ["callback", "ended"]), (0, ["ended", "callback"])]
 )
@@ -385,10 +394,7 @@ def test_a_worker_with_threads_waits_for_callbacks_with_signs_of_life(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         worker = make_worker("GThread", app, listener, graceful_timeout=graceful_timeout)
-        monkeypatch.setattr(worker, "init_signals", lambda: None)  # for the main thread only
-        monkeypatch.setattr(worker, "notify", notify)
-        thread = threading.Thread(target=worker.init_process)
-        thread.start()
+        thread = in_a_thread(worker, monkeypatch, notify)
         with Connection(port) as client:
             client.request("/", connection="close")
             client.read_to_end()
@@ -421,10 +427,7 @@ def test_requests_and_callbacks_have_one_graceful_timeout_together(
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         worker = make_worker("GThread", app, listener, graceful_timeout=1)
-        monkeypatch.setattr(worker, "init_signals", lambda: None)  # for the main thread only
-        monkeypatch.setattr(worker, "notify", notify)
-        thread = threading.Thread(target=worker.init_process)
-        thread.start()
+        thread = in_a_thread(worker, monkeypatch, notify)
         with Connection(listener.getsockname()[1]) as client:
             client.request("/")
             assert running.wait(WAIT)
