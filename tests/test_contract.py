@@ -28,6 +28,8 @@ PROOFS = {
         "test_lint.test_a_list_that_is_replaced_or_deleted_is_reported",
     ],
     2: [
+        "test_middleware."
+        "test_two_instances_share_one_list_with_the_app_wide_callbacks_of_the_outer_one_first",
         "test_calls.test_who_shares_a_list_when_the_call_that_made_it_has_returned",
         "test_calls.test_a_retry_outside_has_a_list_of_its_own",
         "test_calls.test_a_list_of_the_server_is_used_by_every_call_until_it_has_ended",
@@ -63,6 +65,7 @@ PROOFS = {
     6: [
         "test_contained.test_what_a_callback_raises",
         "test_contained.test_what_a_signal_handler_raises_goes_on_after_the_others_ran",
+        "test_contained.test_an_exception_of_the_app_that_is_on_its_way_wins",
         "test_contained.test_a_callback_whose_code_has_not_run_is_told",
     ],
     7: [

@@ -83,7 +83,7 @@ REGISTERED_IN_TIME = Check(
 )
 PREPARED_IN_TIME = Check(
     4,
-    "So does ``on_prepare`` after ``start_response``.",
+    "Calling ``on_prepare`` after ``start_response`` raises ``RuntimeError``.",
     "Call on_prepare(), or after_this_request(), before the view returns its response.",
 )
 LATE = {
@@ -119,9 +119,10 @@ CONTRACT = (
     Rule(
         "Shared within a call, never across calls.",
         (
-            "An existing list is used, with app-wide callbacks added at its end, while the call "
-            "that made the list is running or, for any other instance, while the body of that call"
-            " is being read.",
+            "A call that finds a list in the environ uses it, and adds its app-wide callbacks at "
+            "the end, while the call that made the list is running.",
+            "Any instance but the one that made the list also uses it while the body of that call "
+            "is being read.",
             "The instance that made a list does not use it again once its call has returned.",
             "A list that the server made is used until it has ended.",
             "In every other case the request gets its own list.",
@@ -133,12 +134,12 @@ CONTRACT = (
         "When and where.",
         (
             "Callbacks run after the server has called ``close()`` and the app's own iterable has "
-            "been closed: never at exhaustion, never before.",
+            "been closed, never earlier, and not when the iterable is exhausted.",
             "They run in the thread, the greenlet and the context in which the server calls "
             "``close()``, unless an executor was passed.",
-            "The instance that made the list enters the context manager of its ``around=`` around "
-            "each callback, in the callback's thread and context.",
-            "If entering or leaving raises, that is logged, and the callback still runs once.",
+            "The instance that made the list runs each callback inside the context manager of its "
+            "``around=``, which it enters in the callback's thread and context.",
+            "If the context manager raises, that is logged, and the callback still runs once.",
             "If a server closes a file in the thread that serves all sockets, callbacks run in a "
             "new thread that ends with them.",
             CLOSED.sentence,
@@ -163,10 +164,9 @@ CONTRACT = (
     Rule(
         "Whatever happened.",
         (
-            "Callbacks run whether the body was sent, cut short or never asked for, and whether "
-            "the app raised before or after ``start_response``, in mid-body, or in its "
-            "``close()``.",
-            "An app that raises before it returns leaves nothing to close: the callbacks run, or "
+            "Callbacks run even if the body is cut short or never asked for, and even if the app "
+            "raises before or after ``start_response``, in mid-body, or in its ``close()``.",
+            "If the app raises before it returns, there is nothing to close: the callbacks run, or "
             "are handed over, and then the exception propagates.",
             "No exception of the app is swallowed or altered.",
         ),
@@ -177,11 +177,12 @@ CONTRACT = (
             "Whatever a callback raises is logged at ERROR on the logger ``wsgi_after``, with the "
             "traceback and the names of the callback and the request; the other callbacks still "
             "run.",
-            "``KeyboardInterrupt``, ``GreenletExit``, and anything but an ``Exception`` that came "
-            "out of a signal handler are re-raised after the others have run: only the first, and "
-            "not if the app's own exception is propagating; the rest are logged.",
+            "``KeyboardInterrupt``, ``GreenletExit``, and what a signal handler raises, unless it "
+            "is an ``Exception``, are re-raised after the others have run.",
+            "Only the first of them is re-raised, and none while the app's own exception "
+            "propagates; the rest are logged.",
             "If a callback returns a coroutine, a generator or an async generator, its code has "
-            "not run: this is logged at ERROR.",
+            "not run, and this is logged at ERROR.",
         ),
     ),
     Rule(
@@ -196,13 +197,13 @@ CONTRACT = (
     Rule(
         "Invisible.",
         (
-            "The server sees what it would have seen: status, headers, chunks, ``len()``, "
-            "``write()``, ``exc_info``, when ``start_response`` is called and with how many "
-            "arguments, the attributes of the app's object.",
-            "The app sees what it would have seen: ``isinstance(x, "
-            'environ["wsgi.file_wrapper"])`` answers as before.',
+            "The server sees what it would see without the middleware: status, headers, chunks, "
+            "``len()``, ``write()``, ``exc_info``, when ``start_response`` is called and with how "
+            "many arguments, the attributes of the app's object.",
+            'So does the app: ``isinstance(x, environ["wsgi.file_wrapper"])`` gives the same '
+            "answer.",
             FILE.sentence,
-            "The body is not iterated before the server iterates.",
+            "Nothing iterates over the body before the server does.",
         ),
     ),
     Rule(
@@ -210,7 +211,7 @@ CONTRACT = (
         (
             "Once the callbacks have run, the list is empty, and nothing refers to the environ or "
             "to a callback.",
-            "The middleware holds no state of a request.",
+            "The middleware holds no state of any request.",
             "A deep copy of the environ shares the request's one list.",
         ),
     ),
@@ -219,10 +220,10 @@ CONTRACT = (
         ("A request header cannot reach the key: headers arrive as ``HTTP_...``.",),
     ),
     Rule(
-        "What it is not.",
+        "Not durable.",
         (
-            "Callbacks run at most once, from memory: a killed process loses those that have not "
-            "run.",
+            "Callbacks run at most once, and exist only in memory: a killed process loses those "
+            "that have not run.",
         ),
     ),
 )
