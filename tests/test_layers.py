@@ -21,7 +21,7 @@ LAYERS = [
     {"__main__", "gunicorn", "pytest_plugin"},
     # Imported by their users alone:
     {"django", "flask", "lint", "opentelemetry", "probe", "pyramid", "testing"},
-    {"django_tasks", "waitress"},
+    {"_frameworks.django_cleanup", "_frameworks.django_response", "django_tasks", "waitress"},
     {"integration"},
     {"__init__"},
     {"exits", "functions"},
@@ -40,7 +40,7 @@ LAYERS = [
     {"arguments"},
     {"_core.logs"},
     {"_core.current", "_core.let_out", "_core.process", "_core.servers", "claims", "executor"},
-    {"_core.__init__"},
+    {"_core.__init__", "_frameworks.__init__"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 

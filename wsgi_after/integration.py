@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from threading import get_ident
 from types import SimpleNamespace, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from . import claims
 from ._core import hand_off, let_out, logs, process, unclosed
@@ -188,9 +188,25 @@ class InContext(partial[object]):
 
     A subclass says by :meth:`context` which. This is a partial, so that the log and ``capture()``
     show the function; it equals the callback that it stands for, if :func:`bind` made it.
+
+    :ivar request: the request that :meth:`of` was given.
+    :ivar thread: the identifier of the thread in which :meth:`of` was called.
     """
 
+    request: Any
+    thread: int
     original: Callable[[], object] | None = None
+
+    @classmethod
+    def of(cls, request: Any, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> Self:
+        """Make a callback that calls ``fn(*args, **kwargs)`` within the context of a request."""
+        callback = cls(fn, *args, **kwargs)
+        callback.request, callback.thread = request, get_ident()
+        callback.keep()
+        return callback
+
+    def keep(self) -> None:
+        """Keep what :meth:`context` needs, as it is when :meth:`of` is called. For subclasses."""
 
     def context(self) -> AbstractContextManager[object]:
         """What the callback runs within, made anew for each run."""

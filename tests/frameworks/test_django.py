@@ -31,8 +31,9 @@ from django.test import AsyncClient, Client, RequestFactory
 from flask import Flask
 
 from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
+from wsgi_after._frameworks.django_cleanup import close_again
 from wsgi_after.django import AfterResponseMiddleware as EntryOfMiddleware
-from wsgi_after.django import after_response, close_again
+from wsgi_after.django import after_response
 
 ENTRY = "wsgi_after.django.AfterResponseMiddleware"
 COMMON = "django.middleware.common.CommonMiddleware"  # does nothing here

@@ -27,8 +27,9 @@ from docutils import nodes
 
 from wsgi_after import AfterResponseMiddleware, CallbackList
 from wsgi_after import after_this_response as core_after
+from wsgi_after._frameworks.django_cleanup import Cleanup
 from wsgi_after.django import AfterResponseMiddleware as Entry
-from wsgi_after.django import Cleanup, after_commit, after_response
+from wsgi_after.django import after_commit, after_response
 from wsgi_after.executor import BoundedThreadPoolExecutor
 from wsgi_after.integration import put_last
 from wsgi_after.moment import KEY as MOMENT
@@ -530,6 +531,12 @@ def test_the_cleanup_waits_for_entries_that_came_behind_it(events):
     cleanup = Cleanup(HttpResponse(), after)
     cleanup()
     assert after == [int, cleanup]
+
+
+@pytest.mark.parametrize("name", ["AfterResponseMiddleware", "Cookie", "close_connections"])
+def test_what_was_pickled_by_a_name_of_the_public_module_is_found_there(name):
+    """Such as a cookie in a cache, or the job of a queue: parts of the module have moved."""
+    assert pickle.loads(f"cwsgi_after.django\n{name}\n.".encode()).__name__ == name
 
 
 PYTEST_DJANGO = {

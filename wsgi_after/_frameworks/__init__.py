@@ -1,0 +1,1 @@
+"""Parts of the modules for frameworks. Import these modules themselves: their names do not move."""
