@@ -112,7 +112,7 @@ def told(values):
 
 def report(figures):
     """A table of slopes for each growth."""
-    header = ["one more", "of how many", "contender", "slopes", "of", "linear"]
+    header = ["what grows", "range", "contender", "cost of one more", "unit", "linear"]
     rows = [
         [
             GROWTHS[growth][0],
@@ -120,7 +120,7 @@ def report(figures):
             CONTENDERS[contender].title,
             told(slopes(of[contender])),
             unit(growth),
-            "yes" if is_linear(of[contender]) else "NO",
+            "yes" if is_linear(of[contender]) else "no",
         ]
         for growth, of in figures["growths"].items()
         for contender in FEW

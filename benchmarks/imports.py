@@ -91,18 +91,18 @@ def report(figures):
     header = ["import", "median", "quartiles", "ratio to wsgiref"]
     baseline = figures["imports"]["import wsgiref"][1]
     rows = [
-        [name, f"{median:,} us", f"{low:,} to {high:,}", f"{median / baseline:.1f}"]
+        [name, f"{median:,} µs", f"{low:,} to {high:,}", f"{median / baseline:.1f}"]
         for name, (low, median, high) in figures["imports"].items()
     ]
     strangers = figures["strangers"]
     return "\n\n".join(
         [
-            f"{figures['interpreters']} interpreters each. {figures['machine']}",
+            f"Each timed in {figures['interpreters']} new interpreters. {figures['machine']}",
             table(header, rows),
             f"import wsgi_after loads {len(figures['loaded'])} modules.",
-            f"Not standard library: {', '.join(strangers)}!"
+            f"These are not in the standard library: {', '.join(strangers)}."
             if strangers
-            else "All but its own are in the standard library.",
+            else "All except its own are in the standard library.",
         ]
     )
 

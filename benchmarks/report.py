@@ -128,4 +128,4 @@ def quartiles(values):
 def spread(low, ratio, high):
     """The quartiles of a ratio, and a word if they tell nothing about which of the two is more."""
     told = f"{low:.2f} to {high:.2f}"
-    return f"{told} (wider than the difference)" if high - low > abs(1 - ratio) else told
+    return f"{told} (no clear difference)" if high - low > abs(1 - ratio) else told

@@ -161,7 +161,7 @@ def row(case):
 
 def report(figures):
     """The table, and what it was measured on."""
-    ratios = ["recipe/bare", "least/bare", "ours/bare", "quartiles"]
+    ratios = ["recipe/bare", "least/bare", "wsgi_after/bare", "quartiles"]
     header = ["requests a second", *TITLES.values(), *ratios]
     return f"Medians of {figures['rounds']} rounds. {figures['machine']}\n\n" + table(
         header, [row(case) for case in figures["cases"]]

@@ -21,7 +21,7 @@ WRITTEN = {
     "request": (105, ["list of one chunk", "+Sentry", "wsgi_after to the recipe"]),
     "ablation": (24, ["left out", "all of these"]),
     "memory": (3, ["bytes in flight", "list of one chunk"]),
-    "imports": (4, ["import wsgiref", "All but its own are in the standard library."]),
+    "imports": (4, ["import wsgiref", "All except its own are in the standard library."]),
     "latency": (40, ["waitress, no Content-Length", "in the view"]),
     "instructions": (3, ["list of one chunk", "+recipe"]),
     "growth": (36, ["requests in flight", "callbacks of a request", "chunks"]),
