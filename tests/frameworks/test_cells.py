@@ -233,7 +233,7 @@ def test_each_cell_of_pyramids_page_is_what_a_callback_finds(set_up, sessions, c
         assert [type(error).__name__ for error in told] in ([], ["NoTransaction"])
         noted = [hasattr(error, "__notes__") for error in told]
         assert noted == [set_up != "middleware alone"] * len(told)
-        found[f"row, {kind}"] = "stored" if stored else "told" if told else "lost"
+        found[f"row, {kind}"] = "stored" if stored else "logged" if told else "lost"
     assert [found[column] for column in PYRAMID_COLUMNS] == PYRAMID_CELLS[set_up]
     assert found.keys() == {*PYRAMID_COLUMNS}
 
