@@ -134,10 +134,58 @@ def test_the_questions_of_the_first_page_are_answered_there(pages, html):
     assert {f"{page}.html" for page in {*WORDS.values(), "glossary", "genindex"}} <= linked
 
 
+#: What a newcomer asks: the row of the first page's table; the page behind its link, unless the row
+#: has the answer; and the words with which the answer ends.
+ASKED = {
+    "How do I use it in Flask?": ("my framework", "flask", "after_this_response(fn, ...)"),
+    "How do I use a database session?": (
+        "a database session",
+        "",
+        "load the object in the callback",
+    ),
+    "Does the client wait on uWSGI?": ("does the client wait", "", "Not on uwsgi"),
+    "How do I test my callbacks?": ("testing", "", "captured.run() runs them"),
+    "What if the process is killed?": ("killed", "", "must survive into a queue"),
+    "How do I hand over to Celery?": ("Celery", "", "(task.delay, user_id)"),
+    "In which order do middlewares go?": ("order of", "", "the outermost one"),
+    "How much slower is my app?": ("overhead", "", "%)"),
+    "What does gunicorn's timeout do?": ("gunicorn's timeout", "", "and they do not"),
+}
+
+
+def words_until(end: str, text: str) -> int:
+    return len((text[: text.index(end)] + end).split())
+
+
+def test_ten_questions_are_answered_within_thirty_seconds():
+    """At 230 words a minute and two seconds a click.
+
+    The reader begins with the first lines, follows their link to the table, goes down its left
+    column, and reads the rest word for word.
+    """
+    first = parse("index.rst")
+    [table] = first.findall(nodes.table)
+    rows = [[" ".join(cell.astext().split()) for cell in row] for row in table.findall(nodes.row)]
+    text = first.astext()
+    begin = words_until("Quick answers", text)
+    install = words_until("pip install .", text[text.index("There is no release") :])
+    seconds = {"How do I install it?": (begin + 1 + install) / 230 * 60 + 2}
+    for question, (asked, page, end) in ASKED.items():
+        [row] = [number for number, cells in enumerate(rows) if cells[0].startswith(asked)]
+        read = begin + sum(len(cells[0].split()) for cells in rows[: row + 1])
+        read += words_until(page or end, rows[row][1])
+        if page:
+            read += words_until(end, parse(f"{page}.rst").astext())
+        seconds[question] = read / 230 * 60 + 2 * (2 if page else 1)
+    assert len(seconds) == 10
+    assert {question: round(time, 1) for question, time in seconds.items() if time > 30} == {}
+
+
 def test_the_glossary_has_ten_words(html):
     text = (html / "glossary.html").read_text(encoding="utf-8")
     words = re.findall(r'<dt id="term-[^"]*">([^<]*)', text)
     assert (len(words), words) == (10, sorted(words))
+    assert [word for word in words if len(word.split()) > 2] == []
 
 
 # The snippets.
