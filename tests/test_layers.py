@@ -21,7 +21,8 @@ LAYERS = [
     {"__main__", "gunicorn", "pytest_plugin"},
     # Imported by their users alone:
     {"django", "flask", "lint", "opentelemetry", "probe", "pyramid", "testing"},
-    {"_frameworks.django_cleanup", "_frameworks.django_response", "django_tasks", "waitress"},
+    {"_frameworks.django_cleanup", "_frameworks.django_response", "_frameworks.flask_gone"}
+    | {"django_tasks", "waitress"},
     {"integration"},
     {"__init__"},
     {"exits", "functions"},

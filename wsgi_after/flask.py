@@ -30,26 +30,16 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from flask import (
-    Flask,
-    g,
-    got_request_exception,
-    has_request_context,
-    request,
-    request_started,
-    session,
-)
+from flask import Flask, got_request_exception, has_request_context, request, request_started
 from flask.globals import app_ctx, request_ctx
 from flask.testing import FlaskClient
-from werkzeug.datastructures import iter_multi_items
-from werkzeug.exceptions import BadRequest
 
 from . import AfterResponseMiddleware, CallbackList
+from ._frameworks.flask_gone import explained
 from .integration import KEY, InContext, NoArguments, P, R, check_arguments
 
 if TYPE_CHECKING:
-    from flask import Request
-    from flask.ctx import AppContext, RequestContext
+    from flask.ctx import AppContext
     from werkzeug.test import TestResponse
 
     from .executor import SupportsSubmit
@@ -181,10 +171,7 @@ def after_this_response(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
             "by app.test_request_context() has no response to run it after, either."
         )
     check_arguments(fn, args, kwargs, THESE_ARGUMENTS)
-    callback = InRequest(fn, *args, **kwargs)
-    callback.contexts = unwrapped(app_ctx), unwrapped(request_ctx)
-    callback.thread = get_ident()
-    request.environ[KEY].append(callback)
+    request.environ[KEY].append(InRequest.of(unwrapped(request_ctx), fn, *args, **kwargs))
     return fn
 
 
@@ -202,13 +189,14 @@ THESE_ARGUMENTS = (
 class InRequest(InContext):
     """A callback that runs in contexts like those in which it was registered."""
 
-    contexts: tuple[AppContext, RequestContext]
-    thread: int
+    def keep(self) -> None:
+        """Keep the context of the app beside that of the request, which ``self.request`` is."""
+        self.app_context: AppContext = unwrapped(app_ctx)
 
     def __call__(self, /) -> object:
         """Call the function, which may be ``async``, as a view may."""
         with self.context():
-            return self.contexts[0].app.ensure_sync(self.func)(*self.args, **self.keywords)
+            return self.app_context.app.ensure_sync(self.func)(*self.args, **self.keywords)
 
     @contextmanager
     def context(self) -> Iterator[None]:
@@ -217,20 +205,11 @@ class InRequest(InContext):
         Copies, because a context can be current in one thread only, and a test client may still
         hold it. They share ``g``, the request and the session.
         """
-        of_app, of_request = self.contexts
-        app_context = of_app.app.app_context()
-        app_context.g = of_app.g
-        explain_streams(of_request.request, get_ident() == self.thread)
-        with app_context, of_request.copy():
-            forget_detached_user()
-            try:
-                yield
-            except Exception as error:
-                if isinstance(error, BadRequest):
-                    error.add_note(BLAMED)
-                elif type(error).__name__ == "DetachedInstanceError":  # of SQLAlchemy
-                    error.add_note(DETACHED)
-                raise
+        app_context = self.app_context.app.app_context()
+        app_context.g = self.app_context.g
+        of_request, in_own_thread = self.request, get_ident() == self.thread
+        with app_context, of_request.copy(), explained(of_request.request, in_own_thread):
+            yield
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -249,78 +228,6 @@ class WithoutContext:
     def submit(self, fn: Callable[..., object], /, *args: object) -> object:
         """Submit to its pool, which exists once it has been initialised with an app."""
         return self._executor._self.submit(fn, *args)
-
-
-class Gone:
-    """A stream that can no longer be read. It raises an error that says what to do.
-
-    :param text: what to do about it.
-    """
-
-    closed = True
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def close(self) -> None:
-        """Do nothing: it is closed."""
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self.read()
-
-    def read(self, *args: object) -> NoReturn:
-        """Raise the error; not a ``ValueError``, for which werkzeug returns an empty form."""
-        raise RuntimeError(self._text)
-
-    readline = readlines = readinto = seek = tell = read
-
-
-UPLOAD = (
-    "An uploaded file was used after the response, when Flask had closed it. Save or read it in "
-    "the view, and pass the path or the bytes to the callback."
-)
-READ = (
-    "Read it in the view, by request.get_data(), request.get_json() or request.form: then the "
-    "callback finds it, too."
-)
-BODY = (
-    "The body of the request was read after the response, in another thread than that of the "
-    f"request, while the server may read the next request there. {READ}"
-)
-BLAMED = (
-    "The client may have sent everything. If the view did not read the body, it was read after the "
-    f"response, when the server had dropped it. {READ}"
-)
-DETACHED = (
-    "A database session that ended with the view had loaded this object. Pass its id to the "
-    "callback, and load it there."
-)
-
-
-def explain_streams(request: Request, own_thread: bool) -> None:
-    """Replace streams of the request that are gone, so that a callback gets a clear error.
-
-    :param own_thread: whether the callback runs in the thread of the request, where some servers
-        still have the body.
-    """
-    known = vars(request)  # what the view, or Flask, has made of it
-    for _, file in iter_multi_items(known.get("files") or ()):
-        if getattr(file.stream, "closed", False):
-            file.stream = Gone(UPLOAD)
-    has_body = request.content_length or "HTTP_TRANSFER_ENCODING" in request.environ
-    if has_body and not own_thread and "stream" not in known:
-        known["stream"] = Gone(BODY)
-
-
-def forget_detached_user() -> None:
-    """Have Flask-Login load its user again, if the database session that loaded it is over.
-
-    A user whose id is not in ``session`` stays, because Flask-Login could not find it again.
-    """
-    if "_login_user" in g and "_user_id" in session and "sqlalchemy" in sys.modules:
-        state = sys.modules["sqlalchemy"].inspect(g._login_user, raiseerr=False)
-        if getattr(state, "detached", False):
-            del g._login_user
 
 
 class AfterResponseClient(FlaskClient):
