@@ -15,6 +15,8 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -74,56 +76,70 @@ def trace(
     return begin
 
 
+class Pair:
+    """Two threads that run one order after another.
+
+    Tracing stays on in them. Without the GIL, CPython stops all threads to turn it on or off, which
+    took most of the time when each order had threads of its own.
+    """
+
+    def __init__(self, file: str, *, everywhere: bool = False) -> None:
+        self.order = Switched((), ())
+
+        def traced(number: int) -> None:
+            sys.settrace(trace(lambda: self.order.place(number), file, everywhere=everywhere))
+
+        self._threads = [
+            ThreadPoolExecutor(1, initializer=traced, initargs=(number,)) for number in (0, 1)
+        ]
+
+    def run(self, actions: tuple[Action, ...], runs: tuple[int, ...]) -> Switched:
+        """Run each action in its thread, and return the order; what an action raises is raised."""
+        self.order = order = Switched(actions, runs)
+        futures = [thread.submit(order.run, number) for number, thread in enumerate(self._threads)]
+        for future in futures:
+            future.result(2 * TIMEOUT)
+        if order.errors:
+            raise order.errors[0]
+        return order
+
+    def end(self) -> None:
+        for thread in self._threads:
+            thread.shutdown(wait=False)  # run() has raised if one hangs
+
+
 class Switched:
-    """Two threads of which one runs at a time, and the other goes on where it is told.
+    """An order: one of two threads runs at a time, and the other goes on where it is told.
 
     :param runs: how many places the threads pass by turns before the other one goes on: ``(3, 2)``
         is three of the first thread, two of the second, then the first to its end, then the second.
     """
 
-    def __init__(
-        self,
-        actions: tuple[Action, Action],
-        runs: tuple[int, ...],
-        file: str,
-        *,
-        everywhere: bool = False,
-    ) -> None:
-        self._everywhere = everywhere
+    def __init__(self, actions: tuple[Action, ...], runs: tuple[int, ...]) -> None:
         self.passed = [0, 0]
+        self.errors: list[BaseException] = []
+        self._actions = [*actions]
         self._left = list(runs)
-        self._turn = [threading.Semaphore(0), threading.Semaphore(0)]
+        self._turn = [threading.Semaphore(1), threading.Semaphore(0)]
         self._ended = [False, False]
-        self._errors: list[BaseException] = []
-        threads = [
-            threading.Thread(target=self._run, args=(number, action, file))
-            for number, action in enumerate(actions)
-        ]
-        for thread in threads:
-            thread.start()
-        self._turn[0].release()
-        for thread in threads:
-            thread.join(TIMEOUT)
-            assert not thread.is_alive(), "the threads wait for each other"
-        if self._errors:
-            raise self._errors[0]
 
-    def _run(self, number: int, action: Action, file: str) -> None:
-        self._wait(number)
-        sys.settrace(trace(lambda: self._place(number), file, everywhere=self._everywhere))
+    def run(self, number: int) -> None:
+        """Run one of the actions, and let go of it; for its thread to call."""
         try:
-            action()
+            self._wait(number)
+            Context().run(self._actions[number])
         except BaseException as error:  # for the test to see
-            self._errors.append(error)
+            self.errors.append(error)
         finally:
-            sys.settrace(None)
+            self._actions[number] = None
             self._ended[number] = True
             self._turn[not number].release()
 
     def _wait(self, number: int) -> None:
-        assert self._turn[number].acquire(timeout=TIMEOUT), "the other thread waits, too"
+        assert self._turn[number].acquire(timeout=TIMEOUT), "the threads wait for each other"
 
-    def _place(self, number: int) -> None:
+    def place(self, number: int) -> None:
+        """This thread is at a place."""
         while self._left and self._left[0] == 0:
             del self._left[0]
             if not self._ended[not number]:
@@ -145,15 +161,18 @@ def interleavings(
     :param everywhere: switch between any two instructions, as without the GIL.
     :return: how the threads took turns.
     """
-    if IS_COLD:
-        Switched(make(), (), file, everywhere=everywhere)
-    for first in (0, 1):
+    pair = Pair(file, everywhere=everywhere)
+    try:
+        for first in (0, 1):
 
-        def run(runs: tuple[int, ...], first: int = first) -> Switched:
-            actions = make()
-            return Switched((actions[first], actions[not first]), runs, file, everywhere=everywhere)
+            def run(runs: tuple[int, ...], first: int = first) -> Switched:
+                actions = make()
+                return pair.run((actions[first], actions[not first]), runs)
 
-        yield from _deeper(run, (), first, switches)
+            run(())  # what happens once is not counted: imports, and see IS_COLD
+            yield from _deeper(run, (), first, switches)
+    finally:
+        pair.end()
 
 
 def _deeper(run: Callable, runs: tuple[int, ...], first: int, switches: int) -> Iterator:
