@@ -98,6 +98,7 @@ WORDS = {
     **dict.fromkeys(("harakiri", "timeout", "reload", "non-blocking", "killed process"), "limits"),
     **dict.fromkeys(("order of middlewares", "fire and forget", "scoped_session"), "limits"),
     **dict.fromkeys(("tests", "pytest"), "testing"),
+    "rollback": "django",
 }
 
 
