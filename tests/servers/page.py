@@ -87,7 +87,7 @@ callbacks.
 {executor}
 
 A few lines adapt some of these servers, so that no client waits and the callbacks stay in the
-thread of their request: :doc:`for-a-server` has recipes for cheroot, gevent.pywsgi, eventlet,
+thread of their request: see the :doc:`recipes <for-a-server>` for cheroot, gevent.pywsgi, eventlet,
 Twisted, a2wsgi and hypercorn. For AWS Lambda, see :doc:`serverless`. The last rows of the table are
 this package's worker classes for :doc:`gunicorn` and its ``serve`` for :doc:`waitress`. On a narrow
 screen, the table scrolls sideways.
