@@ -151,7 +151,7 @@ def report(figures):
 
 def cells(part):
     """What a part costs, and the ratio without it."""
-    return [f"{part['saves']:,} ns" if part["saves"] > 0 else "-", f"{part['ratio']:.2f}"]
+    return [f"{part['saves']:,} ns" if part["saves"] > 0 else "none", f"{part['ratio']:.2f}"]
 
 
 if __name__ == "__main__":
