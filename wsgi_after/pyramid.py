@@ -18,10 +18,10 @@ after it, or raises ``NoTransaction`` if the manager is explicit: then begin a t
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import setitem
 from typing import TYPE_CHECKING, Any
 
 from pyramid.events import ApplicationCreated
@@ -29,6 +29,8 @@ from pyramid.threadlocal import RequestContext
 
 from . import AfterResponseMiddleware, CallbackList
 from .integration import KEY, InContext, bind, current_list
+from .paste import filter_app_factory as filter_app_factory  # a name of this module, too
+from .paste import find_executor
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -42,7 +44,8 @@ def includeme(config: Configurator) -> None:
     """Give requests their ``after``: what ``config.include("wsgi_after.pyramid")`` calls.
 
     Include it before or after what sets an execution policy, such as pyramid_retry. The setting
-    ``wsgi_after.executor`` names an executor for the callbacks, as for :func:`filter_app_factory`.
+    ``wsgi_after.executor`` names an executor for the callbacks, as for
+    :func:`wsgi_after.paste.filter_app_factory`.
 
     :raises ValueError: if the setting does not name an executor.
     """
@@ -54,42 +57,6 @@ def includeme(config: Configurator) -> None:
         event.app.execution_policy = ExecutionPolicy(event.app, executor)
 
     config.add_subscriber(install, ApplicationCreated)
-
-
-def filter_app_factory(
-    app: WSGIApplication, global_conf: dict[str, str], *, executor: str = "none"
-) -> AfterResponseMiddleware:
-    """Wrap any WSGI app, as a filter of PasteDeploy: ``use = egg:wsgi-after``.
-
-    :param global_conf: not used.
-    :param executor: the name of an object with ``submit``, such as ``package.module:name``, as for
-        :class:`wsgi_after.AfterResponseMiddleware`; or ``none``.
-    :raises ValueError: if ``executor`` does not name one.
-    :raises TypeError: if there are other options.
-    """
-    return AfterResponseMiddleware(app, executor=find_executor(executor))
-
-
-def find_executor(setting: Any) -> SupportsSubmit | None:
-    """The executor that an ini file names; an object, from a configuration in Python, is itself."""
-    if not isinstance(setting, str):
-        found = setting
-    elif setting.lower() == "none":
-        return None
-    else:
-        try:
-            found = pkgutil.resolve_name(setting)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"{_WANTED} {setting!r}, which cannot be imported: {error}") from error
-    if found is not None and not hasattr(found, "submit"):
-        raise ValueError(f"{_WANTED} {setting!r}, which has no submit(): {found!r}.")
-    return found  # type: ignore[no-any-return]
-
-
-_WANTED = (
-    "The executor of wsgi_after must be none, or the name of an object with submit(fn, *args), "
-    "such as package.module:name, not"
-)
 
 
 def after(request: Request) -> list[Callable[[], object]]:
@@ -138,7 +105,9 @@ class Attempts:
         self._router = router
         self._callbacks = callbacks
         self._before = callbacks.copy()
-        self._snapshot = callbacks.snapshot() if isinstance(callbacks, CallbackList) else None
+        self._restore = partial(setitem, callbacks, slice(None), self._before)
+        if isinstance(callbacks, CallbackList):
+            self._restore = partial(callbacks.restore, callbacks.snapshot())
         self._request: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -147,24 +116,19 @@ class Attempts:
     def request_context(self, environ: WSGIEnvironment) -> Any:
         """What the router returns, and the list as it was before the first attempt."""
         if self._request is not None:
-            if self._snapshot is not None and isinstance(self._callbacks, CallbackList):
-                self._callbacks.restore(self._snapshot)
-            else:
-                self._callbacks[:] = self._before
+            self._restore()
         context = self._router.request_context(environ)
         self._request = context.request
         return context
 
     def end(self) -> None:
         """Have what the last attempt registered run with its threadlocals."""
-        if self._callbacks and self._request is not None:
-            bind(self._callbacks, self._before, partial(in_threadlocals, self._request))
+        if self._request is not None:
+            bind(self._callbacks, self._before, partial(InThreadlocals.of, self._request))
 
 
 class InThreadlocals(InContext):
     """A callback that runs with the threadlocals of a request. It equals the one it stands for."""
-
-    request: Request
 
     @contextmanager
     def context(self) -> Iterator[None]:
@@ -179,14 +143,7 @@ class InThreadlocals(InContext):
                     yield
             finally:
                 if callbacks != before:
-                    bind(callbacks, before, partial(in_threadlocals, self.request))
-
-
-def in_threadlocals(request: Request, fn: Callable[[], object]) -> InThreadlocals:
-    """A callback, bound to a request."""
-    callback = InThreadlocals(fn)
-    callback.request = request
-    return callback
+                    bind(callbacks, before, partial(InThreadlocals.of, self.request))
 
 
 @contextmanager

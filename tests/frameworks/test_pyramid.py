@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -164,7 +165,7 @@ def test_a_running_callback_cancels_another(events):
 def test_a_bound_callback_equals_its_original_and_pickles_as_it():
     request = Request.blank("/")
     callbacks = [print, print]
-    bind(callbacks, [], partial(wsgi_after_pyramid.in_threadlocals, request))
+    bind(callbacks, [], partial(wsgi_after_pyramid.InThreadlocals.of, request))
     first, second = callbacks
     assert ({first, second}, first == print, first == len) == ({first}, True, False)
     assert pickle.loads(pickle.dumps(first)).func is print
@@ -173,7 +174,7 @@ def test_a_bound_callback_equals_its_original_and_pickles_as_it():
 def test_a_bound_callback_that_is_called_by_itself_has_the_threadlocals():
     request = Request.blank("/")
     request.registry = get_current_registry()
-    callback = wsgi_after_pyramid.in_threadlocals(request, get_current_request)
+    callback = wsgi_after_pyramid.InThreadlocals.of(request, get_current_request)
     assert callback() is request
 
 
@@ -356,6 +357,15 @@ ABSENT = "which cannot be imported"
 def test_what_names_no_executor_is_refused(load, option, error, message):
     with pytest.raises(error, match=message):
         load(option)
+
+
+def test_the_filter_wraps_an_app_where_pyramid_is_not_installed():
+    code = (
+        "import sys; sys.modules['pyramid'] = None; from wsgi_after.paste import *; "
+        "print(type(filter_app_factory(print, {})).__name__)"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, text=True) == "AfterResponseMiddleware\n"
 
 
 def test_the_setting_is_checked_when_the_app_is_configured():
