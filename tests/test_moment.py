@@ -132,6 +132,12 @@ def in_the_call_of_another(slot, note):
     request(application=AfterResponseMiddleware(outer))
 
 
+def made_before_a_fork(slot, callback):
+    with pytest.MonkeyPatch.context() as child:
+        child.setattr(process, "forks", process.forks + 1)
+        request(callback, slot=slot)
+
+
 def after_it_ran(slot, note):
     slot.run()
     request(note, slot=slot)
@@ -157,6 +163,7 @@ def state(monkeypatch):
     [
         in_another_thread,
         in_the_call_of_another,
+        made_before_a_fork,
         after_it_ran,
         without_a_moment,
         in_a_process_without,
