@@ -12,7 +12,7 @@ after_response = AfterResponse()
 def create_app():
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///shop.db"
-    app.config["SMTP_PORT"] = 25
+    app.config["SMTP_PORT"] = 8025  # where aiosmtpd listens
     app.config.from_prefixed_env()  # FLASK_SMTP_PORT=2525 sets SMTP_PORT
     models.db.init_app(app)
     after_response.init_app(app)
