@@ -212,8 +212,7 @@ class AfterResponseMiddleware:
                 if len(opened.after) > len(before):
                     before += [fn for fn in opened.after if hasattr(fn, "task_result")]
                     bind(opened.after, before, partial(InRequest.of, request))
-                if opened.is_shared:
-                    bracket(opened.after)
+                bracket(opened.after)
             start(response, opened)
         clean_up_last(response, request, opened)
         return response
