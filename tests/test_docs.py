@@ -73,6 +73,12 @@ def test_each_link_within_the_manual_leads_somewhere(pages):
     assert broken == []
 
 
+def test_the_title_of_a_page_has_no_second_article_before_it(html):
+    doubled = re.compile(r"\b(?:the|The) (?:<[^>]*>)*The\b")
+    pages = {path.name: path.read_text(encoding="utf-8") for path in html.glob("*.html")}
+    assert [name for name, text in pages.items() if doubled.search(" ".join(text.split()))] == []
+
+
 def test_each_page_is_there(html):
     assert {path.stem for path in html.glob("*.html")} == {
         *(name.removesuffix(".rst") for name in PAGES),
