@@ -196,6 +196,22 @@ def known(after):
     return after.status, after.headers, after.error, after.completed
 
 
+def test_the_middleware_sets_each_slot_as_the_class_does():
+    """It makes the list without ``__init__``."""
+    lists = []
+
+    def app(environ, start_response):
+        lists.append({name: getattr(environ["wsgi.after"], name) for name in names})
+        return hello(environ, start_response)
+
+    names = CallbackList.__slots__
+    Exchange(AfterResponseMiddleware(app))
+    by_hand = CallbackList()
+    [of_request] = lists
+    own = {name for name in names if of_request[name] != getattr(by_hand, name)}
+    assert own == {"_state", "_maker", "_environ", "_server_start_response"}
+
+
 def test_before_anything_happened_nothing_is_known():
     assert known(CallbackList()) == (None, None, None, False)
 

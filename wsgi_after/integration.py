@@ -24,7 +24,7 @@ from . import claims
 from ._core import hand_off, let_out, logs, process, unclosed
 from ._core import middleware as middleware_module
 from ._core.body import Body
-from ._core.callbacks import RUNNING, UNSEEN, CallbackList
+from ._core.callbacks import OPEN, RUNNING, UNSEEN, CallbackList
 from ._core.current import current
 from ._core.files import file_of
 from ._core.finish import finish
@@ -115,8 +115,11 @@ class OpenRequest:
             if executor is not None and isinstance(self.after, CallbackList):
                 self.after._executor = executor
         else:
-            own = self.after = environ[KEY] = CallbackList((), Nobody, environ, _start, executor)
-            own._call, own._observer = call, observer
+            own = self.after = CallbackList()
+            own._state, own._maker = OPEN, Nobody
+            own._environ, own._server_start_response = environ, _start
+            own._executor, own._call, own._observer = executor, call, observer
+            environ[KEY] = own
 
     def __enter__(self) -> OpenRequest:
         self._token = current.set(self.after)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..claims import WITHOUT_GIL, claim
 from . import unclosed
-from .callbacks import EXHAUSTED, EXHAUSTED_EMPTY, FAILED, IN_BODY, CallbackList
+from .callbacks import EXHAUSTED, EXHAUSTED_EMPTY, FAILED, IN_BODY, STARTED, CallbackList
 from .finish import finish
 
 
@@ -81,7 +81,11 @@ class Body:
                 close = getattr(self._iterable, "close", None)
                 if close is not None:
                     close()
-                finish(after)
+                # Most requests end here, without the call of finish(): see the middleware.
+                if after or after._state != STARTED or unclosed.waiting or not after._end():
+                    finish(after)
+                else:
+                    after._let_go()
             except BaseException as error:  # of the app's close(), or let out by a callback
                 finish(after, error)
                 raise

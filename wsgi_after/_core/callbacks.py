@@ -65,33 +65,24 @@ class CallbackList(Registering, Places):
         "_progress _response_callbacks _server_start_response _state _thread _write".split()
     )
 
-    def __init__(
-        self,
-        callbacks: Iterable[Callable[[], object]] = (),
-        maker: logs.Maker | None = None,
-        environ: WSGIEnvironment | None = None,
-        start_response: StartResponse | None = None,
-        executor: SupportsSubmit | None = None,
-        /,
-    ) -> None:
-        """Make the list of a request. All but the first argument are for this package."""
-        if callbacks:
-            list.extend(self, callbacks)
-        self._state: int = STARTED if start_response is None else OPEN
+    def __init__(self, callbacks: Iterable[Callable[[], object]] = (), /) -> None:
+        """Make a list by hand. The middleware makes the list of a request without this method."""
+        list.__init__(self, callbacks)
+        self._state: int = STARTED
         self._progress: int = IN_CALL
-        self._maker = maker  # None: a server, or whoever made this list by hand
+        self._maker: logs.Maker | None = None  # None: a server, or whoever made this list by hand
         self._forks = process.forks
-        self._environ = environ
-        self._server_start_response: StartResponse = start_response or refuse_to_start
+        self._environ: WSGIEnvironment | None = None
+        self._server_start_response: StartResponse = refuse_to_start
         self._write: Callable[[bytes], object] | None = None
         self._given: tuple[Any, Any] = (None, None)  # status and headers
         self._error: BaseException | None = None
-        self._executor = executor
-        self._call = None if maker is None else maker._call  # calls a callback: see around.py
+        self._executor: SupportsSubmit | None = None
+        self._call: Callable[..., object] | None = None  # calls a callback: see around.py
         self._thread: int | None = None  # if set, the only one to run them in
         self._response_callbacks: list[ResponseCallback] = []
         self._draft: Draft | None = None  # what these change, while they run
-        self._observer = None if maker is None else maker._observer  # see integration.observe()
+        self._observer: Callable[..., object] | None = None  # see integration.observe()
         self._notes: dict[str, Any] | None = None  # of registering.py and integration.notes_of()
 
     def append(self, fn: Callable[[], object], /) -> None:
@@ -243,7 +234,7 @@ class CallbackList(Registering, Places):
                 # Through an entry: importing prepare.py again takes 0.5 us.
                 args, kwargs = self._response_callbacks[0].prepare(self, args, kwargs)
             start_response: Callable[..., Any] = self._server_start_response
-            write = start_response(*args, **kwargs)
+            write = start_response(*args, **kwargs) if kwargs else start_response(*args)
         except BaseException:
             if before == OPEN:
                 self._state = OPEN  # nothing went out: the app may start another response

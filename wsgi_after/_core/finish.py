@@ -30,7 +30,16 @@ def finish(callbacks: CallbackList, error: BaseException | None = None) -> None:
             if error is not None and callbacks._error is None:
                 callbacks._error = error
             if callbacks or not callbacks._end():
-                raised = run_or_hand_over(callbacks, error)
+                named = callbacks._executor is not None or callbacks._thread is not None
+                asked = hand_off.capturing is not None or hand_off.find_slot is not None
+                if named or asked or MOMENT in (callbacks._environ or ()):
+                    raised = offer(callbacks, raised)
+                if callbacks._state < HANDED_OVER and callbacks._forks == process.forks:
+                    if raised is None and callbacks._progress == EXHAUSTED_EMPTY:
+                        raised = flush(callbacks)
+                    if looks and raised is None:
+                        log_early_close(callbacks._environ or {}, callbacks._request_line())
+                    raised = run(callbacks, None, raised, PATIENCE)
         callbacks._let_go()
         if unclosed.waiting:
             raised = unclosed.close_waiting(raised)
@@ -38,28 +47,6 @@ def finish(callbacks: CallbackList, error: BaseException | None = None) -> None:
             raise raised  # type: ignore[misc]  # it is not None
     finally:
         del raised, error  # or this frame and the traceback would hold each other
-
-
-def run_or_hand_over(callbacks: CallbackList, raised: BaseException | None) -> BaseException | None:
-    """Run the callbacks here, unless somebody else takes them.
-
-    Return ``raised``, which is on its way to the server, or what has to go on.
-    """
-    try:
-        environ = callbacks._environ or {}
-        named = callbacks._executor is not None or callbacks._thread is not None
-        asked = hand_off.capturing is not None or hand_off.find_slot is not None
-        if named or asked or MOMENT in environ:
-            raised = offer(callbacks, raised)
-            if callbacks._state >= HANDED_OVER or callbacks._forks != process.forks:
-                return raised
-        if raised is None and callbacks._progress == EXHAUSTED_EMPTY:
-            raised = flush(callbacks)
-        if looks and raised is None:
-            log_early_close(environ, callbacks._request_line())
-        return run(callbacks, None, raised, PATIENCE)
-    finally:
-        del raised  # or this frame and the traceback would hold each other
 
 
 def flush(callbacks: CallbackList) -> BaseException | None:

@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import uwsgi
-from . import unclosed
+from . import process, unclosed
 from .body import body_classes
-from .callbacks import UNREAD, CallbackList
+from .callbacks import IN_CALL, OPEN, UNREAD, CallbackList
 from .current import reset_current, set_current
 from .files import arm, watch
 from .finish import finish
@@ -26,6 +26,8 @@ G = TypeVar("G", bound="Callable[[WSGIEnvironment], object]")
 
 #: The key of the list in the environ. No request header can reach it: those arrive as HTTP_...
 KEY = "wsgi.after"
+
+new_list = list.__new__
 
 #: Called with a list and with who is about to share it: ``python -m wsgi_after`` sets it.
 sharing: Callable[[list[Any], object], object] | None = None
@@ -102,7 +104,15 @@ class AfterResponseMiddleware:
             raise raised
         if KEY in environ and is_shared(environ[KEY], self):
             return self._share(environ[KEY], environ, start_response)
-        after = environ[KEY] = CallbackList((), self, environ, start_response, self._executor)
+        # All slots, without __init__. With an empty list that ends within Body.close(), and with a
+        # start_response() called without **, this saves 150 ns (3.14 with PGO) to 180 (3.11, 3.13).
+        after = new_list(CallbackList)
+        after._state, after._progress, after._forks = OPEN, IN_CALL, process.forks
+        after._maker, after._call, after._observer = self, self._call, self._observer
+        after._environ, after._server_start_response = environ, start_response
+        after._executor, after._given, after._response_callbacks = self._executor, (None, None), []
+        after._draft = after._error = after._notes = after._thread = after._write = None
+        environ[KEY] = after
         if self._executor is not None and recognise(environ).reuses_environ:
             # The app gets a copy: in the server's own, the job would read the next request.
             environ = after._environ = environ.copy()
