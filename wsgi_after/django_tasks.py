@@ -56,7 +56,7 @@ ENTRY = "wsgi_after.django.AfterResponseMiddleware"
 class AfterResponseBackend(BaseTaskBackend):  # type: ignore[misc]
     """A backend for ``TASKS``: a task runs after the response to the request that enqueues it.
 
-    It runs as every callback of the request does, in order with the others. Outside a request,
+    Tasks run in one order with the other callbacks of the request. Outside a request,
     ``OPTIONS["outside_request"]`` says what happens: ``"run"``, the default, runs the task inside
     ``enqueue()``, as Django's ``ImmediateBackend`` does; ``"raise"`` raises ``RuntimeError``.
 
@@ -78,9 +78,9 @@ class AfterResponseBackend(BaseTaskBackend):  # type: ignore[misc]
     def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Register the task with the current request, and return a result that is ``READY``.
 
-        The result stays so, because nothing stores what becomes of the task: the signals have a
-        result of their own, which changes. Outside a request, the result is the one of the task
-        that has run.
+        That result does not change, because nothing stores results. The signals pass a result of
+        their own, which does. Outside a request, the task has run when this returns, and the result
+        says how it ended.
 
         :raises InvalidTask: Django's own, for what the backend does not support.
         :raises TypeError: if the arguments cannot be written as JSON.
@@ -116,7 +116,7 @@ class AfterResponseBackend(BaseTaskBackend):  # type: ignore[misc]
         return replace(result, errors=[], worker_ids=[])
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
-        """Warn if the middleware is absent, and of options that do not exist."""
+        """Warn if the middleware is missing, or if an option does not exist."""
         messages = [*super().check(**kwargs)]
         if not any(map(is_entry, settings.MIDDLEWARE)):
             messages.append(checks.Warning(_ABSENT, hint=_ADD, id="wsgi_after.W001"))
@@ -129,9 +129,9 @@ class AfterResponseBackend(BaseTaskBackend):  # type: ignore[misc]
 
 
 class EnqueuedTask(partial[object]):
-    """A callback that runs a task. ``task_result`` is the result that the signals have.
+    """A callback that runs a task. ``task_result`` is the result that the signals pass.
 
-    It is a partial of the function of the task, whose name the log and ``capture()`` show.
+    It is a partial of the task's function, so that the log and ``capture()`` show its name.
     """
 
     backend: AfterResponseBackend
@@ -210,8 +210,8 @@ def is_entry(path: str) -> bool:
 
 _OUTSIDE = (
     "The task {task} was enqueued outside a request, so there is no response to run it after. "
-    "Usual causes are a command of manage.py, a thread of your own, a streaming body, and "
-    f'MIDDLEWARE without "{ENTRY}". To run such tasks at once, take "outside_request" out of '
+    "The usual causes are a command of manage.py, a thread of your own, a streaming body, and "
+    f'MIDDLEWARE without "{ENTRY}". To run such tasks at once, remove "outside_request" from '
     "OPTIONS in TASKS."
 )
 _ABSENT = (

@@ -39,7 +39,7 @@ class SupportsSubmit(Protocol):
 
     @property
     def submit(self) -> Callable[..., Any]:
-        """``submit(fn, *args)`` arranges the call ``fn(*args)``, or raises."""
+        """``submit(fn, *args)`` schedules the call ``fn(*args)``, or raises to refuse it."""
 
 
 class BoundedThreadPoolExecutor(Executor):
@@ -65,19 +65,19 @@ class BoundedThreadPoolExecutor(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call ``fn(*args, **kwargs)`` in a thread, with the caller's context variables.
 
-        :raises RuntimeError: if ``max_pending`` jobs already wait, after :meth:`shutdown`, and
-            while the interpreter exits. ``fn`` is then not called.
+        :raises RuntimeError: if ``max_pending`` jobs are waiting already, after :meth:`shutdown`,
+            or while the interpreter exits. ``fn`` is then not called.
         """
         if self._is_shut_down:
             raise RuntimeError("This executor has been shut down, so it accepts no more jobs.")
         return self._jobs().submit(copy_context().run, fn, *args, **kwargs)
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait until no job is pending or running, those too that come in meanwhile.
+        """Wait until no job is pending or running, including jobs submitted meanwhile.
 
-        :param timeout: in seconds; ``None``: as long as it takes.
-        :return: whether all have finished.
-        :raises RuntimeError: from within a job of this executor, which would wait for itself.
+        :param timeout: the longest time to wait, in seconds; ``None`` for no limit.
+        :return: whether all jobs have finished.
+        :raises RuntimeError: if a job of this executor calls this; it would wait for itself.
         """
         jobs = self._jobs()
         if threading.get_ident() in jobs.running:
@@ -88,7 +88,7 @@ class BoundedThreadPoolExecutor(Executor):
         return jobs.drain(timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs, as in :meth:`concurrent.futures.Executor.shutdown`.
+        """Accept no more jobs, as :meth:`concurrent.futures.Executor.shutdown` does.
 
         Callbacks of later responses run in ``close()``.
         """
@@ -98,8 +98,8 @@ class BoundedThreadPoolExecutor(Executor):
     def _jobs(self) -> _Jobs:
         """What belongs to this process alone: a forked child has no threads, and held locks.
 
-        Told by its id, because uWSGI forks without running ``os.register_at_fork()``. The parent's
-        is kept, untouched: to let go of it could wait for a lock that nobody is there to release.
+        The process id tells, because uWSGI forks without running ``os.register_at_fork()``. The
+        parent's jobs are kept, untouched: to free them could wait for a lock that nobody releases.
         """
         process = os.getpid()
         try:

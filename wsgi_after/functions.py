@@ -40,9 +40,9 @@ def after_this_response(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
 
     :raises TypeError: if ``fn`` is not callable.
     :raises RuntimeError: outside the call of an app behind ``AfterResponseMiddleware``: in a body
-        that is being streamed, in a thread of your own. There, keep a reference to
-        ``environ["wsgi.after"]`` and use that. (A stream that another request's app reads belongs
-        to that request.)
+        that is being streamed, or in a thread of your own. There, keep a reference to
+        ``environ["wsgi.after"]`` and use that. (If the app of another request reads the stream,
+        that request is the current one.)
     """
     callbacks = current_list()
     if callbacks is None:
@@ -59,10 +59,10 @@ def after_this_response_or_now(
 def after_this_response_or_now(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Register ``fn(*args, **kwargs)`` as :func:`wsgi_after.after_this_response`, or call it now.
 
-    For library code that may run in a script, a task or a test. Also a decorator. If no request is
-    current, ``fn`` is called at once: in a body that is being streamed, in a thread of your own,
-    after the callbacks of the request have run, in a child that a request forked. The return value
-    of ``fn`` is ignored, and ``fn`` is returned.
+    For library code that may also run in a script, a task or a test. Also a decorator. ``fn`` is
+    called at once where no request is current: there, in a body that is being streamed, in a thread
+    of your own, after the callbacks of the request have run, and in a child that a request forked.
+    The return value of ``fn`` is ignored, and ``fn`` is returned.
 
     :raises TypeError: if ``fn`` is not callable.
     :raises BaseException: what ``fn`` raises, if it is called at once.

@@ -1,6 +1,6 @@
 """What integrations of frameworks, test tools and servers need besides the list.
 
-Without a WSGI middleware around the app, open a request by hand::
+If no WSGI middleware is around the app, open a request by hand::
 
     with open_request(environ) as request:
         response = view(environ)
@@ -81,23 +81,24 @@ def open_request(
 ) -> OpenRequest:
     """Give a request its list, as :class:`wsgi_after.AfterResponseMiddleware` does.
 
-    :param environ: of the request. A list that is there is shared by rule 2 of the contract. With
-        an executor on uWSGI, which uses an environ again, pass a copy, and give that to the app.
+    :param environ: the environ of the request. Rule 2 of the contract says whether a list in it is
+        shared. With an executor on uWSGI, which reuses the environ, pass a copy, and give the app
+        the same copy.
     :param executor: as for the middleware.
     :param around: as for the middleware.
-    :return: a context manager, to be entered while the app, or what stands for it, is called.
-    :raises TypeError: if ``environ["wsgi.after"]`` is there already and no list; if an
-        argument is something else.
+    :return: a context manager. Call the app, or what stands for it, within its block.
+    :raises TypeError: if ``environ["wsgi.after"]`` exists and is not a list, or if an argument is
+        of the wrong kind.
     """
     check_executor(executor)
     return OpenRequest(environ, executor, *caller(around))
 
 
 class OpenRequest:
-    """A request that is opened by hand. An exception out of the ``with`` block ends it.
+    """A request that is opened by hand. An exception that leaves the ``with`` block ends it.
 
     :ivar after: the list of the request, which is the current one within the block.
-    :ivar is_shared: whether somebody else made the list, and runs it.
+    :ivar is_shared: whether somebody else made the list, and runs its callbacks.
     """
 
     def __init__(
@@ -142,8 +143,8 @@ class OpenRequest:
     ) -> tuple[str, list[tuple[str, str]]]:
         """Run the response callbacks on a status line and headers; return both as prepared.
 
-        Without a response callback they come back as they are. Of a shared list, whoever made it
-        runs them, so here nothing happens.
+        Without response callbacks, both come back unchanged. So they do if the list is shared: its
+        maker runs its response callbacks.
         """
         if self.is_shared:
             return status, headers
@@ -152,9 +153,10 @@ class OpenRequest:
         return after._given
 
     def closer(self, close: Callable[[], object] | None = None) -> Closer:
-        """What ends the request: call it, once, in place of ``close()`` of a response.
+        """Return a function that ends the request. Call it once, when the response is closed.
 
         :param close: called before the callbacks run.
+        :raises RuntimeError: if the list is shared.
         """
         after = self._own()
         after._progress = UNSEEN
@@ -165,7 +167,8 @@ class OpenRequest:
     def _own(self) -> CallbackList:
         if self.is_shared or not isinstance(self.after, CallbackList):
             raise RuntimeError(
-                "Somebody else made the list of this request, and ends it: see is_shared."
+                "closer() was called for a request that shares a list. Whoever made the list ends "
+                "the request. Call closer() only if is_shared is false."
             )
         return self.after
 
@@ -189,10 +192,10 @@ class Closer:
 class InContext(partial[object]):
     """A callback that runs within a context: what a framework's module registers.
 
-    A subclass says by :meth:`context` which. This is a partial, so that the log and ``capture()``
-    show the function; it equals the callback that it stands for, if :func:`bind` made it.
+    A subclass defines :meth:`context`. This class is a partial, so that the log and ``capture()``
+    show the function. If :func:`bind` made the instance, it equals the callback that it replaced.
 
-    :ivar request: the request that :meth:`of` was given.
+    :ivar request: the request that was passed to :meth:`of`.
     :ivar thread: the identifier of the thread in which :meth:`of` was called.
     """
 
@@ -209,10 +212,10 @@ class InContext(partial[object]):
         return callback
 
     def keep(self) -> None:
-        """Keep what :meth:`context` needs, as it is when :meth:`of` is called. For subclasses."""
+        """Store what :meth:`context` will need. A subclass may define this; :meth:`of` calls it."""
 
     def context(self) -> AbstractContextManager[object]:
-        """What the callback runs within, made anew for each run."""
+        """Return a new context manager, within which the callback runs once."""
         raise NotImplementedError
 
     def __call__(self, /) -> object:
@@ -242,10 +245,12 @@ def bind(
     before: list[Callable[[], object]],
     in_context: Callable[[Callable[[], object]], InContext],
 ) -> None:
-    """Have callbacks run within a context, but not those that were there, nor what has one.
+    """Make callbacks run within a context.
 
-    :param before: the callbacks that were there.
-    :param in_context: makes the callback that takes the place of a plain one.
+    Callbacks in ``before``, and those that have a context already, stay as they are.
+
+    :param before: the callbacks that were in the list before.
+    :param in_context: returns the callback that replaces a plain one.
     """
     known = [id(fn) for fn in before]
     for index, fn in enumerate(callbacks):
@@ -263,10 +268,11 @@ def has_moment(environ: WSGIEnvironment) -> bool:
 
 
 def put_last(after: list[Any], entry: Callable[[], object]) -> bool:
-    """Append an entry that lets go of the request, if the callbacks run where it is closed.
+    """Append an entry that releases the request, if the callbacks run where it is closed.
 
-    :return: ``False`` if there are none, if they have run, or if somebody else takes them: an
-        executor, ``capture()``, or the process that forked this one. Then nothing was appended.
+    :return: whether the entry was appended. It is not if there are no callbacks, if they are
+        running or have run, or if somebody else takes them: an executor, ``capture()``, or the
+        process that forked this one.
     """
     if isinstance(after, CallbackList) and (
         after._executor is not None
@@ -285,15 +291,15 @@ def _start(*args: object) -> Any:
 
 
 def observe(after: list[Callable[[], object]], observer: Callable[..., object]) -> bool:
-    """Have an observer told of what is registered in a list of ours, if it has none yet.
+    """Set the observer of a ``CallbackList``, which is told what is registered, if it has none yet.
 
-    That of ``around=`` does not count: it is told, too.
+    The observer of ``around=`` does not count. If there is one, both are told.
 
     :param observer: called as ``observer(after, "registers", *functions)`` before functions are
         registered, and as ``observer(after, "too late")`` or ``observer(after, "on_prepare too
         late")`` before a registration raises because it came too late. What it raises goes to
         whoever registers.
-    :return: whether it will be told.
+    :return: whether the observer was set.
     """
     if not isinstance(after, CallbackList):
         return False
@@ -308,14 +314,17 @@ def observe(after: list[Callable[[], object]], observer: Callable[..., object]) 
 
 
 def notes_of(after: list[Callable[[], object]]) -> dict[str, Any]:
-    """What an observer, or an ``around=``, keeps of one request as long as its list lives.
+    """A dict in which an observer, or an ``around=``, keeps notes as long as the list lives.
 
     Use the name of your package as a key.
 
-    :raises TypeError: if this is no list of ours.
+    :raises TypeError: if ``after`` is not a ``CallbackList``.
     """
     if not isinstance(after, CallbackList):
-        raise TypeError(f"Only a CallbackList has notes, not {type(after).__name__}: {after!r}.")
+        raise TypeError(
+            f"Only a CallbackList has notes, not {type(after).__name__}: {after!r}. The usual "
+            "cause is a list that the server, or another middleware, put into the environ."
+        )
     return claims.notes_of(after)
 
 
@@ -328,23 +337,23 @@ def tell_both(
 
 
 def set_capture(capturing: Callable[[], SupportsSubmit | None]) -> None:
-    """Ask ``capturing()`` at the end of each request with callbacks who takes them.
+    """At the end of each request with callbacks, ask ``capturing()`` which executor takes them.
 
-    It comes before any executor, and returns ``None`` for nobody.
+    Its answer comes before any ``executor=``. ``None`` means that it takes nothing.
     """
     hand_off.capturing = capturing
 
 
 def set_sharing(sharing: Callable[[list[Any], object], object] | None) -> None:
-    """Call ``sharing(after, instance)`` where an instance finds a list that it is to share.
+    """Call ``sharing(after, instance)`` when an instance finds a list that it will share.
 
-    ``instance`` is a middleware, an :class:`OpenRequest`, or who else asks :func:`is_shared`.
+    ``instance`` is a middleware, an :class:`OpenRequest`, or what was passed to :func:`is_shared`.
     """
     middleware_module.sharing = sharing
 
 
 def add_failure_hook(hook: Callable[[str, BaseException | None], object]) -> None:
-    """Call ``hook(text, error)`` for each failure of a callback that is logged, too.
+    """Call ``hook(text, error)`` for each failure of a callback, when it has been logged.
 
     ``error`` is ``None`` for a callback that returned a coroutine or a generator.
     """
@@ -352,16 +361,16 @@ def add_failure_hook(hook: Callable[[str, BaseException | None], object]) -> Non
 
 
 def add_let_out(*kinds: type[BaseException]) -> None:
-    """Let these out of a callback, beside ``KeyboardInterrupt``: what has to end a test."""
+    """Let out these exceptions of a callback, as ``KeyboardInterrupt``: those that end a test."""
     let_out.kinds = (*let_out.kinds, *kinds)
 
 
 def unfinished() -> list[CallbackList]:
-    """The lists of this process's requests that have not ended: for tests, because it is slow.
+    """The lists of this process that have not ended. This is slow: use it in tests only.
 
-    From the call of the app until the last callback has run, or until the job has left the process.
-    Found by the garbage collector, so that requests need not be counted. What nobody closed, and
-    waits for a safe moment, is closed first.
+    A list counts from the call of the app until its last callback has run, or until the job has
+    left the process. Responses that nobody closed, and that wait for a safe moment, are closed
+    first. The garbage collector finds the lists, so that requests need not be counted.
     """
     raised = unclosed.close_waiting()
     if raised is not None:

@@ -63,7 +63,7 @@ CLOSED = Check(
     3,
     "Whoever receives an iterable must call its ``close()``, whatever happened, and not that of "
     "its iterator.",
-    "PEP 3333 demands it. The callbacks still run, at garbage collection.",
+    "PEP 3333 requires it. The callbacks still run, at garbage collection.",
 )
 AT_REST = Check(
     3,
@@ -258,7 +258,7 @@ class WSGIAfterWarning(UserWarning):
     """A rule of the contract was broken.
 
     :ivar rule: the number of the rule, as in the contract.
-    :ivar sentence: the sentence of the rule, word by word.
+    :ivar sentence: the sentence of the rule, word for word.
     :ivar fault: ``"app"``, ``"middleware"`` or ``"server"``: who broke it, most likely.
     :ivar culprit: where in the code that is, such as ``"module.function (file.py, line 7)"``;
         ``"the server"`` if that is not written in Python.

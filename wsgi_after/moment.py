@@ -42,12 +42,12 @@ closed_for: ContextVar[object] = ContextVar("wsgi_after.moment", default=None)
 class Slot:
     """Takes the callbacks of one request, and runs them when the server's adapter says so.
 
-    It belongs to the thread, or the greenlet, that made it. Where no moment is coming it takes
-    nothing, and the callbacks run in ``close()``: if that is called in another thread, for a
-    request within the app's call, in a forked child, and when the slot has been run.
+    It belongs to the thread or greenlet that made it. It takes nothing if ``close()`` is called in
+    another thread or in a forked child, for a request within the app's call, or after the slot has
+    run. In these cases the callbacks run in ``close()``.
 
-    :param before_each: called without arguments before each callback, for a server that wants a
-        sign of life. What it raises is logged, and the callback runs.
+    :param before_each: called without arguments before each callback, for a server that expects a
+        sign of life. What it raises is logged, and the callback still runs.
     """
 
     def __init__(self, before_each: Callable[[], object] | None = None) -> None:
@@ -58,11 +58,13 @@ class Slot:
         self._mark = object()
 
     def run(self) -> None:
-        """Run what was left to the slot, in this thread. It takes nothing more from now on.
+        """Run the callbacks that the slot took, in this thread. From now on it takes nothing.
 
-        A slot that is dropped instead runs its callbacks as a response that nobody closed.
+        If a slot is dropped without this call, its callbacks run as for a response that nobody
+        closed.
 
-        :raises BaseException: after all have run, the first that goes on (rule 6 of the contract).
+        :raises BaseException: after all have run, the first exception that rule 6 of the contract
+            lets out.
         """
         self._here = None
         raised: BaseException | None = None
@@ -142,7 +144,7 @@ def here() -> object:
 
 
 def set_finder(find: Callable[[WSGIEnvironment], Slot | None]) -> None:
-    """Ask ``find(environ)`` in ``close()`` for the slot of a request that has none in its environ.
+    """In ``close()``, ask ``find(environ)`` for the slot of a request without one in its environ.
 
     For a server that has a moment, but no place to open a slot before the app is called.
     """

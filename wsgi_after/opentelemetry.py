@@ -4,9 +4,9 @@
 
     application = AfterResponseMiddleware(app, around=span)
 
-The request's span has ended, or is no longer current, when callbacks run. So the span that is
-current where a callback is registered is remembered, and the callback's span has a link to it. It
-does not matter whether OpenTelemetry's middleware stands inside or outside.
+When callbacks run, the request's span has ended or is no longer current. So the package remembers
+the span that is current where a callback is registered, and gives the callback's span a link to it.
+OpenTelemetry's middleware may stand inside or outside.
 
 Caution: a callback that code registers outside any span has no link.
 """
@@ -53,16 +53,16 @@ class Registered:
 def span(callback: Callable[[], object], after: Any, *, child: bool = False) -> Iterator[None]:
     """A context manager for ``around=``: a span of one callback, and a record of its duration.
 
-    The span is named by the callback's function. It begins a trace of its own, with a link to the
-    span in which the callback was registered. What the callback raises is recorded, and the status
-    of the span is an error. Its attributes are ``http.response.status_code``, if it is known, and
-    ``code.function.name``.
+    The span is named after the callback's function. It begins a trace of its own, with a link to
+    the span in which the callback was registered. If the callback raises, the exception is
+    recorded, and the status of the span is an error. Its attributes are
+    ``http.response.status_code``, if it is known, and ``code.function.name``.
 
     The histogram ``wsgi_after.callback.duration`` is in seconds. Its attributes are
     ``code.function.name`` and, after a failure, ``error.type``.
 
-    :param child: make it a child of that span, in place of a link: ``around=partial(span,
-        child=True)``. The parent has ended by then, which not every backend shows well.
+    :param child: make it a child of that span instead of linking to it: ``around=partial(span,
+        child=True)``. The parent has ended by then, which some backends show badly.
     """
     name = describe(callback)
     context = registered_in(after).take(callback)

@@ -18,14 +18,14 @@ add_let_out(pytest.fail.Exception, pytest.skip.Exception, pytest.exit.Exception)
 
 @pytest.fixture
 def wsgi_after_capture() -> Iterator[testing.Capture]:
-    """What the test's requests register, which does not run: ``testing.capture()``."""
+    """Collect the callbacks of the test's requests, without running them: ``testing.capture()``."""
     with testing.capture() as captured:
         yield captured
 
 
 @pytest.fixture
 def wsgi_after_strict() -> Iterator[list[BaseException]]:
-    """A callback that fails makes the test fail: ``testing.strict()``."""
+    """Make the test fail if a callback fails: ``testing.strict()``."""
     with testing.strict() as failures:
         yield failures
 

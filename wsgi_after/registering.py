@@ -48,8 +48,8 @@ class Registering:
     def __call__(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Register ``fn(*args, **kwargs)`` to run after the response, and return ``fn``.
 
-        Also a decorator. ``fn`` runs after all callbacks that are registered now. Its return value
-        is ignored. If it raises, that is logged, and the other callbacks run.
+        Also a decorator. ``fn`` runs after all callbacks that were registered before it. Its return
+        value is ignored. If it raises, the exception is logged, and the other callbacks run.
 
         :raises TypeError: if ``fn`` is not callable.
         :raises RuntimeError: as for ``append()``.
@@ -75,9 +75,9 @@ class Registering:
     def on_success(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Register ``fn(*args, **kwargs)`` to run if :attr:`ok` is true by then; return ``fn``.
 
-        Also a decorator. ``fn`` keeps its place in the order. Before callbacks are handed over,
-        those that are not due are taken off the list. ``remove()`` finds the callback by ``fn``, or
-        by an equal partial.
+        Also a decorator. ``fn`` keeps its place in the order. If callbacks are handed over,
+        :attr:`ok` is looked at just before. To cancel, pass ``fn``, or an equal partial, to
+        ``remove()``.
 
         :raises TypeError: if ``fn`` is not callable.
         :raises RuntimeError: as for ``append()``.

@@ -42,7 +42,7 @@ class CapturedRequest:
     """A request whose response is out, and whose callbacks have not run.
 
     :ivar request: method and path, such as ``"GET /path"``.
-    :ivar after: the list of the request, which knows status, headers, error and completeness.
+    :ivar after: the list of the request, with ``status``, ``headers``, ``error`` and ``completed``.
     """
 
     def __init__(self, job: Callable[..., object], after: CallbackList, request: str) -> None:
@@ -55,13 +55,13 @@ class CapturedRequest:
 
     @property
     def callbacks(self) -> list[Callable[[], object]]:
-        """What has not run, in order; if it has arguments, it is a ``functools.partial``."""
+        """The callbacks that have not run, in order; with arguments, as a ``functools.partial``."""
         return [*self.after]
 
     def run(self) -> None:
-        """Run the callbacks as always: in order, contained, and logged with their request.
+        """Run the callbacks as usual: in order, contained, and logged with their request.
 
-        What they register runs too. A second call does nothing.
+        Callbacks that they register run, too. A second call does nothing.
 
         :raises BaseException: as :func:`wsgi_after.run_callbacks` does.
         """
@@ -75,19 +75,19 @@ class Capture(list[CapturedRequest]):
     """
 
     def submit(self, job: Callable[..., object], /, after: CallbackList, request: str) -> None:
-        """Keep the job of a request: what the middleware calls."""
+        """Keep the job of a request. The middleware calls this."""
         self.append(CapturedRequest(job, after, request))
 
     @property
     def callbacks(self) -> list[Callable[[], object]]:
-        """What has not run yet, of all requests."""
+        """The callbacks of all requests that have not run yet."""
         return [callback for request in self for callback in request.callbacks]
 
     def run(self) -> None:
-        """Run what has not run yet, request by request; inside the block, or after it.
+        """Run the callbacks that have not run yet, request by request.
 
-        If a callback makes a request itself, the callbacks of that one run, too, as long as the
-        block is open.
+        Call it in the block or after it. If a callback makes a request while the block is open, the
+        callbacks of that request run, too.
         """
         for request in self:  # sees what is appended meanwhile
             request.run()

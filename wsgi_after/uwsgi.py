@@ -1,9 +1,9 @@
 """uWSGI's own moment after the response: ``uwsgi.after_req_hook``.
 
-The middleware and the integrations set it when they are constructed. uWSGI calls it after it has
-closed the client's connection, in the thread of the request. uWSGI reads the hook once, after it
-has imported the app. If that was too early, or if somebody else's hook is called instead, callbacks
-run in ``close()``. A thread is trusted after the hook has been called in it.
+The middleware and the integrations set this hook when they are constructed. uWSGI calls it in the
+thread of the request, after closing the client's connection. uWSGI reads the hook once, after
+importing the app. If that was too early, or if uWSGI calls another hook instead, callbacks run in
+``close()``. The package relies on the hook in a thread after uWSGI has called it there once.
 
 With ``mount``, uWSGI reads the hook before it imports the apps. There, set ``single-interpreter =
 true`` and ``import = wsgi_after.uwsgi``.
@@ -68,8 +68,8 @@ class RequestSlot(Slot):
 def install() -> None:
     """Set the hook, if this process belongs to uWSGI.
 
-    A hook that is there is called after the callbacks. Call this while the app is imported, and
-    again if somebody may have replaced the hook.
+    An existing hook is called after the callbacks. Call this function while the app is imported,
+    and again if other code may have replaced the hook.
     """
     global previous
     opt = options()

@@ -1,4 +1,4 @@
-"""waitress, with callbacks that run when the response is out: no client waits for them.
+"""Serve with waitress, and run callbacks when the response is out: no client waits for them.
 
 In Python, or in a file of PasteDeploy::
 
@@ -31,9 +31,9 @@ __all__ = ["serve", "serve_paste"]
 logger = logging.getLogger("wsgi_after")
 
 LOST = (
-    "waitress has ended while %s or its callbacks were running. If the process exits now, what has "
-    "not finished is lost. It had graceful_timeout=%s seconds, or less if a second SIGTERM "
-    "came. Raise graceful_timeout, or hand long work to a queue."
+    "waitress has ended while %s or its callbacks were running. If the process exits now, they are "
+    "lost. They had graceful_timeout=%s seconds to finish, or less if a second SIGTERM came. Raise "
+    "graceful_timeout, or hand long work to a queue."
 )
 
 
@@ -95,12 +95,13 @@ def create(
 def serve(app: Any, *, graceful_timeout: float = 30, **options: Any) -> None:
     """Serve an app as ``waitress.serve`` does, and run the callbacks when a response is out.
 
-    SIGTERM ends the server as SIGINT does, unless it has a handler, or this is not the main thread:
-    requests and callbacks that have begun finish. A second SIGTERM ends it at once. Callbacks that
-    are lost, because of that or because their time is over, are logged.
+    SIGTERM ends the server as SIGINT does: requests and callbacks that have begun may finish. A
+    second SIGTERM ends it at once. Callbacks that are lost, because of that or because their time
+    is over, are logged. If SIGTERM has a handler, or this is not the main thread, SIGTERM is left
+    as it is.
 
-    :param graceful_timeout: how many seconds they have for that.
-    :param options: those of ``waitress.serve``.
+    :param graceful_timeout: how many seconds requests and callbacks have to finish.
+    :param options: the options of ``waitress.serve``.
     """
     sockets: dict[int, Any] = {}
     dispatcher = Dispatcher(float(graceful_timeout))
@@ -127,9 +128,9 @@ def leave(number: int, frame: object) -> None:
 
 
 def serve_paste(app: Any, global_conf: object, **options: Any) -> int:
-    """Serve an app as a file of PasteDeploy says: for ``use = egg:wsgi-after#waitress``.
+    """Serve an app from a file of PasteDeploy: ``use = egg:wsgi-after#waitress``.
 
-    :param options: those of waitress's own runner, and ``graceful_timeout``.
+    :param options: the options of waitress's own runner, and ``graceful_timeout``.
     """
     serve(app, **options)
     return 0
