@@ -169,7 +169,7 @@ def test_a_list_that_is_shared_is_left_to_whoever_made_it(events):
         with open_request(environ, Immediately()) as opened:
             opened.after.append(lambda: events.append("callback"))
         assert opened.start("204 No Content", []) == ("204 No Content", [])
-        with pytest.raises(RuntimeError, match="see is_shared"):
+        with pytest.raises(RuntimeError, match=r"Call closer\(\) only if is_shared is false"):
             opened.closer()
         events.append((opened.is_shared, opened.after is environ["wsgi.after"]))
         return hello(environ, start_response)
