@@ -38,7 +38,7 @@ def test_a_callback_that_wants_an_argument_is_told_who_passes_one(caplog):
         Exchange(registers(lambda response: None)).finish()
     [record] = caplog.records
     [note] = record.exc_info[1].__notes__
-    assert "after_this_request() that passes the response" in note
+    assert "If the function takes the response, register it with after_this_request()" in note
 
 
 @pytest.mark.parametrize("callback", [lambda: len(5), lambda: int("one", argument=2)])
@@ -56,7 +56,7 @@ def test_a_response_callback_that_takes_nothing_is_told_who_passes_nothing():
 
     with pytest.raises(TypeError) as raised:
         AfterResponseMiddleware(app)({}, lambda *args: None)
-    assert "after_this_response() that passes nothing" in raised.value.__notes__[0]
+    assert "register it with after_this_response()" in raised.value.__notes__[0]
 
 
 def test_a_response_callback_that_fails_itself_is_left_as_it_is():

@@ -344,7 +344,7 @@ MISSING = "neither in the current directory nor installed"
         ("email.absent:app", f"There is no module email.absent, {MISSING}"),
         ("hello:main", "The module hello has no attribute main"),
         ("hello:app.x", "The module hello has no attribute app.x"),
-        ("hello:HELLO", "hello:HELLO is no WSGI application: str cannot be called"),
+        ("hello:HELLO", "hello:HELLO is not a WSGI application: str is not callable"),
     ],
 )
 def test_a_name_that_is_no_app_s(run: Run, name: str, pattern: str) -> None:
@@ -570,7 +570,7 @@ def test_an_app_may_be_made_by_a_factory(run: Run, name: str, status: int) -> No
         ("fails", r"hello:fails raised ValueError: no settings \(.*hello\.py, line \d+\)\."),
         ("exits()", r"hello:exits\(\) raised SystemExit: 3 \(.*hello\.py, line \d+\)\."),
         ("needs_one()", r"hello:needs_one\(\) raised TypeError: .* \(.*\)\."),
-        ("forgets", "hello:forgets is no WSGI application: NoneType cannot be called."),
+        ("forgets", "hello:forgets is not a WSGI application: NoneType is not callable."),
         ("absent()", "The module hello has no attribute absent."),
         ("create_app(code)", f"'hello:create_app\\(code\\)' {MALFORMED}"),
         ("create_app()()", f"'hello:create_app.*' {MALFORMED}"),

@@ -433,8 +433,8 @@ def test_an_on_error_that_fails_is_logged_itself(
     failed = "Callback test_observability.send_mail of GET /path failed."
     name = "test_observability.test_an_on_error_that_fails_is_logged_itself.<locals>.on_error"
     itself = (
-        f"The function {name}, passed as on_error=, raised an exception. It was called for the "
-        "failure logged above, of a callback of GET /path."
+        f"The function {name}, passed as on_error=, raised an exception. It was called because a "
+        "callback of GET /path failed: see the record before this one."
     )
     assert [record.getMessage() for record in caplog.records] == [failed, itself] * 2
     errors = [record.exc_info[1] for record in caplog.records if record.exc_info]
@@ -550,7 +550,7 @@ async def coroutine_on_error(callback: Any, error: BaseException, after: Any) ->
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (3, r"on_error= expects a plain function fn\(.*\), or None, not int: 3\."),
+        (3, r"on_error= expects a plain function fn\(.*\), or None, not int: 3\. The usual .*"),
         (coroutine_on_error, r"on_error= expects a plain function .*, not function: .*"),
         (send_mail, r".*send_mail\(\) -> 'None' cannot be called: .* on_error= expects a .*"),
     ],

@@ -207,11 +207,11 @@ ALIEN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000000\r\n\r\n"
 @pytest.mark.parametrize(
     ("scheme", "answer", "sentence"),
     [
-        ("http", ALIEN, "what answers, with status 404, is not the application wsgi_after.probe"),
+        ("http", ALIEN, "the response, with status 404, is not from wsgi_after.probe:application"),
         ("http", b"", "the response broke off: Remote end closed connection without response"),
         ("http", b"SSH-2.0\r\n", "the response broke off: SSH-2.0"),
         ("http", ANSWER + b"x", "the response broke off: IncompleteRead(1 bytes read, 1 more exp"),
-        ("https", b"HTTP/1.0 400 Bad Request\r\n\r\n", "no TLS with 127.0.0.1: "),
+        ("https", b"HTTP/1.0 400 Bad Request\r\n\r\n", "TLS with 127.0.0.1 failed: "),
     ],
 )
 def test_what_is_no_probe_application_ends_the_command(scheme, answer, sentence, refused):
@@ -296,9 +296,9 @@ def test_a_kind_that_fails_is_told_and_the_others_are_measured(capsys, monkeypat
     with serving(app) as url:
         assert probe.main([url, "--seconds", "0.3", "--http=1.0", "--svg", str(svg)]) == 2
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "empty redirect    1.0 close              -        -        -        -  ? what answers, "
-        "with status 500, is not the application wsgi_after.probe:application, or something on "
-        "the way drops the header Wsgi-After-Probe",
+        "empty redirect    1.0 close              -        -        -        -  ? the response, "
+        "with status 500, is not from wsgi_after.probe:application, or a proxy drops the header "
+        "Wsgi-After-Probe",
         "",
         "No client waits for callbacks, with any of 1 kinds of request. Not measured: empty "
         "redirect (1.0 close).",

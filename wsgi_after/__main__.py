@@ -158,7 +158,7 @@ def timeout(argument: str) -> float:
     seconds = float(argument)
     if not 0 < seconds <= LONGEST_TIMEOUT:
         raise argparse.ArgumentTypeError(
-            f"{argument} is not more than 0 and at most {LONGEST_TIMEOUT:g}"
+            f"{argument} is not above 0 and at most {LONGEST_TIMEOUT:g} seconds"
         )
     return seconds
 
@@ -207,7 +207,9 @@ def load(name: str) -> WSGIApplication:
         except (Exception, SystemExit) as error:
             raise CommandError(f"{name} raised {describe(error)}.") from None
     if not callable(app):
-        raise CommandError(f"{name} is no WSGI application: {type(app).__name__} cannot be called.")
+        raise CommandError(
+            f"{name} is not a WSGI application: {type(app).__name__} is not callable."
+        )
     return app  # type: ignore[no-any-return]
 
 
@@ -360,7 +362,7 @@ class Exchange:
             if not event.wait(deadline - time.perf_counter()):
                 raise CommandError(
                     f"The client had the response, but the callbacks of {self._name} did not end "
-                    f"within {self._timeout:g} s: --timeout gives them longer."
+                    f"within {self._timeout:g} s. Use --timeout to give them longer."
                 )
         self._raise_error()
 

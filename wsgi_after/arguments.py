@@ -47,6 +47,6 @@ def check_around(fn: object) -> None:
 AROUND = "around= expects a callable that takes the callback and the list."
 ON_ERROR = "on_error= expects a callable that takes the callback, its exception and the list."
 THE_ENVIRON = (
-    "after_response() expects a callable that takes the environ. It is after_response() of "
-    "wsgi_after.flask that passes nothing."
+    "after_response() expects a callable that takes the environ. In Flask, app.after_response() "
+    "registers a function without arguments."
 )

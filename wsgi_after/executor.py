@@ -121,7 +121,8 @@ class _Jobs:
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         if not self.slots.acquire(blocking=False):
             raise RuntimeError(
-                "This executor is full: all threads are busy, and max_pending jobs wait."
+                "This executor is full: all threads are busy, and max_pending jobs are waiting. "
+                "The usual cause is callbacks that take too long."
             )
         try:
             # In one, because Sentry's integration for threads has a "fn" of its own in submit().

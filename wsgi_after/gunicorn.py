@@ -83,8 +83,8 @@ class Sync(RunsAtTheEnd, SyncWorker):  # type: ignore[misc]
         """
         if cfg.threads > 1:
             raise RuntimeError(
-                "wsgi_after.gunicorn.Sync has one thread. "
-                "For --threads, use --worker-class wsgi_after.gunicorn.GThread"
+                "wsgi_after.gunicorn.Sync has one thread, but --threads asks for more: "
+                "use --worker-class wsgi_after.gunicorn.GThread"
             )
 
     def open_slot(self) -> Slot:

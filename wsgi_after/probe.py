@@ -268,8 +268,8 @@ class Probe:
             server = response.getheader(HEADER)
             if server is None:  # whatever it is, it may be endless
                 raise ProbeError(
-                    f"what answers, with status {response.status}, is not the application "
-                    "wsgi_after.probe:application, or something on the way drops the header "
+                    f"the response, with status {response.status}, is not from "
+                    "wsgi_after.probe:application, or a proxy drops the header "
                     f"{HEADER}"
                 )
             body = response.read(LARGEST)
@@ -334,7 +334,7 @@ def encrypted(connection: socket.socket, host: str) -> socket.socket:
         return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
     except OSError as error:
         connection.close()
-        raise ProbeError(f"no TLS with {host}: {reason(error)}") from None
+        raise ProbeError(f"TLS with {host} failed: {reason(error)}") from None
 
 
 def callback_times(told: bytes) -> tuple[float, float] | None:

@@ -64,7 +64,10 @@ class Registering:
         for entry in [*self]:
             if (entry is fn or entry == fn) and take(self, [entry]):
                 return
-        raise ValueError(f"This callback is not in the list: {fn!r}.")
+        raise ValueError(
+            f"This callback is not in the list: {fn!r}. The usual causes are that it has run, and "
+            "that it was registered with arguments. Then pass remove() an equal functools.partial."
+        )
 
     @overload
     def on_success(self, fn: NoArguments, /) -> NoArguments: ...

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wsgi_after")
 
-# Looked up now: an ending interpreter, which still collects responses, finds no codec any more.
+# Looked up at import: an interpreter that is ending still collects responses, but finds no codec.
 _escape = codecs.getencoder("unicode_escape")
 
 REST = 60.0  # seconds between two events that a Throttle lets pass
@@ -58,8 +58,7 @@ class Throttle:
         return since
 
 
-#: Called with the text and the exception of each failure that is logged:
-#: ``wsgi_after.testing.strict()``.
+#: ``wsgi_after.testing.strict()``: called with the text and the exception of each logged failure.
 failure_hooks: list[Callable[[str, BaseException | None], object]] = []
 
 
@@ -209,7 +208,7 @@ def log_failure(
 
 
 def lacks_arguments(error: BaseException) -> bool:
-    """Whether a call of this package's raised this because a function takes other arguments."""
+    """Whether this package called a function with arguments that it does not take."""
     if not isinstance(error, TypeError) or "argument" not in str(error):
         return False
     *_, (frame, _) = walk_tb(error.__traceback__)
@@ -219,7 +218,7 @@ def lacks_arguments(error: BaseException) -> bool:
 def log_not_run(
     callback: object, request: str | None, seconds: float, outcome: object, after: Any
 ) -> None:
-    """Log that calling the callback has run nothing, because of what it returned; close that."""
+    """Log that a callback returned a coroutine or a generator, which has not run; close that."""
     if isinstance(outcome, (Coroutine, Generator)):
         outcome.close()
     if isinstance(outcome, Coroutine):
@@ -261,7 +260,7 @@ def log_interruption(request: str | None, error: BaseException, after: Any) -> N
 
 
 def log_slow(callback: object, request: str | None, seconds: float, after: Any) -> None:
-    """Log, once a minute, that a callback held up its server."""
+    """Log, at most once a minute, that a callback held up its server."""
     times = slow_ones.passes()
     if times:
         more = since_last(times, "There were {} slow callbacks")
@@ -283,19 +282,19 @@ def since_last(times: int, events: str) -> str:
 
 # A middleware outside that closes too early
 
-#: One for each request of this process that is still to be looked at.
+#: One for each request that this process will still look at.
 looks = [None] * 100
 
 CO_VARARGS, CO_GENERATOR = 0x04, 0x20  # as in the module inspect, which is large
 
-#: They take an environ as an app does, and are servers all the same.
+#: These take an environ as an app does, but are servers.
 NOT_OUTSIDE = {"a2wsgi", "asgiref", "hypercorn", "uvicorn", "wsgi_after"}
 
 
 def log_early_close(environ: WSGIEnvironment, request: str) -> None:
     """Log, once, that a middleware outside closes a response before it returns it.
 
-    That costs the time of a callback or two, so only the first requests of a process are looked at.
+    Looking costs as much as a callback or two, so only the first requests of a process are checked.
     """
     with suppress(Exception):  # another thread has taken the last look, or a frame is odd
         looks.pop()
@@ -318,9 +317,9 @@ def unreturned(environ: WSGIEnvironment) -> str | None:
 def is_called_with(environ: WSGIEnvironment, frame: FrameType) -> bool:
     """Whether a call looks like that of a WSGI app: it was given ``environ``, then a callable.
 
-    Or a request of WebOb's with that environ, as ``webob.dec.wsgify.middleware`` has it. A
-    generator has returned when it runs. To read what is local to a frame keeps it there, so only
-    frames are read that end with a request: one of their arguments is named like it.
+    Or a request of WebOb with that environ, as ``webob.dec.wsgify.middleware`` has it. A generator
+    has returned when it runs. Reading the locals of a frame keeps them alive, so this reads only
+    frames that end with a request: those with an argument that is named like one.
     """
     code = frame.f_code
     has_varargs = bool(code.co_flags & CO_VARARGS)
@@ -340,11 +339,11 @@ def is_called_with(environ: WSGIEnvironment, frame: FrameType) -> bool:
 
 
 EARLY_CLOSE = (
-    "Clients wait for callbacks: the middleware %s, around wsgi_after.AfterResponseMiddleware, "
-    "closed the response of %s before it returned it to the server. Put AfterResponseMiddleware "
-    "around that middleware, as application = AfterResponseMiddleware(application), or in Flask as "
-    "app.wsgi_app = AfterResponseMiddleware(app.wsgi_app). The instance inside then shares its "
-    "list. This is logged once."
+    "Clients wait for callbacks, because the middleware %s, around AfterResponseMiddleware, closed "
+    "the response of %s before returning it to the server. Put AfterResponseMiddleware around that "
+    "middleware: application = AfterResponseMiddleware(application), or in Flask app.wsgi_app = "
+    "AfterResponseMiddleware(app.wsgi_app). An instance inside may stay: it then shares the list "
+    "of the outer one. This is logged once."
 )
 
 
@@ -360,11 +359,12 @@ GENERATOR = (
     "functions. Remove the yield, or register a function that iterates over it."
 )
 NOT_CALLABLE = (
-    "Entry %s of %s is not callable. The usual cause is a function that was called where it should "
-    "be passed: append(fn), not append(fn())."
+    "Entry %s of %s is not callable. The usual cause is a function that was called instead of "
+    "passed: write append(fn), not append(fn())."
 )
 SYSTEM_EXIT = (
-    "Callback %s of %s raised SystemExit, which is contained: it would end the server's worker."
+    "Callback %s of %s raised SystemExit, which is contained, because it would end the server's "
+    "worker. The usual cause is a call of sys.exit()."
 )
 INTERRUPTED = (
     "An exception was raised between two callbacks of %s. The other callbacks still run. The usual "
@@ -376,8 +376,8 @@ SLOW = (
     "AfterResponseMiddleware, or let the callback put its work into a queue.%s"
 )
 ON_ERROR_FAILED = (
-    "The function %s, passed as on_error=, raised an exception. It was called for the failure "
-    "logged above, of a callback of %s."
+    "The function %s, passed as on_error=, raised an exception. It was called because a callback "
+    "of %s failed: see the record before this one."
 )
 AROUND_FAILED = (
     "The function %s, passed as around=, or the context manager that it returned, raised an "
@@ -389,7 +389,7 @@ AROUND_FAILED = (
 
 
 def log_refusal(request: str, error: BaseException) -> None:
-    """Log, once a minute, that an executor did not take a job."""
+    """Log, at most once a minute, that an executor refused a job."""
     times = refusals.passes()
     if times:
         kind, more = type(error).__name__, since_last(times, "This happened {} times")
@@ -397,14 +397,17 @@ def log_refusal(request: str, error: BaseException) -> None:
 
 
 REFUSED = (
-    "The executor did not take the callbacks of %s, so they run in close(), where the client may "
-    "wait for them: %s: %s.%s"
+    "The executor refused the callbacks of %s (%s: %s), so they run in close(), where the client "
+    "may wait for them.%s"
 )
 LOST = (
     "The callbacks of %s are lost: the executor accepted them, but the job failed or was cancelled "
-    "before it reported that they ran. They are not run again, because some of them may have run."
+    "before it reported that they had run. They are not run again, because some may have run."
 )
-LET_OUT = "This exception of a callback of %s left the executor's job."
+LET_OUT = (
+    "An exception of a callback of %s left the executor's job after the others had run. It is of a "
+    "kind that is not contained, such as KeyboardInterrupt."
+)
 
 
 # Responses that nobody closed
@@ -412,9 +415,12 @@ LET_OUT = "This exception of a callback of %s left the executor's job."
 UNCLOSED = (
     "The response of %s was never closed, so its callbacks run at garbage collection. The server, "
     "or a middleware around AfterResponseMiddleware, dropped the iterable without calling its "
-    "close(), which PEP 3333 demands."
+    "close(), which PEP 3333 requires."
 )
-HOOK_FAILED = "%r, which is called before each callback for the server, raised an exception."
+HOOK_FAILED = (
+    "The function %r, called before each callback for the server, raised an exception. The "
+    "callback still runs."
+)
 UNCLOSED_FAILED = "Closing the response of %s, which its server had dropped, raised an exception."
 
 
@@ -425,7 +431,7 @@ def not_callable(fn: object) -> TypeError:
     """The error for registering anything other than a callback."""
     return TypeError(
         f"A callback must be callable, not {type(fn).__name__}: {fn!r}. The usual cause is a "
-        "function that was called where it should be passed: after(fn, x), not after(fn(x))."
+        "function that was called instead of passed: write after(fn, x), not after(fn(x))."
     )
 
 
@@ -445,7 +451,7 @@ def no_application(app: object) -> TypeError:
     return TypeError(
         f"AfterResponseMiddleware expects a WSGI application, which is a callable, not "
         f"{type(app).__name__}: {app!r}. The usual cause is a module, or the name of an "
-        "application, passed in its place."
+        "application, passed instead of the application."
     )
 
 
@@ -453,7 +459,8 @@ def no_executor(executor: object) -> TypeError:
     """The error for an invalid ``executor=``."""
     return TypeError(
         f"executor= expects an object with submit(fn, *args), such as those of "
-        f"concurrent.futures, or None, not {type(executor).__name__}: {executor!r}."
+        f"concurrent.futures, or None, not {type(executor).__name__}: {executor!r}. The usual "
+        "cause is a number of threads, or the client of a task queue, passed in its place."
     )
 
 
@@ -461,7 +468,8 @@ def no_on_error(on_error: object) -> TypeError:
     """The error for an invalid ``on_error=``."""
     return TypeError(
         f"on_error= expects a plain function fn(callback, error, after), or None, not "
-        f"{type(on_error).__name__}: {on_error!r}."
+        f"{type(on_error).__name__}: {on_error!r}. The usual causes are an async function, and a "
+        "function that was called instead of passed."
     )
 
 
@@ -470,7 +478,7 @@ def no_around(around: object) -> TypeError:
     return TypeError(
         f"around= expects a function fn(callback, after) that returns a context manager, or None, "
         f"not {type(around).__name__}: {around!r}. The usual causes are a context manager passed "
-        "in its place, and a generator function without @contextlib.contextmanager."
+        "instead of the function, and a generator function without @contextlib.contextmanager."
     )
 
 
@@ -487,8 +495,8 @@ def plain_list(callbacks: object) -> RuntimeError:
     """The error for a call that needs a list of ours, and finds a plain one."""
     return RuntimeError(
         f"after_this_request() needs the list of an AfterResponseMiddleware, but "
-        f'environ["wsgi.after"] is a plain {type(callbacks).__name__}: the server, or another '
-        "middleware, made it, and runs its callbacks after the response. Such a list guarantees "
+        f'environ["wsgi.after"] is a plain {type(callbacks).__name__}. The server, or another '
+        "middleware, made it, and runs its callbacks after the response. A plain list guarantees "
         "only list operations and after_this_response()."
     )
 
@@ -496,9 +504,10 @@ def plain_list(callbacks: object) -> RuntimeError:
 def outside(function: str, instead: str) -> RuntimeError:
     """The error for a call outside a request."""
     return RuntimeError(
-        f"{function}() was called outside a request. It works while the app is being "
-        "called, behind AfterResponseMiddleware. In a streaming body, or in a thread of your "
-        f'own, keep a reference to environ["wsgi.after"] and {instead} instead.'
+        f"{function}() was called outside a request. It works only while an app behind "
+        "AfterResponseMiddleware is being called. The usual causes are an app that is not wrapped, "
+        "a streaming body, and a thread of your own. In the last two, keep a reference to "
+        f'environ["wsgi.after"] and {instead} instead.'
     )
 
 
@@ -507,26 +516,26 @@ TOO_LATE = (
     'cause is a thread, or a reference to environ["wsgi.after"], that outlived its request.'
 )
 OTHER_PROCESS = (
-    'environ["wsgi.after"] belongs to the process that made it, which runs its callbacks, and this '
-    "is a forked child: a callback registered here would never run. Register before the fork, or "
-    "do the work in the child itself."
+    "This process is a forked child, in which callbacks of the request never run: "
+    'environ["wsgi.after"] belongs to the process that made it. Register before the fork, or do '
+    "the work in the child itself."
 )
 NO_ARGUMENTS = (
-    "A callback is called without arguments. Pass them where it is registered, as in after(fn, 1). "
-    "It is after_this_request() that passes the response, and after_response() of the middleware "
-    "that passes the environ."
+    "A callback is called without arguments. Pass them where you register it, as in after(fn, 1). "
+    "If the function takes the response, register it with after_this_request(); if it takes the "
+    "environ, with after_response() of the middleware."
 )
 THE_RESPONSE = (
-    "A response callback is called with the response, before the headers go out. It is "
-    "after_this_response() that passes nothing, and runs code after the response."
+    "A response callback is called with the response, before the headers go out. If the function "
+    "takes no argument, or has to run after the response, register it with after_this_response()."
 )
 PREPARED_TOO_LATE = (
-    "A response callback was registered too late: the response has started, so its headers are "
-    "with the server, or the request has ended without one. Register it before the app calls "
-    "start_response(), that is, before the view, or whatever makes the response, returns. A "
-    "response callback may register another one."
+    "A response callback was registered too late: the response has started, so the server has its "
+    "headers, or the request has ended without a response. Register it before the app calls "
+    "start_response(). In a framework, that means before the view returns. A response callback may "
+    "register another one."
 )
 STARTED_TOO_LATE = (
     "start_response() was called after the end of its request, when the server had closed the "
-    "response. The usual cause is a callback, or a thread, that answers a request a second time."
+    "response. The usual cause is a callback, or a thread, that starts a second response."
 )
