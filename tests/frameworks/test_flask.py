@@ -374,7 +374,7 @@ def test_a_callback_takes_the_arguments_that_it_is_given(get):
         with pytest.raises(TypeError, match="too many positional arguments"):
             after_this_response(takes_one, "ada", "grace")
         with pytest.raises(
-            TypeError, match=r"not NoneType: None\. .* called where it should be pa"
+            TypeError, match=r"not NoneType: None\. .* called instead of passed: write after"
         ):
             after_this_response(print())
         return "hello"
