@@ -305,6 +305,30 @@ def cancelled_job_and_append() -> Round:
     return [future.cancel, registering], lambda: list(after)
 
 
+def settled_job_and_append() -> Round:
+    """Registering while a job ends, and its future is settled: it runs, or raises."""
+    future: Future[None] = Future()
+    jobs: list[Action] = []
+    submitted: Any = type(
+        "Submits", (), {"submit": lambda self, *job: jobs.append(partial(*job)) or future}
+    )()
+    events: list[str] = []
+    body, after = serve([], int, executor=submitted)
+    body.close()
+
+    def working() -> None:
+        jobs[0]()
+        future.set_result(None)
+
+    def registering() -> None:
+        try:
+            after.append(partial(events.append, "ran"))
+        except RuntimeError:
+            events.append("refused")
+
+    return [working, registering], lambda: unless(events, ["ran"], ["refused"])
+
+
 def app_wide_and_app_wide() -> Round:
     """Two threads register app-wide callbacks: both are kept."""
     ran: list[int] = []
@@ -392,7 +416,8 @@ ATTACKS: dict[str, Callable[[], Round]] = {
         *(late_extend_and_close, remove_and_close, hand_over_and_insert),
         *(once_and_once, notes_and_notes),
         *(on_prepare_and_start_response, job_and_close, refused_job_and_close),
-        *(cancelled_job_and_append, app_wide_and_app_wide, submit_and_drain, submit_and_shutdown),
+        *(cancelled_job_and_append, settled_job_and_append, app_wide_and_app_wide),
+        *(submit_and_drain, submit_and_shutdown),
         drop_and_append,
     )
 }

@@ -92,6 +92,16 @@ class Queue:
         self.work = partial(fn, *args)
 
 
+class Settles(Queue):
+    """One that settles a future when the job is done, as the thread of a pool does."""
+
+    def submit(self, fn, *args):
+        super().submit(fn, *args)
+        job, future = self.work, Future()
+        self.work = lambda: future.set_result(job())
+        return future
+
+
 class TakesAndRefuses(Queue):
     def submit(self, fn, *args):
         super().submit(fn, *args)
@@ -229,10 +239,13 @@ def test_registering_while_the_job_is_submitted_runs_or_raises_in_every_order(re
     count_wrong(f"{register} and {executor.__name__}", races(register, 1, executor))
 
 
+@pytest.mark.parametrize("executor", [Queue, Settles])
 @pytest.mark.parametrize("register", ["append", "call"])
-def test_registering_while_an_executor_runs_the_job_runs_or_raises_in_every_order(register):
-    orders = races(register, 1, Queue, handed_over=True)
-    count_wrong(f"{register} and the job of an executor", orders)
+def test_registering_while_an_executor_runs_the_job_runs_or_raises_in_every_order(
+    register, executor
+):
+    orders = races(register, 1, executor, handed_over=True)
+    count_wrong(f"{register} and the job of an executor, {executor.__name__}", orders)
 
 
 CANCEL = {

@@ -79,7 +79,7 @@ class CallbackList(Registering, Places):
         self._error: BaseException | None = None
         self._executor: SupportsSubmit | None = None
         self._call: Callable[..., object] | None = None  # calls a callback: see around.py
-        self._thread: int | None = None  # if set, the only one to run them in
+        self._thread: int | None = None  # if set: run them in it, or in a thread of their own
         self._response_callbacks: list[ResponseCallback] = []
         self._draft: Draft | None = None  # what these change, while they run
         self._observer: Callable[..., object] | None = None  # see integration.observe()

@@ -109,8 +109,9 @@ def look_at(callbacks: CallbackList, label: str, future: Any) -> None:
         error = future.exception()
     except BaseException as raised:  # a cancelled job's future raises; gevent's always does
         error = raised
-    ran = not callbacks
-    while not callbacks._end():  # it ran in another process, or never
+    ran = callbacks._state == ENDED or not callbacks
+    # If it ran here, it has ended the list, and a late entry is taken back by who registered it.
+    while callbacks._state != ENDED and not callbacks._end():
         callbacks.clear()
     if error is not None:
         log(logger.error, LET_OUT if ran else LOST, label, exc_info=error)

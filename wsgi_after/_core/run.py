@@ -60,7 +60,7 @@ def run(
     call = None if after is None else after._call
     forks = process.forks
     taken: Callable[[], object] | None = None
-    kept: list[Callable[[], object]] = []
+    kept: list[Callable[[], object]] = []  # call() empties it where it calls the callback
     token = set_current(callbacks)
     try:
         while True:
