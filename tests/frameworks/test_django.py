@@ -8,7 +8,7 @@ import io
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +17,8 @@ from conftest import Exchange, hello, make_environ
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
-from django.core.signals import request_finished
-from django.db import connections, transaction
+from django.core.signals import request_finished, request_started
+from django.db import OperationalError, close_old_connections, connections, transaction
 from django.db.backends.signals import connection_created
 from django.http import (
     FileResponse,
@@ -34,6 +34,7 @@ from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_r
 from wsgi_after._frameworks.django_cleanup import close_again
 from wsgi_after.django import AfterResponseMiddleware as EntryOfMiddleware
 from wsgi_after.django import after_response
+from wsgi_after.testing import capture
 
 ENTRY = "wsgi_after.django.AfterResponseMiddleware"
 COMMON = "django.middleware.common.CommonMiddleware"  # does nothing here
@@ -448,6 +449,67 @@ def test_waitress_does_not_run_callbacks_in_the_thread_of_its_connections(
     thread.join()
     assert (connection.connection, thread.name) == (None, "wsgi_after")
     assert notes() == [["callback"]] * 2 + [[False] * 2]
+
+
+@contextmanager
+def transaction_of_a_test():
+    """What a ``TestCase`` keeps open, while Django's test client closes no connections."""
+    signals = request_started, request_finished
+    for signal in signals:
+        signal.disconnect(close_old_connections)
+    try:
+        with transaction.atomic():
+            yield
+    finally:
+        for signal in signals:
+            signal.connect(close_old_connections)
+
+
+@pytest.mark.parametrize("set_up", ["entry", "both", "an executor that does not wait", "captured"])
+def test_the_transaction_of_a_test_goes_on_when_its_view_had_an_error(handler, databases, set_up):
+    databases(CONN_MAX_AGE=0)
+
+    def view(request):
+        after_response(request, write, "callback")
+        with pytest.raises(OperationalError), transaction.atomic():
+            connections["default"].cursor().execute("SELECT nothing")
+        return HttpResponse("hello")
+
+    executor = SimpleNamespace(submit=lambda fn, *args: fn(*args))
+    app = handler(view)
+    if set_up != "entry":
+        app = AfterResponseMiddleware(app, executor=None if set_up == "both" else executor)
+    with transaction_of_a_test():
+        write("test")
+        if set_up == "captured":
+            with capture() as captured:
+                exchange(app).finish()
+            captured.run()
+        else:
+            exchange(app).finish()
+        write("test again")
+    assert notes()[0] == ["test", "callback", "test again"]
+
+
+def test_a_connection_that_a_test_shares_with_a_pool_stays_open(handler, databases):
+    databases(CONN_MAX_AGE=0)
+    shared = connections["default"]
+
+    def share():
+        connections["default"] = shared
+
+    def view(request):
+        after_response(request, lambda: shared.cursor().execute("INSERT INTO notes VALUES (1)"))
+        return HttpResponse("hello")
+
+    with transaction_of_a_test(), ThreadPoolExecutor(1, initializer=share) as pool:
+        write("test")
+        shared.inc_thread_sharing()
+        exchange(AfterResponseMiddleware(handler(view), executor=pool)).finish()
+        pool.shutdown()
+        shared.dec_thread_sharing()
+        write("test again")
+    assert notes()[0] == ["test", "1", "test again"]
 
 
 @pytest.mark.parametrize("commits", [True, False])

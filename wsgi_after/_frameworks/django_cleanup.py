@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from django.db import close_old_connections, connections
+from django.db import connections
 
 from ..integration import OpenRequest, current_list, has_moment, is_aside, put_last
 
@@ -60,7 +60,7 @@ def begin(request: HttpRequest) -> None:
     stored(request)
     for connection in connections.all(initialized_only=True):
         if connection.errors_occurred:
-            connection.close_if_unusable_or_obsolete()
+            close_if_old(connection)
 
 
 def stored(request: HttpRequest) -> list[str]:
@@ -130,7 +130,7 @@ def bracket(callbacks: list[Any]) -> None:
     By list's own operations: a forked child must not register, and must not fail here either.
     """
     if callbacks and getattr(callbacks, "executor", None) is not None:
-        list.insert(callbacks, 0, close_old_connections)
+        list.insert(callbacks, 0, close_old)
         list.append(callbacks, close_connections)
 
 
@@ -144,6 +144,24 @@ def close_again(connection: Any, **kwargs: Any) -> None:
 def close_connections() -> None:
     """Close what Django would have closed; in a thread that Django does not look after, all."""
     if getattr(_of_thread, "serves", False):
-        close_old_connections()
+        close_old()
     else:
-        connections.close_all()
+        for connection in connections.all(initialized_only=True):
+            if not connection.allow_thread_sharing:
+                connection.close()
+
+
+def close_old() -> None:
+    """Close the connections of this thread that are unusable or too old."""
+    for connection in connections.all(initialized_only=True):
+        close_if_old(connection)
+
+
+def close_if_old(connection: Any) -> None:
+    """Close a connection that is unusable or too old, unless a test may be using it.
+
+    A ``TestCase`` keeps a transaction open, and a test may share its connection with a thread. What
+    a view left open is closed by Django itself.
+    """
+    if not (connection.in_atomic_block or connection.allow_thread_sharing):
+        connection.close_if_unusable_or_obsolete()
