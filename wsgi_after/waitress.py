@@ -116,6 +116,7 @@ def serve(app: Any, *, graceful_timeout: float = 30, **options: Any) -> None:
         waitress.serve(app, _server=server, **options)
     finally:
         wasyncore.close_all(sockets)
+        logger.disabled = False  # dictConfig() disables each logger that it does not name
         for label in dispatcher.running.copy().values():
             logger.error(LOST, label, graceful_timeout)
         if ours:

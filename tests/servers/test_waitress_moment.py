@@ -148,7 +148,10 @@ def test_serve_runs_the_callbacks_and_ends_at_sigterm(events):
     assert (events, signal.getsignal(signal.SIGTERM)) == (["callback", 0], signal.SIG_DFL)
 
 
-def test_serve_logs_whose_callbacks_have_not_finished_in_time(caplog):
+def test_serve_logs_whose_callbacks_have_not_finished_in_time(caplog, monkeypatch):
+    """Even if the configuration of logging has disabled the logger."""
+    monkeypatch.setattr(logging.getLogger("wsgi_after"), "disabled", True)
+
     def app(environ, start_response):
         for callback in (begun.set, partial(go_on.wait, WAIT), ended.set):
             environ["wsgi.after"](callback)
