@@ -12,9 +12,10 @@ from ._core.logs import describe, no_around, no_on_error, not_callable
 def check_arguments(
     fn: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, Any], expected: str
 ) -> None:
-    """Raise a ``TypeError`` unless ``fn(*args, **kwargs)`` fits what ``fn`` says that it takes.
+    """Raise a ``TypeError`` unless the signature of ``fn`` accepts these arguments.
 
-    :param expected: how ``fn`` will be called, and the usual cause of an error, in sentences.
+    :param expected: the end of the message, in sentences: how ``fn`` will be called, and the usual
+        cause of the error.
     """
     if not callable(fn):
         raise not_callable(fn)

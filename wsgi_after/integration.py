@@ -291,9 +291,10 @@ def _start(*args: object) -> Any:
 
 
 def observe(after: list[Callable[[], object]], observer: Callable[..., object]) -> bool:
-    """Set the observer of a ``CallbackList``, which is told what is registered, if it has none yet.
+    """Set the observer of a ``CallbackList``, which is told what is registered.
 
-    The observer of ``around=`` does not count. If there is one, both are told.
+    Nothing is set if the list has one already. The observer of ``around=`` does not count: if there
+    is one, both are told.
 
     :param observer: called as ``observer(after, "registers", *functions)`` before functions are
         registered, and as ``observer(after, "too late")`` or ``observer(after, "on_prepare too
@@ -339,7 +340,7 @@ def tell_both(
 def set_capture(capturing: Callable[[], SupportsSubmit | None]) -> None:
     """At the end of each request with callbacks, ask ``capturing()`` which executor takes them.
 
-    Its answer comes before any ``executor=``. ``None`` means that it takes nothing.
+    Its answer comes before any ``executor=``. If it returns ``None``, it changes nothing.
     """
     hand_off.capturing = capturing
 

@@ -1,16 +1,16 @@
-"""Ask a deployment who waits for callbacks: its own server, its own proxies, real requests.
+"""Measure whether clients of a deployment wait for callbacks, with its own server and proxies.
 
-Serve the application of this module with the stack in question, such as
-``gunicorn wsgi_after.probe:application``, and ask::
+Serve the application of this module as you serve your own, for example with
+``gunicorn wsgi_after.probe:application``, and run::
 
     python -m wsgi_after probe http://127.0.0.1:8000/
 
-Each kind of response is requested twice: once as it is, once with a callback that sleeps. If the
-second one's last byte comes later by half of that sleep or more, the client waited.
+The command requests each kind of response twice: without a callback, and with one that sleeps. If
+the last byte of the second response comes later by half of that sleep or more, the client waited.
 
-Caution: the application does nothing unless asked by the command, by a header that browsers do not
-send; then it sleeps, at most for two seconds, and tells the server's name. It is safe to be left
-deployed, but there is no reason to leave it.
+Caution: the application acts only on requests with a header that the command sends and browsers do
+not. It then sleeps, for two seconds at most, and tells the name of the server. You can safely leave
+it deployed, but there is no reason to.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def call_of(callback: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
 
 def describe(callback: Any) -> str:
-    """A name for the log: ``module.function`` where there is one, else the ``repr``."""
+    """The name of a callback in the log: ``module.function`` if it has one, else its ``repr``."""
     fn, _, _ = call_of(callback)
     try:
         return f"{fn.__module__}.{fn.__qualname__}"
@@ -174,7 +174,7 @@ def printable(thing: object, text_of: Callable[[object], str] = str) -> str:
 
 
 def request_line(environ: WSGIEnvironment) -> str:
-    """Method and path, escaped."""
+    """Method and path, escaped for the log."""
     method = environ.get("REQUEST_METHOD", "?")
     path = f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
     return _escape(f"{method} {path}")[0].decode("ascii")
