@@ -3,14 +3,14 @@
 ::
 
     python -m wsgi_after                      # a demo, whose callback takes half a second
-    python -m wsgi_after MODULE:APP [PATH]    # an app of one's own
+    python -m wsgi_after MODULE:APP [PATH]    # your app
     python -m wsgi_after probe URL            # another server: see wsgi_after.probe
 
-Installed, it is the command ``wsgi-after``, too. Use it to see whether callbacks are registered,
-how long they take, and that the client is not kept waiting by them.
+If the package is installed, ``wsgi-after`` is the same command. Use it to see whether callbacks are
+registered, how long they take, and that the client does not wait for them.
 
-Caution: it shows the server that is embedded here, werkzeug's, which ends every response before it
-calls ``close()``. Other servers do not in every case.
+Caution: the embedded server is werkzeug's, which ends every response before it calls ``close()``.
+Not every server does so with every response.
 """
 
 from __future__ import annotations
@@ -123,15 +123,15 @@ def parser() -> argparse.ArgumentParser:
         "app",
         metavar="MODULE:APP",
         nargs="?",
-        help="the application APP in the module MODULE, such as hello:application; modules are "
-        "looked for in the current directory, too",
+        help="the application APP in the module MODULE, such as hello:application; the module may "
+        "be in the current directory",
     )
     parser.add_argument(
         "path",
         metavar="PATH",
         nargs="?",
         default="/",
-        help="what to ask it for, such as '/orders?page=2' (default: /)",
+        help="the path of the request, such as '/orders?page=2' (default: /)",
     )
     parser.add_argument("--port", type=port, default=0, help="to serve on (default: a free one)")
     parser.add_argument(

@@ -493,10 +493,10 @@ def parser() -> argparse.ArgumentParser:
         "--seconds",
         type=seconds,
         default=SECONDS,
-        help=f"that callbacks sleep, at most {LONGEST:g} (default: {SECONDS:g})",
+        help=f"how long callbacks sleep, at most {LONGEST:g} (default: {SECONDS:g})",
     )
     parser.add_argument(
-        "--http", choices=["1.0", "1.1"], help="ask with this version only (default: both)"
+        "--http", choices=["1.0", "1.1"], help="use only this version of HTTP (default: both)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
     parser.add_argument(
