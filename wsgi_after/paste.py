@@ -9,9 +9,9 @@
     use = egg:wsgi-after
     executor = pools:pool
 
-The app may be of any framework.
+The app may use any framework.
 
-Caution: put the filter first in its pipeline, to be around the others.
+Caution: put the filter first in its pipeline, so that it is around the others.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def filter_app_factory(
     """Wrap any WSGI app, as a filter of PasteDeploy: ``use = egg:wsgi-after``.
 
     :param global_conf: not used.
-    :param executor: the name of an object with ``submit``, such as ``package.module:name``, as for
+    :param executor: the name of an executor, such as ``package.module:name``, as for
         :class:`wsgi_after.AfterResponseMiddleware`; or ``none``.
-    :raises ValueError: if ``executor`` does not name one.
+    :raises ValueError: if ``executor`` does not name an object with ``submit``.
     :raises TypeError: if there are other options.
     """
     return AfterResponseMiddleware(app, executor=find_executor(executor))
