@@ -1,4 +1,4 @@
-"""What integrations of frameworks, test tools and servers need besides the list.
+"""Names for those who integrate a framework, a test tool or a server.
 
 If no WSGI middleware is around the app, open a request by hand::
 
@@ -7,7 +7,8 @@ If no WSGI middleware is around the app, open a request by hand::
         response.status, response.headers = request.start(response.status, response.headers)
     response.on_close(request.closer())
 
-Caution: if you open a request, make sure that its closer is called.
+Caution: if you open a request, make sure that its closer is called. Otherwise its callbacks run
+late or not at all.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def open_request(
         the same copy.
     :param executor: as for the middleware.
     :param around: as for the middleware.
-    :return: a context manager. Call the app, or what stands for it, within its block.
+    :return: a context manager. Call the app, or the view, within its block.
     :raises TypeError: if ``environ["wsgi.after"]`` exists and is not a list, or if an argument is
         of the wrong kind.
     """
@@ -141,10 +142,10 @@ class OpenRequest:
     def start(
         self, status: str, headers: list[tuple[str, str]]
     ) -> tuple[str, list[tuple[str, str]]]:
-        """Run the response callbacks on a status line and headers; return both as prepared.
+        """Run the response callbacks, which may change the status line and headers; return both.
 
-        Without response callbacks, both come back unchanged. So they do if the list is shared: its
-        maker runs its response callbacks.
+        Both are returned unchanged if there are no response callbacks, or if the list is shared:
+        whoever made it runs its response callbacks.
         """
         if self.is_shared:
             return status, headers
@@ -212,7 +213,7 @@ class InContext(partial[object]):
         return callback
 
     def keep(self) -> None:
-        """Store what :meth:`context` will need. A subclass may define this; :meth:`of` calls it."""
+        """Store what :meth:`context` needs. :meth:`of` calls this. A subclass may define it."""
 
     def context(self) -> AbstractContextManager[object]:
         """Return a new context manager, within which the callback runs once."""
@@ -230,13 +231,13 @@ class InContext(partial[object]):
         return hash(self.original) if self.original is not None else id(self)
 
     def __reduce__(self) -> Any:
-        """Pickle as a plain callback: a request, and what is local to a thread, stays here."""
+        """Pickle as a plain callback: the request and thread-local data stay in this process."""
         if self.keywords:
             return partial, (partial(self.func, *self.args, **self.keywords),)
         return partial, (self.func, *self.args)
 
 
-#: Not the list's own: nothing is registered here, which in a forked child would raise.
+#: The method of ``list``: that of ``CallbackList`` registers, which raises in a forked child.
 replace: Callable[[Any, int, object], None] = list.__setitem__
 
 
@@ -245,12 +246,11 @@ def bind(
     before: list[Callable[[], object]],
     in_context: Callable[[Callable[[], object]], InContext],
 ) -> None:
-    """Make callbacks run within a context.
+    """Make the callbacks of a list run within a context, except those that have one already.
 
-    Callbacks in ``before``, and those that have a context already, stay as they are.
-
-    :param before: the callbacks that were in the list before.
-    :param in_context: returns the callback that replaces a plain one.
+    :param callbacks: the list, which is changed in place.
+    :param before: callbacks of the list that stay as they are, because they were there before.
+    :param in_context: called with a plain callback; returns the callback that replaces it.
     """
     known = [id(fn) for fn in before]
     for index, fn in enumerate(callbacks):
@@ -263,16 +263,17 @@ def bind(
 
 
 def has_moment(environ: WSGIEnvironment) -> bool:
-    """Whether the callbacks of a request may run at the server's own moment, after ``close()``."""
+    """Return whether callbacks may run at the server's own moment, after ``close()``."""
     return hand_off.find_slot is not None or hand_off.MOMENT in environ
 
 
 def put_last(after: list[Any], entry: Callable[[], object]) -> bool:
     """Append an entry that releases the request, if the callbacks run where it is closed.
 
-    :return: whether the entry was appended. It is not if there are no callbacks, if they are
-        running or have run, or if somebody else takes them: an executor, ``capture()``, or the
-        process that forked this one.
+    :param entry: called after the last callback.
+    :return: whether the entry was appended. It is not appended if there are no callbacks, if they
+        are running or have run, or if an executor, ``capture()`` or the process that forked this
+        one runs them.
     """
     if isinstance(after, CallbackList) and (
         after._executor is not None
@@ -291,15 +292,15 @@ def _start(*args: object) -> Any:
 
 
 def observe(after: list[Callable[[], object]], observer: Callable[..., object]) -> bool:
-    """Set the observer of a ``CallbackList``, which is told what is registered.
+    """Set the function that learns what is registered in a list, unless the list has one.
 
-    Nothing is set if the list has one already. The observer of ``around=`` does not count: if there
-    is one, both are told.
+    An observer that ``around=`` has set does not count: both are called.
 
+    :param after: the list. If it is not a ``CallbackList``, no observer is set.
     :param observer: called as ``observer(after, "registers", *functions)`` before functions are
         registered, and as ``observer(after, "too late")`` or ``observer(after, "on_prepare too
-        late")`` before a registration raises because it came too late. What it raises goes to
-        whoever registers.
+        late")`` before a registration raises because it came too late. Its exceptions propagate to
+        the code that registers.
     :return: whether the observer was set.
     """
     if not isinstance(after, CallbackList):
@@ -315,7 +316,7 @@ def observe(after: list[Callable[[], object]], observer: Callable[..., object]) 
 
 
 def notes_of(after: list[Callable[[], object]]) -> dict[str, Any]:
-    """A dict in which an observer, or an ``around=``, keeps notes as long as the list lives.
+    """Return a dict in which an observer, or an ``around=``, keeps notes as long as the list lives.
 
     Use the name of your package as a key.
 
@@ -332,15 +333,16 @@ def notes_of(after: list[Callable[[], object]]) -> dict[str, Any]:
 def tell_both(
     first: Callable[..., object], second: Callable[..., object], /, *event: object
 ) -> None:
-    """Tell two observers."""
+    """Call two observers."""
     first(*event)
     second(*event)
 
 
 def set_capture(capturing: Callable[[], SupportsSubmit | None]) -> None:
-    """At the end of each request with callbacks, ask ``capturing()`` which executor takes them.
+    """Call ``capturing()`` at the end of each request with callbacks, to get their executor.
 
-    Its answer comes before any ``executor=``. If it returns ``None``, it changes nothing.
+    The executor that it returns takes precedence over any ``executor=``. If it returns ``None``,
+    the callbacks run as usual.
     """
     hand_off.capturing = capturing
 
@@ -362,16 +364,16 @@ def add_failure_hook(hook: Callable[[str, BaseException | None], object]) -> Non
 
 
 def add_let_out(*kinds: type[BaseException]) -> None:
-    """Let out these exceptions of a callback, as ``KeyboardInterrupt``: those that end a test."""
+    """Re-raise such exceptions of a callback, as ``KeyboardInterrupt`` is. Use it to end a test."""
     let_out.kinds = (*let_out.kinds, *kinds)
 
 
 def unfinished() -> list[CallbackList]:
-    """The lists of this process that have not ended. This is slow: use it in tests only.
+    """Return the lists of this process that have not ended. This is slow: use it in tests only.
 
     A list counts from the call of the app until its last callback has run, or until the job has
     left the process. Responses that nobody closed, and that wait for a safe moment, are closed
-    first. The garbage collector finds the lists, so that requests need not be counted.
+    first. The lists are found through the garbage collector, so that requests need not be counted.
     """
     raised = unclosed.close_waiting()
     if raised is not None:

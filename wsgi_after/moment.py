@@ -1,6 +1,6 @@
 """The server's own moment after the response: each request has a slot, which an adapter runs.
 
-Some servers call ``close()`` before the end of the response is out. To adapt such a server, open a
+Some servers call ``close()`` before the end of the response is out. To adapt such a server, make a
 slot in the thread that serves the request, before the app is called. Run it when the response is
 out::
 
@@ -10,6 +10,8 @@ out::
 
 In ``close()``, the middleware leaves the callbacks to the slot. They still run in the thread of the
 request, with the context variables that ``close()`` had.
+
+Caution: call ``run()`` even if the response fails.
 """
 
 from __future__ import annotations
@@ -40,14 +42,15 @@ closed_for: ContextVar[object] = ContextVar("wsgi_after.moment", default=None)
 
 
 class Slot:
-    """Takes the callbacks of one request, and runs them when the server's adapter says so.
+    """Takes the callbacks of one request, and runs them when an adapter calls :meth:`run`.
 
-    It belongs to the thread or greenlet that made it. It takes nothing if ``close()`` is called in
-    another thread or in a forked child, for a request within the app's call, or after the slot has
-    run. In these cases the callbacks run in ``close()``.
+    A slot belongs to the thread or greenlet that made it. It takes nothing if ``close()`` is called
+    in another one, or in a child that was forked after the slot was made. It takes nothing for a
+    request that the app makes within its own call, or after it has run. In these cases the
+    callbacks run in ``close()``.
 
     :param before_each: called without arguments before each callback, for a server that expects a
-        sign of life. What it raises is logged, and the callback still runs.
+        sign of life. Its exceptions are logged, and the callback still runs.
     """
 
     def __init__(self, before_each: Callable[[], object] | None = None) -> None:
@@ -58,13 +61,13 @@ class Slot:
         self._mark = object()
 
     def run(self) -> None:
-        """Run the callbacks that the slot took, in this thread. From now on it takes nothing.
+        """Run the callbacks that the slot took, in this thread. After that, it takes nothing.
 
-        If a slot is dropped without this call, its callbacks run as for a response that nobody
-        closed.
+        If a slot is dropped without this call, its callbacks run like those of a response that
+        nobody closed.
 
-        :raises BaseException: after all have run, the first exception that rule 6 of the contract
-            lets out.
+        :raises BaseException: when all callbacks have run, the first exception that rule 6 of the
+            contract re-raises.
         """
         self._here = None
         raised: BaseException | None = None
@@ -79,10 +82,10 @@ class Slot:
                 raise raised
         finally:
             closed_for.set(None)
-            del raised  # or this frame and the traceback would hold each other
+            del raised  # otherwise this frame and the traceback would hold each other
 
     def takes(self, callbacks: CallbackList) -> bool:
-        """Whether these callbacks can be left to the slot: asked in ``close()``."""
+        """Return whether the slot takes these callbacks. The middleware asks in ``close()``."""
         return (
             self._here == here()
             and self._forks == process.forks
@@ -103,7 +106,7 @@ class Slot:
 def run_in(context: Context, mark: object, job: Callable[[], object]) -> None:
     """Run a job in a copy of the context of ``close()``.
 
-    What it sets there is set in the context itself, too, if the server is still in it. A server's
+    If the server is still in that context, copy back the variables that the job sets. A server's
     thread keeps its context from one request to the next, and a callback may clean it.
     """
     before = context.copy()
@@ -122,7 +125,7 @@ def call_behind(
     taken: list[Callable[[], object]],
     request: str | None,
 ) -> object:
-    """Call the hook, then ``taken[0]()`` as it would be called without it: see :mod:`.around`."""
+    """Call the hook, then ``taken[0]()`` as without the hook: see :mod:`.around`."""
     callback = taken[0]
     try:
         hook()
@@ -138,15 +141,17 @@ def call_behind(
 
 
 def here() -> object:
-    """An object that identifies this greenlet or, if there is none, this thread."""
+    """Return an object that identifies this greenlet or, if there is none, this thread."""
     greenlet = sys.modules.get("greenlet")  # not imported: without it there are no greenlets
     return get_ident() if greenlet is None else greenlet.getcurrent()
 
 
 def set_finder(find: Callable[[WSGIEnvironment], Slot | None]) -> None:
-    """In ``close()``, ask ``find(environ)`` for the slot of a request without one in its environ.
+    """Find the slots of requests that have none in their environ.
 
-    For a server that has a moment, but no place to open a slot before the app is called.
+    Use this for a server that has a moment, but no place to make a slot before the app is called.
+
+    :param find: called with the environ, in ``close()``; returns the slot, or ``None``.
     """
     hand_off.find_slot = find
 

@@ -15,11 +15,11 @@
 
 A request belongs to the innermost block that was entered in its thread (more exactly, in its
 ``contextvars`` context). A request in a thread that has entered no block, such as a thread of a
-server, belongs to the block that was entered last in the process. So threads that test at the same
-time do not mix, unless they share a server.
+server, belongs to the block that was entered last in the process. So tests that run in several
+threads do not mix, unless they share a server.
 
-Caution: callbacks run when the response is closed. WebTest closes each; werkzeug's and Flask's
-clients need ``response.close()``, ``with``, or ``buffered=True``.
+Caution: callbacks run when the response is closed. WebTest closes each response. With the clients
+of werkzeug and Flask, use ``response.close()``, ``with``, or ``buffered=True``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class CapturedRequest:
-    """A request whose response is out, and whose callbacks have not run.
+    """A request whose response has ended, and whose callbacks ``capture()`` holds back.
 
     :ivar request: method and path, such as ``"GET /path"``.
     :ivar after: the list of the request, with ``status``, ``headers``, ``error`` and ``completed``.
@@ -55,7 +55,7 @@ class CapturedRequest:
 
     @property
     def callbacks(self) -> list[Callable[[], object]]:
-        """The callbacks that have not run, in order; with arguments, as a ``functools.partial``."""
+        """The callbacks that have not run, in order. Those with arguments are partials."""
         return [*self.after]
 
     def run(self) -> None:
@@ -63,7 +63,7 @@ class CapturedRequest:
 
         Callbacks that they register run, too. A second call does nothing.
 
-        :raises BaseException: as :func:`wsgi_after.run_callbacks` does.
+        :raises BaseException: what :func:`wsgi_after.run_callbacks` raises.
         """
         self._job(self.after, self.request)
 
@@ -71,7 +71,7 @@ class CapturedRequest:
 class Capture(list[CapturedRequest]):
     """The requests of a block that had callbacks, in the order in which their responses ended.
 
-    It is an executor: the middleware hands the callbacks over to it.
+    This list is an executor: the middleware hands the callbacks over to it.
     """
 
     def submit(self, job: Callable[..., object], /, after: CallbackList, request: str) -> None:
@@ -86,10 +86,10 @@ class Capture(list[CapturedRequest]):
     def run(self) -> None:
         """Run the callbacks that have not run yet, request by request.
 
-        Call it in the block or after it. If a callback makes a request while the block is open, the
-        callbacks of that request run, too.
+        Call this in the block or after it. If a callback makes a request while the block is open,
+        the callbacks of that request run, too.
         """
-        for request in self:  # sees what is appended meanwhile
+        for request in self:  # includes what is appended meanwhile
             request.run()
 
 
@@ -114,7 +114,7 @@ class Blocks(Generic[T]):
                 self._open = without(self._open, block)
 
     def innermost(self) -> T | None:
-        """The one that a request handled here belongs to. Takes no lock, for finalizers' sake."""
+        """Return the block of a request handled here. Takes no lock: finalizers call this."""
         still_open = self._open
         entered = [block for block in self._entered.get() if is_in(block, still_open)]
         blocks = entered or still_open
@@ -137,8 +137,8 @@ stricts: Blocks[list[BaseException]] = Blocks("wsgi_after.testing.strict")
 def capture() -> Iterator[Capture]:
     """Collect the callbacks of the requests made inside the block, without running them.
 
-    The block yields the :class:`Capture`. In nested blocks, the innermost gets a request. Callbacks
-    that ``run()`` does not run never run. Requests without callbacks are left out.
+    Yields a :class:`Capture`. If blocks are nested, the innermost gets the request. Call ``run()``
+    to run the callbacks; otherwise they never run. Requests without callbacks are left out.
     """
     with captures.entered(Capture()) as captured:
         yield captured
@@ -146,11 +146,11 @@ def capture() -> Iterator[Capture]:
 
 @contextmanager
 def strict() -> Iterator[list[BaseException]]:
-    """Raise the failures of callbacks inside the block at its end.
+    """At the end of the block, raise the failures of callbacks inside it.
 
-    Callbacks run, and are contained and logged, as usual. A callback that returned a coroutine or
-    a generator counts as a failure. The block yields the list of failures so far; remove the
-    failures that the test expects. In nested blocks, the innermost gets a failure.
+    Callbacks run as usual, and their failures are contained and logged. A callback that returned a
+    coroutine or a generator counts as a failure. Yields the list of failures so far; remove the
+    failures that the test expects. If blocks are nested, the innermost gets the failure.
 
     :raises BaseException: a single failure; for several, an ``ExceptionGroup``. If the block itself
         raises, that exception propagates instead.
@@ -171,15 +171,15 @@ def raise_failures(failures: list[BaseException]) -> None:
 
 
 def wait_for_callbacks(timeout: float = 10.0) -> None:
-    """Wait until the callbacks of all requests to this process have run, also in a pool.
+    """Wait until the callbacks of all requests to this process have run, also those in a pool.
 
     Use it with a live server in a thread of the test: a client has the response before its
     callbacks have run. A request counts from the call of the app until its list has ended, or until
     ``capture()`` holds it back. Jobs handed over to another process do not count.
 
     :param timeout: in seconds.
-    :raises TimeoutError: if requests are left. The usual causes are a callback that takes longer,
-        and a response that nobody has read and closed.
+    :raises TimeoutError: if callbacks are left after that time. The usual causes are a callback
+        that takes longer, and a response that nobody has read and closed.
     :raises RuntimeError: if called within a request, which would wait for itself.
     """
     if current_list() is not None:
@@ -189,7 +189,7 @@ def wait_for_callbacks(timeout: float = 10.0) -> None:
         )
     deadline = monotonic() + timeout
     if unfinished():
-        gc.collect()  # or what is in a cycle, and nobody will close, would be waited for
+        gc.collect()  # otherwise we would wait for responses in cycles, which nobody will close
     while left := not_captured(unfinished()):
         if monotonic() > deadline:
             raise TimeoutError(
@@ -201,13 +201,13 @@ def wait_for_callbacks(timeout: float = 10.0) -> None:
 
 
 def not_captured(lists: list[CallbackList]) -> list[CallbackList]:
-    """Those that no ``capture()`` holds back, for which nobody may ever call ``run()``."""
+    """Return the lists that no ``capture()`` holds back. A test may never run the others."""
     captured = {id(it.after) for it in gc.get_objects() if lists and type(it) is CapturedRequest}
     return [after for after in lists if id(after) not in captured]
 
 
 def note(text: str, error: BaseException | None) -> None:
-    """Take a failure, if a ``strict()`` is open for it."""
+    """Give a failure to the open ``strict()``, if there is one."""
     failures = stricts.innermost()
     if failures is not None:
         failures.append(RuntimeError(text) if error is None else error)
