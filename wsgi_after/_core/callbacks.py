@@ -136,10 +136,10 @@ class CallbackList(Registering, Places):
         on, no body. What is not changed reaches the server as the app gave it. If you change
         Content-Length, or the status to one without a body, make sure that the body matches.
 
-        ``fn`` runs inside the app's call of ``start_response``, in order of registration: again if
-        the app calls that again with ``exc_info``, not at all if it never does. It returns ``None``
-        or the response. What it registers runs too, last. The app's call of ``start_response``
-        raises what it raises.
+        ``fn`` runs inside the app's call of ``start_response``, in order of registration. It runs
+        again if the app calls that again with ``exc_info``, and not at all if the app never calls
+        it. ``fn`` returns ``None`` or the response. Functions that it registers run last. If it
+        raises, the app's call of ``start_response`` raises that.
 
         :raises TypeError: if ``fn`` is not callable, or a coroutine function.
         :raises RuntimeError: if the app has called ``start_response`` already.
@@ -168,7 +168,7 @@ class CallbackList(Registering, Places):
     def error(self) -> BaseException | None:
         """The first exception of the app: from its call, its body, or the ``close()`` of that.
 
-        ``None`` again when the callbacks have run: its traceback holds the request.
+        ``None`` again when the callbacks have run, because its traceback refers to the request.
         """
         return None if self._error is FORGOTTEN else self._error
 
@@ -176,7 +176,7 @@ class CallbackList(Registering, Places):
     def completed(self) -> bool | None:
         """Whether the app's iterable was exhausted, which is no proof of delivery.
 
-        ``None``: unknown; the server sent a file itself, or Django's middleware runs the callbacks.
+        ``None`` if unknown: the server sent a file itself, or Django's middleware runs callbacks.
         """
         return None if self._progress == UNSEEN else self._progress >= EXHAUSTED
 
@@ -187,7 +187,7 @@ class CallbackList(Registering, Places):
 
     @property
     def executor(self) -> SupportsSubmit | None:
-        """Who takes the callbacks: the innermost ``executor=`` that was passed; else ``None``."""
+        """The executor of the callbacks: the innermost ``executor=``, or ``None``."""
         return self._executor
 
     def snapshot(self) -> tuple[list[Any], list[Any]]:

@@ -36,22 +36,23 @@ sharing: Callable[[list[Any], object], object] | None = None
 class AfterResponseMiddleware:
     """A WSGI app that gives each request of ``app`` a list of callbacks to run after the response.
 
-    They run in ``close()``, in the thread in which the server calls it. Put it outermost, so that
-    no other middleware stands between it and the server.
+    They run in ``close()``, in the thread in which the server calls it. Put the middleware
+    outermost, so that no other middleware stands between it and the server. If instances share a
+    list, the ``executor`` of the innermost one counts, and ``on_error`` and ``around`` of the one
+    that made the list.
 
     :param app: any WSGI application.
-    :param executor: who runs the callbacks instead: anything with ``submit(fn, *args)``, which gets
-        one job for each request that has any. What it refuses runs in ``close()``. Where instances
-        share a list, the innermost one's counts.
-    :param on_error: called as ``on_error(callback, error, after)`` where a callback has failed, but
-        not in another process, when the failure is logged. ``callback`` is the entry, and ``after``
-        the list. What it raises is logged. Where instances share a list, its maker's counts.
-    :param moment: whether the callbacks run at the server's own moment after the response, where it
-        has one (see :mod:`wsgi_after.moment`). ``False``: in ``close()``, always.
+    :param executor: an object with ``submit(fn, *args)``, which gets one job for each request that
+        has callbacks. A job that it refuses runs in ``close()``.
+    :param on_error: called as ``on_error(callback, error, after)`` when a callback has failed and
+        the failure is logged, but not in another process. ``callback`` is the entry, and ``after``
+        the list. What it raises is logged.
+    :param moment: whether the callbacks run at the server's own moment after the response, if the
+        server has one (see :mod:`wsgi_after.moment`). With ``False``, they run in ``close()``.
     :param around: called as ``around(callback, after)`` before each callback. It returns a context
-        manager, within which the callback runs. What that raises is logged, and the callback runs
-        all the same. If it has an attribute ``observer``, that is told of registrations, as by
-        :func:`wsgi_after.integration.observe`. Where instances share a list, its maker's counts.
+        manager, within which the callback runs. What that raises is logged, and the callback still
+        runs. If ``around`` has an attribute ``observer``, that is called as
+        :func:`wsgi_after.integration.observe` describes.
     :raises TypeError: if an argument is of the wrong kind.
     """
 
@@ -83,8 +84,8 @@ class AfterResponseMiddleware:
         """Register ``fn(environ)`` to run after every response from now on, and return ``fn``.
 
         Also a decorator. These come first in the list of each request, in order of registration.
-        The environ is the request's own; its ``wsgi.input`` and ``wsgi.errors`` are of no use any
-        more. It is ``app.after_response()`` of :mod:`wsgi_after.flask` that passes nothing.
+        The environ is the request's own; do not use its ``wsgi.input`` and ``wsgi.errors``. In
+        Flask, ``app.after_response()`` registers functions without arguments.
 
         :raises TypeError: if ``fn`` is not callable with one argument.
         """

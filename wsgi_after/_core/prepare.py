@@ -78,12 +78,12 @@ class ResponseCallback:
         if not callable(fn):
             raise TypeError(
                 f"A response callback must be callable, not {type(fn).__name__}: {fn!r}. The usual "
-                "cause is a function that was called where it should be passed."
+                "cause is a function that was called instead of passed."
             )
         if inspect.iscoroutinefunction(fn):
             raise TypeError(
                 f"Response callback {describe(fn)} is a coroutine function, which start_response() "
-                "cannot wait for. Make it a plain function, and do before what has to be awaited."
+                "cannot wait for. Register a plain function, and await what it needs before that."
             )
         self.fn = fn
         self.once = once
@@ -169,8 +169,8 @@ class Draft:
                 returned.close()
             raise TypeError(
                 f"Response callback {describe(fn)} returned {type(returned).__name__}, where None "
-                "or the response it was given is expected. It is to change that response: the "
-                "status and the headers of another one would be lost."
+                "or the response it was given is expected. It must change that response, because "
+                "the status and the headers of another one would be lost."
             )
         if unsendable("".join([response.status, *chain.from_iterable(response.headers)])):
             if unsendable(response.status):

@@ -25,8 +25,8 @@ def run_callbacks(callbacks: list[Callable[[], object]], request: str | None = N
 
     :param callbacks: any list of callables without arguments.
     :param request: a label for the log such as ``"GET /path"``; never the environ.
-    :raises BaseException: after the others ran, the first that goes on (rule 6 of the contract).
-    :raises RuntimeError: if the list is of a request of another process, which forked this one.
+    :raises BaseException: after the others ran, the first that rule 6 of the contract lets out.
+    :raises RuntimeError: if the list belongs to a request of the process that forked this one.
     """
     if isinstance(callbacks, CallbackList) and callbacks._forks != process.forks:
         if callbacks._state != HANDED_OVER:
