@@ -1,4 +1,4 @@
-"""The few facts about servers that change what is done. Others get nothing special."""
+"""The few facts about servers that change what the middleware does. All others are equal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ if TYPE_CHECKING:
 
 
 class Server(NamedTuple):
-    """The facts about one server, which shows itself by a key in its environ.
+    """The facts about one server, which is recognised by a key in its environ.
 
-    :param errors: where there is no key: the module of the class of its ``wsgi.errors``.
-    :param holds_headers: of an empty response, until ``close()`` has returned, or ``write(b"")``.
-    :param closes_elsewhere: it closes large files in the thread that serves all connections.
-    :param reuses_environ: it clears the environ after the request, and uses it for the next one.
+    :param errors: for a server without such a key: the module of the class of its ``wsgi.errors``.
+    :param holds_headers: whether it sends the headers of an empty response only when ``close()``
+        has returned, or at ``write(b"")``.
+    :param closes_elsewhere: whether it closes large files in the thread that serves all sockets.
+    :param reuses_environ: whether it clears the environ after a request, for use by the next one.
     """
 
     name: str
@@ -33,15 +34,15 @@ SERVERS = (
     Server(
         "waitress", key="waitress.client_disconnected", holds_headers=True, closes_elsewhere=True
     ),
-    # Headers: _WSGIResponse.run (26.10.0). It sets no SERVER_SOFTWARE.
+    # Headers: _WSGIResponse.run (26.10.0). Twisted sets no SERVER_SOFTWARE.
     Server("twisted", errors="twisted.web.wsgi", holds_headers=True),
 )
 UNKNOWN = Server("unknown")
 
 
 def recognise(environ: WSGIEnvironment) -> Server:
-    """The server that made ``environ``, or ``UNKNOWN``."""
-    # Not by the type of start_response: to look at that crashes the interpreter under fastwsgi.
+    """Return the facts about the server that made ``environ``, or ``UNKNOWN``."""
+    # Do not look at the type of start_response: under fastwsgi, that crashes the interpreter.
     errors = type(environ.get("wsgi.errors")).__module__
     for server in SERVERS:
         if server.key in environ or server.errors == errors:
@@ -50,7 +51,7 @@ def recognise(environ: WSGIEnvironment) -> Server:
 
 
 def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:
-    """A copy of the environ, for a job; what is registered with the environ gets it, too."""
+    """Return a copy of the environ for a job. Callbacks registered with the environ get it, too."""
     copied = environ.copy()
     for index, entry in enumerate(callbacks):
         if isinstance(entry, partial) and entry.args and entry.args[0] is environ:
@@ -59,6 +60,6 @@ def rebound(callbacks: list[Any], environ: WSGIEnvironment) -> WSGIEnvironment:
 
 
 def status_and_headers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The status and the headers, however an app passed them: servers differ in their names."""
+    """Return status and headers, passed by position or by name. Servers name them differently."""
     named = {**kwargs, **dict(zip(("status", "headers"), args, strict=False))}
     return named.get("status"), named.get("headers", named.get("response_headers"))

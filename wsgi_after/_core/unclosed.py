@@ -1,7 +1,7 @@
-"""Responses that nobody closed: run their callbacks at a moment that is safe (rule 7).
+"""Responses that nobody closed: run their callbacks when it is safe (rule 7).
 
-The garbage collector stops code that may hold a lock, parse or import. What it drops waits for the
-next call of a middleware, the next end of a request, or the exit of the process.
+The garbage collector interrupts code that may hold a lock, parse or import. So a response that it
+frees waits for the next call of a middleware, the next end of a request, or the process's exit.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from . import process
 from .let_out import goes_on
 from .logs import UNCLOSED, UNCLOSED_FAILED, log, logger
 
-#: Bodies that the collector dropped, and that are not closed yet.
+#: Bodies that the collector freed, and that are not closed yet.
 waiting: deque[Any] = deque()
 
 _closing: set[tuple[int, int]] = set()  # processes and threads in close_waiting()
 
 
 class Collector:
-    """In which thread the garbage collector runs now. It needs no globals: they end before it."""
+    """Knows in which thread the garbage collector runs. Uses no globals: at exit, they go first."""
 
     get_ident = staticmethod(get_ident)
     thread: int | None = None
@@ -38,7 +38,7 @@ gc.callbacks.append(collector)
 
 
 def must_wait(body: Any) -> bool:
-    """Whether this is called by the collector: then ``body`` is closed later."""
+    """Return whether the collector calls this. If so, queue ``body`` to be closed later."""
     if collector.thread != get_ident():
         return False
     body._closed = False
@@ -47,16 +47,16 @@ def must_wait(body: Any) -> bool:
 
 
 def drop(body: Any) -> None:
-    """Close ``body`` in place of the server, which dropped it: for the finalizer only."""
+    """Close ``body``, which the server dropped without closing it: for the finalizer only."""
     if not must_wait(body) and body._after._forks == process.forks:  # else: a copy in a child
-        body._after._executor = None  # in place, submit() may wait for a lock held further up
+        body._after._executor = None  # run here: submit() may wait for a lock of this very thread
         close_unclosed(body)
 
 
 def close_unclosed(body: Any) -> None:
     """Close ``body``, with a warning if it has callbacks."""
     after = body._after
-    after._write = None  # no flush from here: whose thread this is, is not known
+    after._write = None  # no flush from here: this may be any thread
     try:
         if after:
             warnings.warn(UNCLOSED % after._request_line(), ResourceWarning, stacklevel=4)
@@ -66,9 +66,10 @@ def close_unclosed(body: Any) -> None:
 
 
 def close_waiting(raised: BaseException | None = None) -> BaseException | None:
-    """Close what waits, one after the other; not from within a callback of one of them.
+    """Close the waiting bodies, one by one. Does nothing if a callback of one of them calls it.
 
-    What they raise is logged: it is not of this request. Return ``raised``, or what has to go on.
+    Their exceptions are logged, because they belong to other requests. Return ``raised`` or, if
+    that is ``None``, the first exception that must be re-raised.
     """
     forks = process.forks
     here = (forks, get_ident())
