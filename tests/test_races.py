@@ -17,8 +17,6 @@ from http.client import HTTPException
 from types import SimpleNamespace
 from wsgiref.util import FileWrapper
 
-import gevent
-import gevent.event
 import pytest
 from commands import ask, serving
 from conftest import Exchange, File, Immediately, Refuses, collector_off, hello, make_environ
@@ -511,7 +509,14 @@ def test_what_comes_out_of_the_log_of_one_failure_costs_the_others_nothing(
     )
 
 
-def test_a_greenlet_that_is_killed_in_a_callback_runs_the_others(events):
+@pytest.fixture
+def gevent():
+    """It has no wheel for 3.15 without the GIL."""
+    pytest.importorskip("gevent.event")
+    return pytest.importorskip("gevent")
+
+
+def test_a_greenlet_that_is_killed_in_a_callback_runs_the_others(events, gevent):
     """And another time in the next one: the first kill is let out, the second logged."""
     began = gevent.event.Event()
 
@@ -538,7 +543,9 @@ def test_a_greenlet_that_is_killed_in_a_callback_runs_the_others(events):
     assert isinstance(greenlet.value, gevent.GreenletExit)
 
 
-def test_a_greenlet_that_is_killed_while_a_failure_is_logged_runs_the_others(events, monkeypatch):
+def test_a_greenlet_that_is_killed_while_a_failure_is_logged_runs_the_others(
+    events, monkeypatch, gevent
+):
     """Where logging waits, a kill or a timeout comes out of it."""
 
     class Waits(logging.Handler):
