@@ -17,12 +17,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 import wsgi_after
+from wsgi_after.claims import WITHOUT_GIL
 
 PACKAGE = str(Path(wsgi_after.__file__).parent)
 TIMEOUT = 60  # seconds, after which two threads are taken to wait for each other
@@ -77,26 +78,25 @@ def trace(
 
 
 class Pair:
-    """Two threads that run one order after another.
-
-    Tracing stays on in them. Without the GIL, CPython stops all threads to turn it on or off, which
-    took most of the time when each order had threads of its own.
-    """
+    """Two threads that run one order after another."""
 
     def __init__(self, file: str, *, everywhere: bool = False) -> None:
-        self.order = Switched((), ())
-
-        def traced(number: int) -> None:
-            sys.settrace(trace(lambda: self.order.place(number), file, everywhere=everywhere))
-
-        self._threads = [
-            ThreadPoolExecutor(1, initializer=traced, initargs=(number,)) for number in (0, 1)
+        self._order: Switched | None = None
+        self._threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+        self._tracers = [
+            trace(partial(self._at_place, number), file, everywhere=everywhere) for number in (0, 1)
         ]
+
+    def _at_place(self, number: int) -> None:
+        self._order.place(number)
 
     def run(self, actions: tuple[Action, ...], runs: tuple[int, ...]) -> Switched:
         """Run each action in its thread, and return the order; what an action raises is raised."""
-        self.order = order = Switched(actions, runs)
-        futures = [thread.submit(order.run, number) for number, thread in enumerate(self._threads)]
+        self._order = order = Switched(actions, runs)
+        futures = [
+            self._threads[number].submit(order.run, number, self._tracers[number])
+            for number in (0, 1)
+        ]
         for future in futures:
             future.result(2 * TIMEOUT)
         if order.errors:
@@ -123,14 +123,23 @@ class Switched:
         self._turn = [threading.Semaphore(1), threading.Semaphore(0)]
         self._ended = [False, False]
 
-    def run(self, number: int) -> None:
-        """Run one of the actions, and let go of it; for its thread to call."""
+    def run(self, number: int, tracer: Callable[..., Any]) -> None:
+        """Run one of the actions, and let go of it; for its thread to call.
+
+        Without the GIL, tracing stays on. CPython stops all threads to turn it on or off, which
+        would take most of the time. With the GIL it has to end: CPython 3.12.1 crashes when the
+        main thread closes a generator that is traced in another thread.
+        """
         try:
             self._wait(number)
+            if sys.gettrace() is not tracer:
+                sys.settrace(tracer)
             Context().run(self._actions[number])
         except BaseException as error:  # for the test to see
             self.errors.append(error)
         finally:
+            if not WITHOUT_GIL:
+                sys.settrace(None)
             self._actions[number] = None
             self._ended[number] = True
             self._turn[not number].release()
