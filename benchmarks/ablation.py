@@ -14,12 +14,17 @@ from tempfile import TemporaryDirectory
 
 import pyperf
 
+from .contenders import APP_WIDE
 from .report import machine, main, run, table, workers
 from .request import WARMUPS, server, take_turns
 from .workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Measured without each part, and without all.
 COUNTED = ("list", "list-1")
+#: Measured without all.
+OTHERS = ("list-3", "gunicorn", "app-wide", "object", "stream")
+BOTH = ("as it is", "all of these")
 
 ITERATOR = """\
     def __iter__(self):
@@ -33,11 +38,11 @@ PARTS = {
     "status and headers are not recorded": [
         ("middleware", "after._start_response)", "start_response)")
     ],
-    "nothing is current while the app is called": [
+    "after_this_response() finds no list in the view": [
         ("middleware", "token = set_current(after)", "token = None"),
         ("middleware", "reset_current(token)", "pass"),
     ],
-    "nothing is current while callbacks run": [
+    "after_this_response() finds no list in a callback": [
         ("run", "token = set_current(callbacks)", "token = None"),
         ("run", "reset_current(token)", "pass"),
     ],
@@ -49,7 +54,7 @@ PARTS = {
         ("run", "began = monotonic()", "began = 0.0"),
         ("run", "ended = monotonic()", "ended = 0.0"),
     ],
-    "append() does not look whether the list has ended": [
+    "append() accepts entries after the end": [
         ("callbacks", "def append(self", "def not_called(self")
     ],
     "a file that the server sends itself runs no callbacks": [
@@ -58,10 +63,11 @@ PARTS = {
 }  # fmt: skip
 
 
-def variants():
-    """The parts that are left out: none, each alone, all."""
+def variants(workload):
+    """The parts that are left out: none, each alone where that is measured, all."""
     everything = [replacement for part in PARTS.values() for replacement in part]
-    return {"as it is": [], **PARTS, "all of these": everything}
+    alone = PARTS if workload in COUNTED else {}
+    return {"as it is": [], **alone, "all of these": everything}
 
 
 def without(replacements, directory):
@@ -92,14 +98,26 @@ def middleware_of(directory):
         sys.path.remove(directory)
 
 
+def behind(middleware):
+    """As ``contenders.ours``, with the middleware of a copy."""
+
+    def make(workload):
+        application = middleware(workload.app())
+        if workload.needs == APP_WIDE:
+            application.after_response(lambda environ: None)
+        return application
+
+    return make
+
+
 def measure(workload, rounds):
     """Let the variants take turns with the bare app and the recipe."""
     servers = {contender: server(workload, contender) for contender in ("bare", "recipe")}
     with TemporaryDirectory() as directory:
-        for number, (name, replacements) in enumerate(variants().items()):
+        for number, (name, replacements) in enumerate(variants(workload).items()):
             place = Path(directory, str(number))
             middleware = middleware_of(without(replacements, place))
-            servers[name] = server(workload, name, lambda own, of=middleware: of(own.app()))
+            servers[name] = server(workload, name, behind(middleware))
         taken, loops = take_turns(servers, WARMUPS + rounds)
     return pyperf.BenchmarkSuite(
         [
@@ -112,7 +130,8 @@ def measure(workload, rounds):
 def collect(fast=False):
     """Run the workers, one at a time."""
     processes, rounds = (1, 3) if fast else (8, 20)
-    return workers(__spec__.name, *([w, rounds] for _ in range(processes) for w in COUNTED))
+    workloads = (*COUNTED, *OTHERS)
+    return workers(__spec__.name, *([w, rounds] for _ in range(processes) for w in workloads))
 
 
 def summarise(suite):
@@ -120,8 +139,8 @@ def summarise(suite):
     return {
         "machine": machine(suite),
         "parts": {
-            workload: {name: of_part(suite, workload, name) for name in variants()}
-            for workload in COUNTED
+            workload: {name: of_part(suite, workload, name) for name in variants(workload)}
+            for workload in (*COUNTED, *OTHERS)
         },
     }
 
@@ -138,15 +157,21 @@ def of_part(suite, workload, name):
 
 
 def report(figures):
-    """The table, and what it was measured on."""
+    """The tables, and what they were measured on."""
+    parts = figures["parts"]
     header = ["left out"]
     for workload in COUNTED:
         header += [WORKLOADS[workload].title, "ratio to the recipe"]
     rows = [
-        [name, *(cell for workload in COUNTED for cell in cells(figures["parts"][workload][name]))]
-        for name in variants()
+        [name, *(cell for workload in COUNTED for cell in cells(parts[workload][name]))]
+        for name in variants(COUNTED[0])
     ]
-    return f"{figures['machine']}\n\n{table(header, rows)}"
+    both = [
+        [WORKLOADS[workload].title, *(f"{parts[workload][name]['ratio']:.2f}" for name in BOTH)]
+        for workload in parts
+    ]
+    tables = table(header, rows), table(["ratio to the recipe", *BOTH], both)
+    return "\n\n".join([figures["machine"], *tables])
 
 
 def cells(part):

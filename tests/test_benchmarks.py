@@ -19,7 +19,7 @@ PROGRAMS = {"instructions": ["valgrind"], "growth": ["valgrind"], "throughput": 
 #: How many benchmarks of pyperf each has, and words of its tables.
 WRITTEN = {
     "request": (105, ["list of one chunk", "+Sentry", "wsgi_after to the recipe"]),
-    "ablation": (24, ["left out", "all of these"]),
+    "ablation": (44, ["left out", "all of these", "response object"]),
     "memory": (3, ["bytes in flight", "list of one chunk"]),
     "imports": (4, ["import wsgiref", "All except its own are in the standard library."]),
     "latency": (40, ["waitress, no Content-Length", "in the view"]),
