@@ -73,6 +73,17 @@ def test_a_call_is_made_once_whether_the_equal_one_waits_or_has_run(events):
     assert events == [[1], 2, 3]
 
 
+def test_of_two_equal_entries_that_are_both_in_the_list_one_calls_the_function(events):
+    def view(after):
+        after.once(events.append, 1)
+        first = after.pop()
+        after.once(events.append, 1)
+        after.append(first)
+
+    Exchange(responds("200 OK", view)).finish()
+    assert events == [1]
+
+
 def test_one_that_depends_on_success_does_not_stand_for_one_that_does_not(events):
     def view(after):
         after.once(after.on_success, events.append, 1)
