@@ -25,6 +25,14 @@ from wsgi_after.claims import WITHOUT_GIL
 LOGGER = logging.getLogger("wsgi_after")
 
 
+@pytest.fixture(autouse=True)
+def garbage_of_its_own(no_garbage_collector):  # noqa: F811
+    """Collect only what is made in here: all that other tests left costs 20 ms each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def fail(error):
     raise error
 

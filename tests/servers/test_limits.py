@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from time import perf_counter
 
 import pytest
@@ -23,7 +24,7 @@ from wsgi_after.flask import AfterResponse
 
 from .control import Watch
 from .descriptions import module, package
-from .harness import control, running, wait_until
+from .harness import control, require, running, wait_until
 
 PAGE = (DOCS / "limits.rst").read_text(encoding="utf-8")
 GRANIAN = module(
@@ -226,6 +227,7 @@ application = AfterResponseMiddleware(app)
 
 @servers
 def test_in_http_2_another_stream_of_the_connection_waits_on_gunicorn(tmp_path):
+    require([] if find_spec("h2") else ["h2"])
     command = f"gunicorn --bind 127.0.0.1:8000 {HTTP_2} streams:application"
     watch = Watch("")
     watch.done.set()
