@@ -43,8 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: tests that drive servers wait most of the time."""
-    return (os.cpu_count() or 1) + 1
+    """More processes than there are cores: tests that drive servers wait most of the time.
+
+    Not many more on CI, where all servers are there: their timeouts are not ours.
+    """
+    return (os.cpu_count() or 1) + (1 if os.environ.get("CI") else 2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
