@@ -9,12 +9,13 @@ import importlib
 import shutil
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyperf
 
-from .contenders import APP_WIDE
+from .contenders import ours
 from .report import machine, main, run, table, workers
 from .request import WARMUPS, server, take_turns
 from .workloads import WORKLOADS
@@ -98,18 +99,6 @@ def middleware_of(directory):
         sys.path.remove(directory)
 
 
-def behind(middleware):
-    """As ``contenders.ours``, with the middleware of a copy."""
-
-    def make(workload):
-        application = middleware(workload.app())
-        if workload.needs == APP_WIDE:
-            application.after_response(lambda environ: None)
-        return application
-
-    return make
-
-
 def measure(workload, rounds):
     """Let the variants take turns with the bare app and the recipe."""
     servers = {contender: server(workload, contender) for contender in ("bare", "recipe")}
@@ -117,7 +106,7 @@ def measure(workload, rounds):
         for number, (name, replacements) in enumerate(variants(workload).items()):
             place = Path(directory, str(number))
             middleware = middleware_of(without(replacements, place))
-            servers[name] = server(workload, name, behind(middleware))
+            servers[name] = server(workload, name, partial(ours, middleware=middleware))
         taken, loops = take_turns(servers, WARMUPS + rounds)
     return pyperf.BenchmarkSuite(
         [

@@ -37,11 +37,11 @@ def bare(workload):
     return workload.bare()
 
 
-def ours(workload):
-    """Behind the middleware of this package."""
+def ours(workload, middleware=None):
+    """Behind the middleware of this package, or that of a copy."""
     from wsgi_after import AfterResponseMiddleware
 
-    application = AfterResponseMiddleware(workload.app())
+    application = (middleware or AfterResponseMiddleware)(workload.app())
     if workload.needs == APP_WIDE:
         application.after_response(lambda environ: None)
     return application
