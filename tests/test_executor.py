@@ -106,7 +106,7 @@ def test_two_threads_that_submit_the_first_jobs_share_the_pool(monkeypatch):
 
     monkeypatch.setattr("wsgi_after.executor.ThreadPoolExecutor", make)
     before = set(threading.enumerate())
-    with BoundedThreadPoolExecutor() as pool:
+    with BoundedThreadPoolExecutor(max_workers=1) as pool:
         assert set(threading.enumerate()) == before
         pool.submit(str).result(WAIT)
         assert (len(made), len(set(threading.enumerate()) - before)) == (2, 1)
