@@ -6,23 +6,12 @@ import copy
 import logging
 import pickle
 import threading
-import weakref
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
 import pytest
-from conftest import (
-    Exchange,
-    Marker,
-    Refuses,
-    collector_off,
-    hello,
-    is_freed,
-    make_environ,
-    messages,
-    registers,
-)
+from conftest import Exchange, Refuses, hello, is_freed, make_environ, messages, registers
 
 from wsgi_after import AfterResponseMiddleware, after_this_response, run_callbacks
 
@@ -110,11 +99,10 @@ def breaks(environ, start_response):
 
 @pytest.mark.parametrize(("app", "status"), [(breaks_at_once, None), (breaks, "200 OK")])
 def test_the_job_knows_what_became_of_the_response(app, status, queue, events):
-    environ = make_environ()
-
     def look():
         events.append((after.status, after.completed, repr(after.error)))
 
+    environ = make_environ()
     with pytest.raises(ValueError, match="on purpose"):
         Exchange(registers(look, app=app, executor=queue), environ).finish()
     after = environ["wsgi.after"]
@@ -151,20 +139,6 @@ def test_with_the_garbage_collector_off_the_environ_is_freed(ends_by, queue):
         queue.futures[0].cancel()
     else:
         queue.futures[0].set_result(None)
-
-
-def test_app_wide_callbacks_hold_the_environ_until_the_job_has_run(queue, events):
-    application = AfterResponseMiddleware(hello, executor=queue)
-    application.after_response(lambda environ: events.append(environ["PATH_INFO"]))
-    environ = make_environ(marker=Marker())
-    marker = weakref.ref(environ["marker"])
-    with collector_off():
-        Exchange(application, environ).finish()
-        del environ
-        assert marker() is not None
-        queue.run()
-        assert marker() is None
-    assert events == ["/path"]
 
 
 # Nothing lost: refused
@@ -237,21 +211,15 @@ def test_an_executor_that_takes_a_job_and_then_raises_runs_it_once(events):
 # Nothing twice: accepted, then lost
 
 
-def cancel(future):
-    future.cancel()
-
-
-def fail(future):
-    future.set_exception(OSError("the worker was killed"))
-
-
-def run_elsewhere(future):
-    future.set_result(None)
-
-
-@pytest.mark.parametrize(("end", "is_lost"), [(cancel, True), (fail, True), (run_elsewhere, False)])
+@pytest.mark.parametrize(
+    ("end", "is_lost"),
+    [
+        (lambda future: future.cancel(), True),
+        (lambda future: future.set_exception(OSError("the worker was killed")), True),
+        (lambda future: future.set_result(None), False),  # another process has run it
+    ],
+)
 def test_a_job_that_is_lost_is_logged_and_never_run(end, is_lost, queue, events, caplog):
-    """Nor one that another process ran."""
     after = serve(queue, partial(events.append, 1), PATH_INFO="/lost")
     end(queue.futures[0])
     logged = [message[:36] for message in messages(caplog, logging.ERROR)]
@@ -300,11 +268,10 @@ def test_a_job_that_a_real_pool_loses_is_logged(by, events, caplog):
     assert error.startswith("The callbacks of GET /path are lost")
 
 
-def interrupt():
-    raise KeyboardInterrupt
-
-
 def test_what_a_callback_lets_out_of_the_job_is_logged(queue, events, caplog):
+    def interrupt():
+        raise KeyboardInterrupt
+
     serve(queue, interrupt, partial(events.append, "ran"))
     queue.run()
     assert events == ["ran"]
