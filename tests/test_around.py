@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from functools import partial
 from logging import ERROR
 from threading import get_ident
+from types import SimpleNamespace
 
 import pytest
 from conftest import Exchange, hello, is_freed, make_environ, messages, registers
@@ -77,13 +78,21 @@ class Fails:
             raise self.error
 
 
+async def not_run(): ...
+
+
 def test_it_is_entered_around_each_callback_and_sees_what_that_raises(events, around, caplog):
     first = partial(events.append, "first")
-    Exchange(registers(first, fails, around=around)).finish()
-    enter = [("enter", fn, "200 OK") for fn in (first, fails)]
-    seen = ("saw", ValueError)
-    assert events == [enter[0], "first", "leave", enter[1], seen, "leave"]
-    assert messages(caplog, ERROR) == [f"Callback {__name__}.fails of GET /path failed."]
+    Exchange(registers(first, fails, not_run, around=around)).finish()
+    enter = [("enter", fn, "200 OK") for fn in (first, fails, not_run)]
+    assert events == [
+        *(enter[0], "first", "leave"),
+        *(enter[1], ("saw", ValueError), "leave"),
+        *(enter[2], "leave"),
+    ]
+    failed, returned = messages(caplog, ERROR)
+    assert failed == f"Callback {__name__}.fails of GET /path failed."
+    assert "returned a coroutine" in returned
 
 
 def test_it_is_around_app_wide_callbacks_and_those_that_a_callback_registers(events, brief):
@@ -111,19 +120,16 @@ def test_it_is_entered_in_the_thread_and_context_of_the_callback(pooled, events)
     @contextmanager
     def around(callback, after):
         token = variable.set(get_ident())
-        try:
-            yield
-        finally:
-            variable.reset(token)
+        yield
+        variable.reset(token)
 
     def note():
         events.append(variable.get() == get_ident())
 
     with ThreadPoolExecutor(1) as pool:
-        options = {"executor": pool} if pooled else {}
-        Exchange(registers(note, partial(note), around=around, **options)).finish()
-    assert events == [True, True]
-    assert variable.get() is None
+        application = registers(note, note, around=around, executor=pool if pooled else None)
+        Exchange(application).finish()
+    assert (events, variable.get()) == ([True, True], None)
 
 
 def test_it_belongs_to_the_instance_that_made_the_list(events):
@@ -132,10 +138,8 @@ def test_it_belongs_to_the_instance_that_made_the_list(events):
 
     inner = registers(partial(events.append, "callback"), around=named("inner"))
     Exchange(AfterResponseMiddleware(inner, around=named("outer"))).finish()
-    assert events == ["outer", "callback"]
-    events.clear()
     Exchange(AfterResponseMiddleware(inner)).finish()
-    assert events == ["callback"]
+    assert events == ["outer", "callback", "callback"]
 
 
 def test_a_request_that_is_opened_by_hand_has_it_too(events, around):
@@ -148,13 +152,10 @@ def test_a_request_that_is_opened_by_hand_has_it_too(events, around):
 
 
 def test_it_is_not_pickled(around):
-    class Sends:
-        def submit(self, fn, callbacks, label):
-            self.sent = pickle.dumps(callbacks)
-
-    queue = Sends()
+    sent = []
+    queue = SimpleNamespace(submit=lambda fn, after, label: sent.append(pickle.dumps(after)))
     Exchange(registers(os.getpid, around=around, executor=queue)).finish()
-    assert pickle.loads(queue.sent) == [os.getpid]
+    assert pickle.loads(sent[0]) == [os.getpid]
 
 
 def test_nothing_is_kept(around):
@@ -191,16 +192,19 @@ def test_if_entering_or_leaving_raises_that_is_logged_and_each_callback_runs_onc
     assert told == [*["around"] * (not goes_on), *["failed"] * callback_fails]
 
 
-def test_it_may_suppress_a_failure_but_not_what_has_to_go_on(events, caplog):
-    def interrupts():
-        raise KeyboardInterrupt
+def interrupts():
+    raise KeyboardInterrupt
 
-    last = partial(events.append, "last")
-    around = lambda callback, after: suppress(BaseException)  # noqa: E731
-    Exchange(registers(fails, last, around=around)).finish()
-    with pytest.raises(KeyboardInterrupt):
-        Exchange(registers(interrupts, last, around=around)).finish()
-    assert (events, messages(caplog, ERROR)) == (["last"] * 2, [])
+
+@pytest.mark.parametrize("callback", [fails, interrupts])
+def test_it_may_suppress_a_failure_but_not_what_has_to_go_on(callback, events, caplog):
+    def around(callback, after):
+        return suppress(BaseException)
+
+    exchange = Exchange(registers(callback, partial(events.append, "last"), around=around))
+    with pytest.raises(KeyboardInterrupt) if callback is interrupts else nullcontext():
+        exchange.finish()
+    assert (events, messages(caplog, ERROR)) == (["last"], [])
 
 
 def test_what_it_raises_in_place_of_a_failure_is_logged_and_the_failure_is_too(caplog):
@@ -214,15 +218,6 @@ def test_what_it_raises_in_place_of_a_failure_is_logged_and_the_failure_is_too(c
     Exchange(registers(fails, around=around)).finish()
     kinds = [record.exc_info[0] for record in caplog.records]
     assert kinds == [OSError, ValueError]
-
-
-def test_a_coroutine_function_is_told_as_ever(around, caplog):
-    async def callback():
-        pass
-
-    Exchange(registers(callback, around=around)).finish()
-    [message] = messages(caplog, ERROR)
-    assert "returned a coroutine" in message
 
 
 def generator(callback, after):
@@ -250,20 +245,20 @@ def test_something_else_is_a_type_error(wrong, told):
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, TimeoutError])
-def test_whatever_a_handler_of_a_signal_raises_wherever_all_callbacks_run_once(error, caplog):
-    events = []
-
+def test_whatever_a_handler_of_a_signal_raises_wherever_all_callbacks_run_once(
+    error, caplog, events
+):
     @contextmanager
     def around(callback, after):
         yield
 
-    def fails():
+    def noted():
         events.append("fails")
-        raise ValueError
+        fails()
 
     def make():
         events.clear()
-        callbacks = partial(events.append, "first"), fails, partial(events.append, "last")
+        callbacks = partial(events.append, "first"), noted, partial(events.append, "last")
         request = Exchange(registers(*callbacks, around=around))
         assert list(request.result) == [b"hello"]
         return request.result.close

@@ -67,8 +67,7 @@ def test_an_executor_without_submit_is_refused_at_construction(executor):
 def test_a_request_with_callbacks_is_one_job_that_names_it(queue, events, caplog):
     serve(queue)
     after = serve(queue, failing, partial(events.append, 1), PATH_INFO="/failing")
-    assert queue.jobs == [(run_callbacks, after, "GET /failing")]
-    assert events == []
+    assert (queue.jobs, events) == ([(run_callbacks, after, "GET /failing")], [])
     queue.run()
     assert events == [1]
     message = f"Callback {__name__}.failing of GET /failing failed."
@@ -160,10 +159,10 @@ def pool_that_was_shut_down():
     ],
 )
 def test_what_the_executor_refuses_runs_in_close_with_a_warning(executor, error, events, caplog):
-    serve(executor, partial(events.append, 1), PATH_INFO="/refused")
+    serve(executor, partial(events.append, 1))
     assert events == [1]
-    (warning,) = messages(caplog, logging.WARNING)
-    assert f"refused the callbacks of GET /refused ({error}), so they run in close()" in warning
+    [warning] = messages(caplog, logging.WARNING)
+    assert f"refused the callbacks of GET /path ({error}), so they run in close()" in warning
 
 
 @pytest.mark.parametrize(
@@ -406,8 +405,8 @@ def sleep(clock, seconds):
 
 def test_a_slow_callback_in_close_is_reported_once_a_minute(clock, caplog):
     slow = partial(sleep, clock, 1.5)
-    serve(None, slow, slow)
-    serve(None, slow, slow)
+    for _ in range(2):
+        serve(None, slow, slow)
     assert len(messages(caplog, logging.WARNING)) == 1
     clock[0] += 60
     serve(None, slow)

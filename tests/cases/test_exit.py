@@ -25,6 +25,8 @@ from wsgi_after import exits as wsgi_after_exits
 from wsgi_after._core import logs
 from wsgi_after._core.body import Body
 
+from . import run_script
+
 #: Whatever happens to a response is one line; ``who`` serves it and ends.
 EXITS = """
 import gc, importlib, logging, multiprocessing, os, sys, threading, time
@@ -321,8 +323,6 @@ def app(environ, start_response):
 """
 
 
-def test_what_is_collected_when_our_atexit_function_has_run_is_closed_in_place():
+def test_what_is_collected_when_our_atexit_function_has_run_is_closed_in_place(tmp_path):
     """Nothing would come by later for what waits."""
-    command = [sys.executable, "-W", "ignore", "-c", BEHIND_OURS]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("ran\n", "")
+    assert run_script(BEHIND_OURS, tmp_path) == ["ran"]

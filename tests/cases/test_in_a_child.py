@@ -120,13 +120,9 @@ def test_an_interruption_of_a_job_that_was_pickled_loses_it_and_says_so(caplog, 
 
 
 def test_what_is_not_bound_to_the_environ_stays_as_it_is(events):
-    def between(environ, start_response):
-        environ["wsgi.after"].append(lambda: events.append("ran"))
-        inner = AfterResponseMiddleware(hello, executor=Immediately())
-        return inner(environ, start_response)
-
+    inner = AfterResponseMiddleware(hello, executor=Immediately())
     environ = make_environ(**{"uwsgi.version": b"2.0.31"})
-    Exchange(AfterResponseMiddleware(between), environ).finish()
+    Exchange(registers(lambda: events.append("ran"), app=inner), environ).finish()
     assert events == ["ran"]
 
 
@@ -145,13 +141,6 @@ def test_of_start_response_and_who_registers_too_late_one_has_the_function(event
 
 def test_what_has_run_already_is_not_refused():
     CallbackList()._take_back([print])
-
-
-def test_a_wait_is_over_when_another_thread_has_closed():
-    exchange = Exchange(registers(int))
-    threading.Timer(0.1, exchange.finish).start()
-    wait_for_callbacks(30)
-    assert exchange.environ["wsgi.after"].ended
 
 
 @pytest.mark.parametrize("used", [True, False])
