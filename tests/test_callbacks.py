@@ -100,10 +100,7 @@ def generator():
     [
         (fails, f"Callback {__name__}.fails of GET /app/path failed."),
         (exits, f"Callback {__name__}.exits of GET /app/path raised SystemExit, .* contained"),
-        (
-            coroutine,
-            ".*coroutine of GET /app/path returned a coroutine.*has not run.*async_to_sync",
-        ),
+        (coroutine, ".*coroutine of GET /app/path returned a coroutine.*not run.*async_to_sync"),
         (generator, ".*generator of GET /app/path returned a generator, so its code .*iterates"),
         (None, "Entry None of GET /app/path is not callable."),
     ],

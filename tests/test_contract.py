@@ -68,8 +68,8 @@ PROOFS = {
         "test_contained.test_a_callback_whose_code_has_not_run_is_told",
     ],
     7: [
-        "test_body.test_a_dropped_body_runs_its_callbacks_with_a_warning_that_names_the_request",
-        "test_body.test_a_dropped_body_closes_the_apps_iterable_first",
+        "test_body.test_a_dropped_body_closes_the_apps_iterable_and_runs_its_callbacks_with_a_warning",
+        "test_body.test_a_dropped_body_closes_the_apps_iterable_and_runs_its_callbacks_with_a_warning",
         "test_unclosed.test_the_next_call_or_end_of_a_request_closes_all_that_waits",
     ],
     8: [

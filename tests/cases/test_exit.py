@@ -156,11 +156,20 @@ def all_ended(directory: Path, rows: list[tuple[str, ...]]) -> dict[tuple[str, .
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
-@pytest.mark.parametrize("who", WHO)
-def test_whoever_ends_in_whichever_way_all_callbacks_run_and_what_fails_is_told(who, tmp_path):
+@pytest.mark.parametrize(
+    ("who", "thread"),
+    [
+        *((who, "none") for who in WHO),
+        # A daemon thread may be sending what it holds, so that is closed when it runs no more.
+        ("main", "sleeps"),
+    ],
+)
+def test_whoever_ends_in_whichever_way_all_callbacks_run_and_what_fails_is_told(
+    who, thread, tmp_path
+):
     """In children of multiprocessing, too, which skip ``atexit`` and end by ``os._exit()``."""
     pairs = product(PLACES, ENDS) if who == "main" else zip(PLACES, cycle(ENDS))
-    rows = [(who, place, end, "none") for place, end in pairs]
+    rows = [(who, place, end, thread) for place, end in pairs]
     assert all_ended(tmp_path, rows) == dict.fromkeys(rows, (ALL, True))
 
 
@@ -170,12 +179,6 @@ def test_what_a_traceback_refers_to_runs_too_and_what_a_pool_takes_no_more(tmp_p
         ("main", "collected", "of the script", "pool"),
         ("main", "a cycle", "of the script", "pool"),
     ]
-    assert all_ended(tmp_path, rows) == dict.fromkeys(rows, (ALL, True))
-
-
-def test_daemon_threads_may_run_meanwhile(tmp_path):
-    """They may be sending what they hold, so that is closed when they run no more."""
-    rows = [("main", place, end, "sleeps") for place, end in product(PLACES, ENDS)]
     assert all_ended(tmp_path, rows) == dict.fromkeys(rows, (ALL, True))
 
 

@@ -16,20 +16,17 @@ from reporting import count
 
 from . import run_python, run_script
 
-#: Do something once for each call and each return in it, and drop a response there. The callback
-#: does the same thing once more, and fails, which is logged with a traceback.
-DROPS = """
+#: Responses whose callback does something, and fails, which is logged with a traceback.
+BEGIN = """
 import ast, faulthandler, gc, importlib, io, json, logging.handlers, os, queue, re, sqlite3, sys
 from concurrent.futures import ThreadPoolExecutor
 from wsgi_after import AfterResponseMiddleware
 
-how, seconds = sys.argv[1:]
-
 logging.getLogger().addHandler(logging.StreamHandler(io.StringIO()))
-SETUP
+callbacks, errors = [], []
 
 def use():
-    USE
+    pass
 
 def fail():
     callbacks.append(1)
@@ -46,6 +43,15 @@ def app(environ, start_response):
 
 def get():
     return AfterResponseMiddleware(app)({"PATH_INFO": "/"}, lambda *args: print)
+"""
+
+#: Do the same thing once for each call and each return in it, and drop a response there.
+DROPS = """
+how, seconds = sys.argv[1:]
+SETUP
+
+def use():
+    USE
 
 def drop():
     if how == "collected":
@@ -60,7 +66,7 @@ def profile(frame, event, arg):
         sys.setprofile(None)
         drop()
 
-kept, callbacks, errors, moments, left = [], [], [], 0, 0
+kept, moments, left = [], 0, 0
 use()
 gc.disable()
 faulthandler.dump_traceback_later(int(seconds), exit=True, file=open("blocked", "w"))
@@ -131,7 +137,7 @@ def dropped(how: str, use: tuple[str, str], directory: Path, seconds: int = 30) 
 
     :param seconds: after how many the process is taken to be blocked for good.
     """
-    source = DROPS.replace("SETUP", use[0]).replace("USE", use[1])
+    source = BEGIN + DROPS.replace("SETUP", use[0]).replace("USE", use[1])
     done = run_python(source, directory, how, str(seconds))
     return "crashed" if done.returncode < 0 else done.stdout.strip() or "blocked"
 
@@ -177,25 +183,7 @@ def test_what_is_dropped_while_psycopg_waits_for_postgresql(how, expected, tmp_p
 
 
 PARSE = """
-import ast, gc, io, logging
-from wsgi_after import AfterResponseMiddleware
-
-logging.basicConfig(stream=io.StringIO())
 source = "x = [" + "f(a, b)[1:2]," * 60 + "]"
-ran = []
-
-def fail():
-    ran.append(1)
-    raise ValueError("on purpose")
-
-def app(environ, start_response):
-    environ["wsgi.after"].append(fail)
-    start_response("200 OK", [])
-    return [b"chunk"]
-
-def get():
-    return AfterResponseMiddleware(app)({"PATH_INFO": "/"}, lambda *args: print)
-
 survived = 0
 for number in range(300):
     gc.disable()
@@ -215,13 +203,13 @@ for number in range(300):
 gc.collect()
 get().close()
 print(survived)
-print(len(ran))
+print(len(callbacks))
 """
 
 
 def test_300_of_300_parses_survive_a_collection(tmp_path):
     """On CPython 3.11, whatever parses within a finalizer breaks the parser it interrupts."""
-    survived, ran = map(int, run_script(PARSE, tmp_path))
+    survived, ran = map(int, run_script(BEGIN + PARSE, tmp_path))
     count("ast.parse, interrupted", tried=300, survived=survived, callbacks_run=ran - 1)
     assert (survived, ran) == (300, 301)
 
