@@ -108,9 +108,9 @@ def test_of_a_list_that_ends_meanwhile_the_notes_are_empty(monkeypatch):
 
 
 def test_what_raises_while_the_lock_is_held_releases_it(without_gil):
-    with pytest.raises(IndexError):
-        claims.take_first([], [])
     taken = []
+    with pytest.raises(IndexError):
+        claims.take_first([], taken)
     claims.take_first(["a", "b"], taken)
     assert taken == ["a"]
 

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 from conftest import Exchange, Refuses, hello, is_freed, make_environ, messages, registers
@@ -239,11 +240,6 @@ class GeventFuture:
         raise OSError("the job's")
 
 
-class Loses:
-    def submit(self, fn, *args):
-        return GeventFuture()
-
-
 SPAWN = get_context("spawn")  # a fork of a process with threads is deprecated
 
 
@@ -261,7 +257,7 @@ def test_a_job_that_a_real_pool_loses_is_logged(by, events, caplog):
         with ProcessPoolExecutor(1, mp_context=SPAWN) as processes:
             serve(processes, callback, lambda: None)
     else:
-        serve(Loses(), callback)
+        serve(SimpleNamespace(submit=lambda *job: GeventFuture()), callback)
     assert events == []
     (error,) = messages(caplog, logging.ERROR)
     assert error.startswith("The callbacks of GET /path are lost")

@@ -12,7 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from conftest import Exchange, Refuses, hello, make_environ, registers
+from conftest import Exchange, Refuses, at_once, hello, make_environ, registers
 from documents import blocks, executed
 
 from wsgi_after import AfterResponseMiddleware
@@ -89,38 +89,18 @@ def test_an_executor_comes_before_the_moment_and_that_before_close(events):
     assert (events, len(jobs), len(captured)) == (["closed", "moment"], 1, 1)
 
 
-def in_another_thread(slot, note):
-    thread = threading.Thread(target=request, args=[note], kwargs={"slot": slot})
-    thread.start()
-    thread.join()
-
-
 def in_the_call_of_another(slot, note):
     def outer(environ, start_response):
         request(note, slot=slot)
         return hello(environ, start_response)
 
-    Exchange(AfterResponseMiddleware(outer)).result.close()
+    request(app=outer)
 
 
 def made_before_a_fork(slot, callback):
     with pytest.MonkeyPatch.context() as child:
         child.setattr(process, "forks", process.forks + 1)
         request(callback, slot=slot)
-
-
-def after_it_ran(slot, note):
-    slot.run()
-    request(note, slot=slot)
-
-
-def without_a_moment(slot, note):
-    request(note, slot=slot, moment=False)
-
-
-def in_a_process_without(slot, note):
-    disable()
-    request(note, slot=slot)
 
 
 @pytest.fixture(autouse=True)
@@ -132,12 +112,12 @@ def state(monkeypatch):
 @pytest.mark.parametrize(
     "way",
     [
-        in_another_thread,
         in_the_call_of_another,
         made_before_a_fork,
-        after_it_ran,
-        without_a_moment,
-        in_a_process_without,
+        lambda slot, note: at_once(1, lambda _: request(note, slot=slot)),  # in another thread
+        lambda slot, note: (slot.run(), request(note, slot=slot)),
+        lambda slot, note: request(note, slot=slot, moment=False),
+        lambda slot, note: (disable(), request(note, slot=slot)),
     ],
 )
 def test_the_callbacks_run_in_close_where_no_moment_is_coming(way, events, caplog):
