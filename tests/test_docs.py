@@ -340,7 +340,7 @@ def test_a_picture_is_told_in_words_and_seen_in_light_and_dark(path):
     assert texts <= {"currentColor", "#fff"}
 
 
-def test_the_note_on_performance_has_the_bounds() -> None:
+def test_the_note_on_performance_has_the_bounds():
     rows = ["list", "list-1", "list-3", "object", "stream"]
     bounds = json.loads((ROOT / "benchmarks" / "bounds.json").read_text(encoding="utf-8"))
     expected = [
