@@ -150,41 +150,35 @@ def test_a_close_that_cannot_be_looked_up_costs_no_callbacks_and_the_first_error
 
 
 @pytest.mark.parametrize(
-    ("callbacks", "error", "logged"),
+    ("callbacks", "error", "goes_on", "logged"),
     [
-        ([OSError()], ValueError("disk full"), []),
-        ([OSError()], SystemExit("contained"), []),
+        ([OSError()], ValueError("disk full"), None, []),
+        ([OSError()], SystemExit("contained"), None, []),
+        # As where logging waits, and a greenlet is killed.
+        ([OSError()], KeyboardInterrupt("killed"), "killed", []),
         (
-            [KeyboardInterrupt("first"), OSError()],
-            KeyboardInterrupt("second"),
+            *([KeyboardInterrupt("first"), OSError()], KeyboardInterrupt("second"), "first"),
             ["An exception was raised between two callbacks of"],
         ),
     ],
-    ids=["an error", "what is contained", "the second to go on"],
 )
 def test_what_comes_out_of_the_log_of_one_failure_costs_the_others_nothing(
-    callbacks, error, logged, monkeypatch, events, caplog, capsys
+    callbacks, error, goes_on, logged, monkeypatch, events, caplog, capsys
 ):
-    """What goes on is logged once more; the rest goes to stderr, as logging does it."""
+    """Of two that go on, the second is logged; the rest goes to stderr, as logging does it."""
     errors, handler = [error], logging.Handler()
     handler.emit = lambda record: fail(errors.pop()) if errors else None
     monkeypatch.setattr(LOGGER, "handlers", [handler])
-    with pytest.raises(KeyboardInterrupt, match="first") if logged else nullcontext():
+    with pytest.raises(KeyboardInterrupt, match=goes_on) if goes_on else nullcontext():
         run_callbacks([*(partial(fail, e) for e in callbacks), partial(events.append, "ran")])
     assert (events, [message[:48] for message in caplog.messages]) == (["ran"], logged)
-    assert (str(error) in capsys.readouterr().err) is not bool(logged)
+    assert (str(error) in capsys.readouterr().err) is (goes_on is None)
 
 
-@pytest.fixture
-def gevent():
-    """It has no wheel for 3.15 without the GIL."""
-    pytest.importorskip("gevent.event")
-    return pytest.importorskip("gevent")
-
-
-def test_a_greenlet_that_is_killed_in_a_callback_runs_the_others(events, gevent):
+def test_a_greenlet_that_is_killed_in_a_callback_runs_the_others(events):
     """And another time in the next one: the first kill is let out, the second logged."""
-    began = gevent.event.Event()
+    gevent = pytest.importorskip("gevent")  # which has no wheel for 3.15 without the GIL
+    began = pytest.importorskip("gevent.event").Event()
 
     def waits(name):
         events.append(f"{name} began")
@@ -201,26 +195,3 @@ def test_a_greenlet_that_is_killed_in_a_callback_runs_the_others(events, gevent)
     greenlet.join(60)
     assert events == ["first began", "second began", "third"]
     assert isinstance(greenlet.value, gevent.GreenletExit)
-
-
-def test_a_greenlet_that_is_killed_while_a_failure_is_logged_runs_the_others(
-    events, monkeypatch, gevent
-):
-    """Where logging waits, a kill or a timeout comes out of it."""
-
-    class Waits(logging.Handler):
-        def emit(self, record):
-            events.append("logging")
-            logging_.set()
-            gevent.sleep(60)
-
-        def handleError(self, record):  # noqa: N802  # its name in logging
-            raise
-
-    logging_ = gevent.event.Event()
-    monkeypatch.setattr(LOGGER, "handlers", [Waits()])
-    exchange = exhausted("list", events, partial(fails, events), partial(events.append, "last"))
-    greenlet = gevent.spawn(exchange.result.close)
-    logging_.wait(60)
-    greenlet.kill()
-    assert events == ["fails", "logging", "last"]
