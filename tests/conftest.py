@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import io
+import operator
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from threading import Barrier, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
-from wsgiref.util import setup_testing_defaults
+from wsgiref.util import FileWrapper, setup_testing_defaults
 
 import hypothesis
 import pytest
@@ -136,6 +137,20 @@ class FailingFile(File):
     def close(self) -> None:
         super().close()
         raise OSError("on purpose")
+
+
+def returns_the_file(file: Any) -> Any:
+    """The ``wsgi.file_wrapper`` of uWSGI, which closes the file."""
+    return file
+
+
+#: A ``wsgi.file_wrapper`` of each kind; and what the server finds and closes in what it got back.
+FILE_WRAPPERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "class": (FileWrapper, lambda made: made),
+    "function": (returns_the_file, lambda made: made),
+    # Its objects take no attribute.
+    "type in C": (operator.itemgetter, lambda made: made.__reduce__()[1][0]),
+}
 
 
 def send_file(

@@ -99,18 +99,9 @@ def generator():
     ("callback", "message"),
     [
         (fails, f"Callback {__name__}.fails of GET /app/path failed."),
-        (
-            exits,
-            f"Callback {__name__}.exits of GET /app/path raised SystemExit, which is contained",
-        ),
-        (
-            coroutine,
-            ".*coroutine of GET /app/path returned a coroutine.*has not run.*async_to_sync",
-        ),
-        (
-            generator,
-            ".*generator of GET /app/path returned a generator, so its code has not run.*iterates",
-        ),
+        (exits, f"Callback {__name__}.exits of GET /app/path raised SystemExit, .* contained"),
+        (coroutine, ".*coroutine of GET /app/path returned a coroutine.*not run.*async_to_sync"),
+        (generator, ".*generator of GET /app/path returned a generator, so its code .*iterates"),
         (None, "Entry None of GET /app/path is not callable."),
     ],
 )
@@ -130,11 +121,6 @@ def test_a_failing_callback_is_logged_with_its_name_and_request_and_the_others_r
     assert callback is not fails or isinstance(record.exc_info[1], ValueError)
 
 
-def test_a_request_line_cannot_forge_a_log_line(caplog):
-    Exchange(registers(fails), make_environ(PATH_INFO="/\r\nERROR forged\xe9")).finish()
-    assert "of GET /\\r\\nERROR forged\\xe9 failed." in caplog.records[0].getMessage()
-
-
 def test_of_two_that_go_on_the_first_does_and_the_other_is_logged(caplog):
     def interrupt(number):
         raise KeyboardInterrupt(number)
@@ -144,17 +130,6 @@ def test_of_two_that_go_on_the_first_does_and_the_other_is_logged(caplog):
     assert [str(record.exc_info[1]) for record in caplog.records] == ["second"]
 
 
-def test_a_logging_handler_that_raises_does_not_cost_callbacks(events, monkeypatch, capsys):
-    class Broken(logging.Handler):
-        def handle(self, record):
-            raise OSError("disk full")
-
-    monkeypatch.setattr(logging.getLogger("wsgi_after"), "handlers", [Broken()])
-    run_callbacks([fails, partial(events.append, "next")])
-    assert events == ["next"]
-    assert "ValueError" in capsys.readouterr().err
-
-
 def test_without_a_label_or_an_environ_the_log_speaks_of_a_request(caplog):
     run_callbacks([fails])
     run_callbacks(CallbackList([fails]))
@@ -162,16 +137,10 @@ def test_without_a_label_or_an_environ_the_log_speaks_of_a_request(caplog):
     assert [record.args[1] for record in caplog.records] == ["a request", "a request", "JOB 7"]
 
 
-class Unprintable:
-    def __repr__(self):
-        raise RuntimeError("no repr")
-
-
 def test_a_callback_is_named_whatever_it_is():
     assert describe(fails) == describe(partial(partial(fails, 1), 2)) == f"{__name__}.fails"
     assert describe("text") == "'text'"
     assert describe(threading.Event().set) == "threading.Event.set"
-    assert "Unprintable object at" in describe(Unprintable())
 
 
 # after_this_response; where it is refused is in test_prepare_current.py
@@ -196,26 +165,6 @@ def known(after):
     return after.status, after.headers, after.error, after.completed
 
 
-def test_the_middleware_sets_each_slot_as_the_class_does():
-    """It makes the list without ``__init__``."""
-    lists = []
-
-    def app(environ, start_response):
-        lists.append({name: getattr(environ["wsgi.after"], name) for name in names})
-        return hello(environ, start_response)
-
-    names = CallbackList.__slots__
-    Exchange(AfterResponseMiddleware(app))
-    by_hand = CallbackList()
-    [of_request] = lists
-    own = {name for name in names if of_request[name] != getattr(by_hand, name)}
-    assert own == {"_state", "_maker", "_environ", "_server_start_response"}
-
-
-def test_before_anything_happened_nothing_is_known():
-    assert known(CallbackList()) == (None, None, None, False)
-
-
 @pytest.mark.parametrize(
     ("args", "kwargs"),
     [
@@ -228,10 +177,15 @@ def test_before_anything_happened_nothing_is_known():
 )
 @pytest.mark.parametrize("before", [[], [(("200 OK", []), {})]], ids=["first", "second call"])
 def test_a_callback_knows_status_headers_and_completion(before, args, kwargs, events):
-    """However start_response was called, by the app or once more for an error page."""
+    """However start_response was called, by the app or once more for an error page.
+
+    A call that the server refused is not recorded.
+    """
     calls = []
 
     def server_start_response(*args, **kwargs):
+        if args == ("500 Refused", []):
+            raise ValueError("already set")
         calls.append((args, kwargs))
         return print
 
@@ -241,6 +195,8 @@ def test_a_callback_knows_status_headers_and_completion(before, args, kwargs, ev
         for args_before, kwargs_before in before:
             start_response(*args_before, **kwargs_before)
         assert start_response(*args, **kwargs) is print
+        with pytest.raises(ValueError, match="already set"):
+            start_response("500 Refused", [])
         return [b"1"]
 
     body = AfterResponseMiddleware(app)(make_environ(), server_start_response)
@@ -248,25 +204,7 @@ def test_a_callback_knows_status_headers_and_completion(before, args, kwargs, ev
     body.close()
     assert calls == [*before, (args, kwargs)]
     assert events == [("404 Not Found", [("A", "1")], None, True)]
-
-
-def test_a_start_response_that_the_server_refused_is_not_recorded(events):
-    def app(environ, start_response):
-        environ["wsgi.after"].append(lambda: events.append(environ["wsgi.after"].status))
-        start_response("200 OK", [])
-        with pytest.raises(ValueError, match="already set"):
-            start_response("500 Again", [])
-        return []
-
-    started = []
-
-    def server_start_response(status, headers):
-        if started:
-            raise ValueError("headers already set")
-        started.append(status)
-
-    AfterResponseMiddleware(app)(make_environ(), server_start_response).close()
-    assert events == ["200 OK"]
+    assert known(CallbackList()) == (None, None, None, False)
 
 
 def test_no_request_header_reaches_the_key():

@@ -37,14 +37,10 @@ def changed(environ, start_response):
     return hello(environ, start_response)
 
 
-APPS = [
-    (hello, b"hello"),
-    (stream, b"hello"),
-    (empty, b""),
-    (writes, b"hello"),
-    (changed, b"hello"),
-]
-each_app = pytest.mark.parametrize(("app", "body"), APPS, ids=[app.__name__ for app, _ in APPS])
+APPS = {hello: b"hello", stream: b"hello", empty: b"", writes: b"hello", changed: b"hello"}
+each_app = pytest.mark.parametrize(
+    ("app", "body"), APPS.items(), ids=[app.__name__ for app in APPS]
+)
 
 
 @pytest.mark.parametrize(

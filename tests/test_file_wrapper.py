@@ -6,7 +6,6 @@ for here. The real ones are in ``tests/servers``; ``cases/test_wrapping.py`` sen
 
 from __future__ import annotations
 
-import operator
 import threading
 import wsgiref.util
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from contextlib import nullcontext
 
 import pytest
 from conftest import (
+    FILE_WRAPPERS,
     Exchange,
     FailingFile,
     File,
@@ -21,6 +21,7 @@ from conftest import (
     forgets_close,
     make_environ,
     registers,
+    returns_the_file,
     send_file,
 )
 from gunicorn.http.wsgi import FileWrapper as GunicornFileWrapper
@@ -28,20 +29,10 @@ from waitress.buffers import ReadOnlyFileBasedBuffer as WaitressFileWrapper
 
 from wsgi_after import AfterResponseMiddleware
 
-
-def function(file):
-    """The wrapper of uWSGI, which closes the file."""
-    return file
-
-
-#: The wrappers, and what the server finds and closes in what it got back.
 WRAPPERS = {
-    "wsgiref": (wsgiref.util.FileWrapper, lambda made: made),
+    **FILE_WRAPPERS,
     "gunicorn": (GunicornFileWrapper, lambda made: made),
     "waitress": (WaitressFileWrapper, lambda made: made),
-    "function": (function, lambda made: made),
-    # A type in C, whose objects take no attribute.
-    "type in C": (operator.itemgetter, lambda made: made.__reduce__()[1][0]),
 }
 
 each_wrapper = pytest.mark.parametrize(("wrapper", "found"), WRAPPERS.values(), ids=WRAPPERS)
@@ -54,7 +45,7 @@ def test_whoever_keeps_the_iterator_of_a_file_alone_can_read_it(events):
         start_response("200 OK", [])
         return environ["wsgi.file_wrapper"](File(events))
 
-    environ = make_environ(**{"wsgi.file_wrapper": function})
+    environ = make_environ(**{"wsgi.file_wrapper": returns_the_file})
     assert [*forgets_close(AfterResponseMiddleware(app))(environ, print)] == [b"content\n"]
 
 
@@ -80,7 +71,7 @@ def test_the_servers_own_object_comes_back_and_its_close_runs_the_callbacks(
 
 
 # Not of waitress, whose object has a close() of its own: it is gone before that could be called.
-@pytest.mark.parametrize("name", ["wsgiref", "gunicorn", "function", "type in C"])
+@pytest.mark.parametrize("name", ["class", "gunicorn", "function", "type in C"])
 def test_a_file_wrapper_that_is_dropped_runs_its_callbacks(name, events):
     wrapper, _ = WRAPPERS[name]
     exchange = send_file(wrapper, File(events), events)
@@ -145,7 +136,7 @@ def test_what_the_server_cannot_send_by_itself_is_wrapped_as_ever(wrapper, give_
 
 
 def test_a_file_is_its_own_iterator_as_it_is_bare(events):
-    exchange = send_file(function, File(events), events, give_back=iter)
+    exchange = send_file(returns_the_file, File(events), events, give_back=iter)
     assert isinstance(exchange.result, type(exchange.environ["wsgi.file_wrapper"](File([]))))
     exchange.finish()
     assert events == ["file closed", "callback None None"]
@@ -207,7 +198,7 @@ def wait_for_callbacks():
 
 def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(events, io_thread):
     release = threading.Event()
-    exchange = send_file(function, File(events), events, **WAITRESS)
+    exchange = send_file(returns_the_file, File(events), events, **WAITRESS)
     exchange.environ["wsgi.after"].insert(0, lambda: release.wait(10))
     io_thread.submit(exchange.result.close).result(10)
     assert events == ["file closed"]
@@ -225,36 +216,32 @@ def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(e
         ("its own thread", None, "MainThread"),
     ],
 )
-@pytest.mark.parametrize("has_close", [True, False])
+@pytest.mark.parametrize("file", [File, FailingFile, lambda events: [b"no close"]])
 def test_there_callbacks_run_by_the_executor_or_in_a_thread_of_their_own(
-    has_close, closes_in, executor, runs_in, events, io_thread
+    file, closes_in, executor, runs_in, events, io_thread
 ):
-    file = File(events) if has_close else [b"no file"]
+    """Server and callbacks get the error of the file's close."""
+    fails = file is FailingFile
     with ThreadPoolExecutor(1, "pool") as pool:
         executor = pool if executor == "pool" else executor
-        exchange = send_file(function, file, events, executor=executor, **WAITRESS)
+        exchange = send_file(returns_the_file, file(events), events, executor=executor, **WAITRESS)
         exchange.environ["wsgi.after"](lambda: events.append(threading.current_thread().name))
-        if closes_in == "io thread":
-            io_thread.submit(exchange.result.close).result(10)
-        else:
-            exchange.result.close()
+        with pytest.raises(OSError, match="on purpose") if fails else nullcontext():
+            if closes_in == "io thread":
+                io_thread.submit(exchange.result.close).result(10)
+            else:
+                exchange.result.close()
         wait_for_callbacks()
-    assert events == [*["file closed"] * has_close, "callback None None", runs_in]
-
-
-def test_there_an_error_of_the_files_close_reaches_server_and_callbacks(events, io_thread):
-    exchange = send_file(function, FailingFile(events), events, **WAITRESS)
-    with pytest.raises(OSError, match="on purpose"):
-        io_thread.submit(exchange.result.close).result(10)
-    wait_for_callbacks()
-    assert events == ["file closed", "callback None OSError('on purpose')"]
+    error = OSError("on purpose") if fails else None
+    closed = ["file closed"] * hasattr(file, "close")
+    assert events == [*closed, f"callback None {error!r}", runs_in]
 
 
 def test_without_another_thread_to_be_had_they_run_in_place(events, io_thread, monkeypatch):
     def start(thread):
         raise RuntimeError("can't start new thread")
 
-    exchange = send_file(function, File(events), events, **WAITRESS)
+    exchange = send_file(returns_the_file, File(events), events, **WAITRESS)
     monkeypatch.setattr("threading.Thread.start", start)
     io_thread.submit(exchange.result.close).result(10)
     assert events == ["file closed", "callback None None"]

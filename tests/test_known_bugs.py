@@ -9,7 +9,7 @@ from functools import partial
 
 import gevent
 import pytest
-from conftest import Exchange, make_environ, registers
+from conftest import Exchange, make_environ
 from documents import TESTS, parse
 from docutils import nodes
 from werkzeug.wsgi import ClosingIterator
@@ -35,25 +35,6 @@ def test_bug_3_a_falsy_iterable_is_not_closed(events):
 
     Exchange(AfterResponseMiddleware(lambda environ, start_response: Empty())).finish()
     assert events == ["closed"]
-
-
-def test_bug_6_the_app_raises_before_it_returns_and_the_callbacks_are_lost(events):
-    def app(environ, start_response):
-        raise ValueError("view")
-
-    with pytest.raises(ValueError, match="view"):
-        Exchange(registers(partial(events.append, "callback"), app=app))
-    assert events == ["callback"]
-
-
-def test_bug_7_one_failure_skips_the_rest_and_nested_ones_are_dropped(events, caplog):
-    def fails():
-        after_this_response(events.append, "nested")
-        raise ValueError
-
-    Exchange(registers(fails, partial(events.append, "next"))).finish()
-    assert events == ["next", "nested"]
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
 def test_bug_14_a_body_streamed_from_another_thread_has_no_request_or_another_one(events):

@@ -45,31 +45,6 @@ from wsgi_after import CallbackList
 log = Log()
 counts: Counter[str] = Counter(examples=0)
 numbers = itertools.count()  # of requests: no two have the same path
-patched = []
-
-
-until_the_end = contextlib.ExitStack()
-
-
-def setup_module():
-    until_the_end.enter_context(finalizers_may_fail())
-    logging.getLogger("wsgi_after").addHandler(log)
-    logging.getLogger("opentelemetry.context").disabled = True  # at each close in another thread
-    patched[:] = [wsgi_after._core.run.monotonic]
-    wsgi_after._core.run.monotonic = clock
-    sentry_sdk.get_global_scope().set_client(traces_to_nowhere())
-
-
-def teardown_module():
-    gc.collect()  # what a failed run left; not in another module's test
-    end_garbage()
-    wsgi_after._core.run.monotonic = patched[0]
-    logging.getLogger("opentelemetry.context").disabled = False
-    logging.getLogger("wsgi_after").removeHandler(log)
-    until_the_end.close()
-    sentry_sdk.get_global_scope().set_client(None)
-    pool.drain()
-    count("model", **counts)
 
 
 class Nowhere(sentry_sdk.transport.Transport):
@@ -98,6 +73,24 @@ def finalizers_may_fail():
             yield
     finally:
         sys.unraisablehook = hook
+
+
+@pytest.fixture(scope="module", autouse=True)
+def everything_is_seen():
+    """What is logged, by a clock of the model's, by middlewares that send nothing anywhere."""
+    with finalizers_may_fail(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wsgi_after._core.run, "monotonic", clock)
+        # It would log at each close in another thread.
+        patch.setattr(logging.getLogger("opentelemetry.context"), "disabled", True)
+        logging.getLogger("wsgi_after").addHandler(log)
+        sentry_sdk.get_global_scope().set_client(traces_to_nowhere())
+        yield
+        gc.collect()  # what a failed run left; not in another module's test
+        end_garbage()
+    logging.getLogger("wsgi_after").removeHandler(log)
+    sentry_sdk.get_global_scope().set_client(None)
+    pool.drain()
+    count("model", **counts)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,13 @@ import gc
 import socket
 import sys
 import threading
+from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from conftest import Exchange, make_environ
+from conftest import Exchange, Refuses, at_once, hello, make_environ, registers
 from documents import blocks, executed
 
 from wsgi_after import AfterResponseMiddleware
@@ -22,20 +23,11 @@ from wsgi_after.testing import capture
 user = ContextVar("user", default="nobody")
 
 
-def app(environ, start_response):
-    for note in environ["notes"]:
-        environ["wsgi.after"].append(note)
-    start_response("200 OK", [])
-    return [b"chunk"]
-
-
-def request(*notes, slot=None, application=None, **environ):
-    """Serve one request, with its slot in the environ."""
-    made = make_environ(notes=notes, **environ)
-    if slot is not None:
-        made[KEY] = slot
-    Exchange(application or AfterResponseMiddleware(app), made).result.close()
-    return made["wsgi.after"]
+def request(*callbacks, slot=None, where="", **options):
+    """Serve one request, with its slot in the environ; return its list."""
+    environ = make_environ(where=where, **({} if slot is None else {KEY: slot}))
+    Exchange(registers(*callbacks, **options), environ).result.close()
+    return environ["wsgi.after"]
 
 
 def test_the_callbacks_run_when_the_slot_is_run_with_the_context_of_close(events):
@@ -55,27 +47,21 @@ def test_the_callbacks_run_when_the_slot_is_run_with_the_context_of_close(events
     ]
 
 
-def test_a_sign_of_life_comes_before_each_callback_and_its_failure_is_logged(events, caplog):
+@pytest.mark.parametrize("error", [OSError("no file"), KeyboardInterrupt()])
+def test_a_sign_of_life_comes_before_each_callback_and_its_failure_is_logged(error, events, caplog):
+    """What interrupts it costs no callback."""
+
     def alive():
         events.append("alive")
-        raise OSError("no file")
+        raise error
 
+    goes_on = isinstance(error, KeyboardInterrupt)
     slot = Slot(before_each=alive)
     request(partial(events.append, 1), partial(events.append, 2), slot=slot)
-    slot.run()
-    assert events == ["alive", 1, "alive", 2]
-    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
-
-
-def test_what_interrupts_the_sign_of_life_costs_no_callback(events):
-    def alive():
-        raise KeyboardInterrupt
-
-    slot = Slot(before_each=alive)
-    request(partial(events.append, 1), partial(events.append, 2), slot=slot)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) if goes_on else nullcontext():
         slot.run()
-    assert events == [1, 2]
+    assert events == ["alive", 1, "alive", 2]
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * (1 if goes_on else 2)
 
 
 def test_all_jobs_of_a_slot_run_before_what_goes_on_is_raised(events):
@@ -91,65 +77,30 @@ def test_all_jobs_of_a_slot_run_before_what_goes_on_is_raised(events):
     assert events == ["interrupt", "next"]
 
 
-class Refuses:
-    def submit(self, fn, *args):
-        raise RuntimeError("full")
-
-
-class Takes(list):
-    def submit(self, fn, *args):
-        self.append(partial(fn, *args))
-
-
 def test_an_executor_comes_before_the_moment_and_that_before_close(events):
-    slot, taken = Slot(), Takes()
-    request(
-        partial(events.append, "executor"),
-        slot=slot,
-        application=AfterResponseMiddleware(app, executor=taken),
-    )
-    refused = AfterResponseMiddleware(app, executor=Refuses())
-    request(partial(events.append, "moment"), slot=slot, application=refused)
+    slot, jobs = Slot(), []
+    queue = SimpleNamespace(submit=lambda *job: jobs.append(job))
+    request(partial(events.append, "executor"), slot=slot, executor=queue)
+    request(partial(events.append, "moment"), slot=slot, executor=Refuses())
     with capture() as captured:
         request(partial(events.append, "captured"), slot=slot)
     events.append("closed")
     slot.run()
-    assert (events, len(taken), len(captured)) == (["closed", "moment"], 1, 1)
-
-
-def in_another_thread(slot, note):
-    thread = threading.Thread(target=request, args=[note], kwargs={"slot": slot})
-    thread.start()
-    thread.join()
+    assert (events, len(jobs), len(captured)) == (["closed", "moment"], 1, 1)
 
 
 def in_the_call_of_another(slot, note):
     def outer(environ, start_response):
         request(note, slot=slot)
-        start_response("200 OK", [])
-        return []
+        return hello(environ, start_response)
 
-    request(application=AfterResponseMiddleware(outer))
+    request(app=outer)
 
 
 def made_before_a_fork(slot, callback):
     with pytest.MonkeyPatch.context() as child:
         child.setattr(process, "forks", process.forks + 1)
         request(callback, slot=slot)
-
-
-def after_it_ran(slot, note):
-    slot.run()
-    request(note, slot=slot)
-
-
-def without_a_moment(slot, note):
-    request(note, slot=slot, application=AfterResponseMiddleware(app, moment=False))
-
-
-def in_a_process_without(slot, note):
-    disable()
-    request(note, slot=slot)
 
 
 @pytest.fixture(autouse=True)
@@ -161,12 +112,12 @@ def state(monkeypatch):
 @pytest.mark.parametrize(
     "way",
     [
-        in_another_thread,
         in_the_call_of_another,
         made_before_a_fork,
-        after_it_ran,
-        without_a_moment,
-        in_a_process_without,
+        lambda slot, note: at_once(1, lambda _: request(note, slot=slot)),  # in another thread
+        lambda slot, note: (slot.run(), request(note, slot=slot)),
+        lambda slot, note: request(note, slot=slot, moment=False),
+        lambda slot, note: (disable(), request(note, slot=slot)),
     ],
 )
 def test_the_callbacks_run_in_close_where_no_moment_is_coming(way, events, caplog):
@@ -238,28 +189,26 @@ def test_no_client_waits_on_the_server_that_the_page_shows(path, events):
 
 @pytest.mark.parametrize("by_its_process", [False, True])
 def test_the_page_says_how_to_do_without(by_its_process, events, monkeypatch):
+    app = registers(partial(events.append, "callback"))
     monkeypatch.setitem(sys.modules, "shop", SimpleNamespace(app=app))
     *lines, disabled = PAGE["without.py"].splitlines()
     made = executed("\n".join([*lines, disabled] if by_its_process else lines))
     slot = Slot()
-    which = AfterResponseMiddleware(app) if by_its_process else made["application"]
-    request(partial(events.append, "callback"), slot=slot, application=which)
+    environ = make_environ(**{KEY: slot})
+    Exchange(app if by_its_process else made["application"], environ).finish()
     events.append("closed")
     slot.run()
     assert events == ["callback", "closed"]
-
-
-variable: ContextVar[str] = ContextVar("variable", default="unset")
 
 
 def test_what_a_callback_sets_in_the_context_of_close_stays_set_there(events):
     """A server's thread keeps its context from one request to the next: a callback can clean it."""
 
     def serve(slot):
-        variable.set("of the request")
-        request(lambda: events.append(variable.get()), lambda: variable.set("clean"), slot=slot)
+        user.set("of the request")
+        request(lambda: events.append(user.get()), lambda: user.set("clean"), slot=slot)
         slot.run()
-        events.append(variable.get())
+        events.append(user.get())
 
     copy_context().run(serve, Slot())
     assert events == ["of the request", "clean"]
@@ -269,9 +218,9 @@ def test_where_the_server_has_left_the_context_of_close_callbacks_find_a_copy(ev
     slot = Slot()
 
     def close():
-        variable.set("of the request")
-        request(lambda: events.append(variable.get()), slot=slot)
+        user.set("of the request")
+        request(lambda: events.append(user.get()), slot=slot)
 
     copy_context().run(close)
     slot.run()
-    assert (events, variable.get()) == (["of the request"], "unset")
+    assert (events, user.get()) == (["of the request"], "nobody")

@@ -12,13 +12,18 @@ from pathlib import Path
 from commands import environment
 
 
-def run_script(source: str, directory: Path, *arguments: str) -> list[str]:
-    """Run a script in a new Python; return the lines that it and its children printed, in order."""
+def run_python(source: str, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a new Python, with these arguments."""
     script = directory / "script.py"
     script.write_text(source)
     command = [sys.executable, "-W", "ignore", str(script), *arguments]
-    done = subprocess.run(
+    return subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=60, cwd=directory
     )
+
+
+def run_script(source: str, directory: Path, *arguments: str) -> list[str]:
+    """Run one that says nothing on stderr; return what it and its children printed, in order."""
+    done = run_python(source, directory, *arguments)
     assert not done.stderr, done.stderr
     return done.stdout.splitlines()

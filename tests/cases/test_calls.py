@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from conftest import Exchange, Immediately, make_environ
@@ -103,17 +105,11 @@ def test_a_retry_outside_has_a_list_of_its_own(first, events):
     assert events == ([tried, *then] if is_over else [*then, tried])
 
 
-class Pending(list):
-    """An executor whose jobs wait."""
-
-    def submit(self, fn, *args):
-        self.append(lambda: fn(*args))
-
-
 @pytest.mark.parametrize("answer", [TRIED, ValueError("on purpose")], ids=["closed", "raised"])
 def test_a_retry_while_the_first_ones_job_is_pending_has_a_list_of_its_own(answer, events):
-    jobs, environ = Pending(), make_environ()
-    app = AfterResponseMiddleware(App(events, answer, PAGE), executor=jobs)
+    jobs, environ = [], make_environ()
+    queue = SimpleNamespace(submit=lambda fn, *args: jobs.append(partial(fn, *args)))
+    app = AfterResponseMiddleware(App(events, answer, PAGE), executor=queue)
     with suppress(ValueError):
         Exchange(app, environ).finish()
     deliver(Exchange(app, environ).result, events)

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, product
 from pathlib import Path
@@ -22,14 +21,16 @@ from commands import environment
 from conftest import Exchange, registers
 from reporting import count
 
-from wsgi_after import AfterResponseMiddleware
 from wsgi_after import exits as wsgi_after_exits
 from wsgi_after._core import logs
 from wsgi_after._core.body import Body
 
+from . import run_script
+
 #: Whatever happens to a response is one line; ``who`` serves it and ends.
 EXITS = """
 import gc, importlib, logging, multiprocessing, os, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from wsgi_after import AfterResponseMiddleware
 
 who, place, end, thread = sys.argv[1:]
@@ -59,7 +60,8 @@ def tell_last():
 
 def serve():
     global kept, local
-    body = AfterResponseMiddleware(app)({"PATH_INFO": "/\\xe9"}, lambda *args: print)
+    pool = ThreadPoolExecutor(1) if thread == "pool" else None    # which takes no job at exit
+    body = AfterResponseMiddleware(app, executor=pool)({"PATH_INFO": "/\\xe9"}, lambda *args: print)
     if place == "this module":
         kept = body
     elif place == "another module":
@@ -154,32 +156,38 @@ def all_ended(directory: Path, rows: list[tuple[str, ...]]) -> dict[tuple[str, .
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
-@pytest.mark.parametrize("who", WHO)
-def test_whoever_ends_in_whichever_way_all_callbacks_run_and_what_fails_is_told(who, tmp_path):
+@pytest.mark.parametrize(
+    ("who", "thread"),
+    [
+        *((who, "none") for who in WHO),
+        # A daemon thread may be sending what it holds, so that is closed when it runs no more.
+        ("main", "sleeps"),
+    ],
+)
+def test_whoever_ends_in_whichever_way_all_callbacks_run_and_what_fails_is_told(
+    who, thread, tmp_path
+):
     """In children of multiprocessing, too, which skip ``atexit`` and end by ``os._exit()``."""
     pairs = product(PLACES, ENDS) if who == "main" else zip(PLACES, cycle(ENDS))
-    rows = [(who, place, end, "none") for place, end in pairs]
+    rows = [(who, place, end, thread) for place, end in pairs]
     assert all_ended(tmp_path, rows) == dict.fromkeys(rows, (ALL, True))
 
 
-def test_what_the_traceback_of_the_script_refers_to_runs_too(tmp_path):
-    (tmp_path / "script.py").write_text(EXITS)
-    assert ended(tmp_path, "main", "a frame", "raises", "none") == (ALL, True)
-
-
-def test_daemon_threads_may_run_meanwhile(tmp_path):
-    """They may be sending what they hold, so that is closed when they run no more."""
-    rows = [("main", place, end, "sleeps") for place, end in product(PLACES, ENDS)]
+def test_what_a_traceback_refers_to_runs_too_and_what_a_pool_takes_no_more(tmp_path):
+    rows = [
+        ("main", "a frame", "raises", "none"),
+        ("main", "collected", "of the script", "pool"),
+        ("main", "a cycle", "of the script", "pool"),
+    ]
     assert all_ended(tmp_path, rows) == dict.fromkeys(rows, (ALL, True))
 
 
 def test_a_daemon_thread_that_stands_still_in_a_log_handler_does_not_block_the_exit(tmp_path):
     """It holds the handler's lock for good, so what fails now is written to stderr without it."""
-    rows = [("main", "another module", "of the script", "logs")] * 20
     (tmp_path / "script.py").write_text(EXITS)
+    row = ("main", "another module", "of the script", "logs")
     with ThreadPoolExecutor(2) as pool:
-        outcomes = [str(outcome) for outcome in pool.map(lambda row: ended(tmp_path, *row), rows)]
-    assert Counter(outcomes) == {str((ALL, True)): 20}
+        assert [*pool.map(lambda _: ended(tmp_path, *row), range(20))] == [(ALL, True)] * 20
 
 
 # The same in this process, for what cannot be seen from outside
@@ -247,11 +255,9 @@ def test_what_a_thread_is_reading_when_it_is_stopped_stays_with_it(stopped, even
 
     def get(path, stand):
         def app(environ, start_response):
-            environ["wsgi.after"].append(lambda: events.append(f"callback {path}"))
-            start_response("200 OK", [])
             return (step() for step in [bytes, stand])
 
-        return Exchange(AfterResponseMiddleware(app)).result
+        return Exchange(registers(lambda: events.append(f"callback {path}"), app=app)).result
 
     def reads(stand):
         body = get("/read", stand)
@@ -274,19 +280,17 @@ def test_what_a_thread_is_reading_when_it_is_stopped_stays_with_it(stopped, even
 
 def test_what_fails_at_the_very_end_is_written_without_logging(monkeypatch, capfd):
     monkeypatch.setattr(sys, "is_finalizing", lambda: True)
-    Exchange(registers(lambda: int("\u2013"), lambda: coroutine())).finish()
+    Exchange(registers(lambda: int("\u2013"), lambda: (step for step in ""))).finish()
     first, *_, last = capfd.readouterr().err.splitlines()
     assert first.endswith("of GET /path failed.")
-    assert "returned a coroutine" in last
+    assert "returned a generator" in last
 
 
-@pytest.mark.parametrize("silence", ["level", "disable"])
-def test_what_is_silenced_stays_silent_at_the_very_end(silence, monkeypatch, capfd):
+@pytest.mark.parametrize("silenced", [logs.logger, logging.root.manager])
+def test_what_is_silenced_stays_silent_at_the_very_end(silenced, monkeypatch, capfd):
     monkeypatch.setattr(sys, "is_finalizing", lambda: True)
-    if silence == "level":
-        monkeypatch.setattr(logs.logger, "level", logging.CRITICAL)
-    else:
-        monkeypatch.setattr(logging.root.manager, "disable", logging.ERROR)
+    name = "level" if silenced is logs.logger else "disable"
+    monkeypatch.setattr(silenced, name, logging.CRITICAL)
     Exchange(registers(lambda: 1 / 0)).finish()
     assert capfd.readouterr().err == ""
 
@@ -302,10 +306,6 @@ def test_a_handler_that_fails_where_stderr_is_closed_costs_no_callback(events, m
     callbacks = [lambda: 1 / 0, lambda: events.append("second"), lambda: events.append("third")]
     Exchange(registers(*callbacks)).finish()
     assert events == ["second", "third"]
-
-
-async def coroutine() -> None:
-    """What a callback must not return."""
 
 
 BEHIND_OURS = """
@@ -326,8 +326,6 @@ def app(environ, start_response):
 """
 
 
-def test_what_is_collected_when_our_atexit_function_has_run_is_closed_in_place():
+def test_what_is_collected_when_our_atexit_function_has_run_is_closed_in_place(tmp_path):
     """Nothing would come by later for what waits."""
-    command = [sys.executable, "-W", "ignore", "-c", BEHIND_OURS]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("ran\n", "")
+    assert run_script(BEHIND_OURS, tmp_path) == ["ran"]

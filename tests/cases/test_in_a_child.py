@@ -28,7 +28,7 @@ def fork(monkeypatch):
 
 
 def test_the_list_of_the_parent_is_left_alone(fork, events):
-    exchange = Exchange(AfterResponseMiddleware(registers(partial(events.append, "ran"))))
+    exchange = Exchange(registers(partial(events.append, "ran")))
     fork()
     exchange.finish()
     with pytest.raises(RuntimeError, match="belongs to the process that made it"):
@@ -50,13 +50,12 @@ def test_what_forks_runs_no_other_callback_and_what_it_raises_goes_on(place, for
         submit = forks
 
     first = {"on_error": fails, "submit": int}.get(place, forks)
-    exchange = Exchange(
-        AfterResponseMiddleware(
-            registers(first, partial(events.append, "ran")),
-            on_error=forks if place == "on_error" else None,
-            executor=Executor() if place == "submit" else None,
-        )
+    application = registers(
+        *(first, partial(events.append, "ran")),
+        on_error=forks if place == "on_error" else None,
+        executor=Executor() if place == "submit" else None,
     )
+    exchange = Exchange(application)
     if place == "waits":
         unclosed.waiting.append(exchange.result)
         with pytest.warns(ResourceWarning):
@@ -76,13 +75,12 @@ def test_a_job_that_an_executor_brings_to_a_child_runs_there(fork, events):
             fork()
             super().submit(fn, *args)
 
-    callbacks = registers(partial(events.append, "ran"))
-    Exchange(AfterResponseMiddleware(callbacks, executor=Forks())).finish()
+    Exchange(registers(partial(events.append, "ran"), executor=Forks())).finish()
     assert events == ["ran"]
 
 
 def test_what_waits_and_is_the_parents_is_left_alone(fork, events):
-    exchange = Exchange(AfterResponseMiddleware(registers(partial(events.append, "ran"))))
+    exchange = Exchange(registers(partial(events.append, "ran")))
     unclosed.waiting.append(exchange.result)
     fork()
     assert (unclosed.close_waiting(), [*unclosed.waiting], events) == (None, [], [])
@@ -98,7 +96,7 @@ def test_another_thread_may_take_the_last_one_that_waits(monkeypatch):
 
 
 def test_a_close_that_the_collector_calls_is_for_later(monkeypatch, events):
-    exchange = Exchange(AfterResponseMiddleware(registers(partial(events.append, "ran"))))
+    exchange = Exchange(registers(partial(events.append, "ran")))
     monkeypatch.setattr(unclosed.collector, "thread", threading.get_ident())
     exchange.result.close()
     monkeypatch.setattr(unclosed.collector, "thread", None)
@@ -114,7 +112,7 @@ def test_an_interruption_of_a_job_that_was_pickled_loses_it_and_says_so(caplog, 
             pickle.dumps(job)
             raise KeyboardInterrupt
 
-    exchange = Exchange(AfterResponseMiddleware(registers(int), executor=Sends()))
+    exchange = Exchange(registers(int, executor=Sends()))
     pickle.dumps(exchange.environ["wsgi.after"])  # of no consequence: nobody has the job
     with pytest.raises(KeyboardInterrupt):
         exchange.finish()
@@ -122,13 +120,9 @@ def test_an_interruption_of_a_job_that_was_pickled_loses_it_and_says_so(caplog, 
 
 
 def test_what_is_not_bound_to_the_environ_stays_as_it_is(events):
-    def between(environ, start_response):
-        environ["wsgi.after"].append(lambda: events.append("ran"))
-        inner = AfterResponseMiddleware(hello, executor=Immediately())
-        return inner(environ, start_response)
-
+    inner = AfterResponseMiddleware(hello, executor=Immediately())
     environ = make_environ(**{"uwsgi.version": b"2.0.31"})
-    Exchange(AfterResponseMiddleware(between), environ).finish()
+    Exchange(registers(lambda: events.append("ran"), app=inner), environ).finish()
     assert events == ["ran"]
 
 
@@ -149,13 +143,6 @@ def test_what_has_run_already_is_not_refused():
     CallbackList()._take_back([print])
 
 
-def test_a_wait_is_over_when_another_thread_has_closed():
-    exchange = Exchange(AfterResponseMiddleware(registers(int)))
-    threading.Timer(0.1, exchange.finish).start()
-    wait_for_callbacks(30)
-    assert exchange.environ["wsgi.after"].ended
-
-
 @pytest.mark.parametrize("used", [True, False])
 def test_children_of_multiprocessing_are_watched_where_it_is_used(used, monkeypatch):
     from multiprocessing import util
@@ -171,18 +158,12 @@ def test_children_of_multiprocessing_are_watched_where_it_is_used(used, monkeypa
 def test_nobody_is_asked_where_nobody_is_named(monkeypatch, events):
     """As in a process that never imports ``wsgi_after.testing``."""
     monkeypatch.setattr("wsgi_after._core.hand_off.capturing", None)
-    Exchange(AfterResponseMiddleware(registers(partial(events.append, "ran")))).finish()
+    Exchange(registers(partial(events.append, "ran"))).finish()
     assert events == ["ran"]
 
 
-def test_a_buffer_is_one_chunk_by_next_too():
-    body = Exchange(AfterResponseMiddleware(lambda environ, start_response: b"text")).result
-    assert [next(body, None), next(body, None)] == [b"text", None]
-    body.close()
-
-
 def test_who_waits_for_callbacks_looks_again_until_they_have_run(events, monkeypatch):
-    exchange = Exchange(AfterResponseMiddleware(registers(partial(events.append, "ran"))))
+    exchange = Exchange(registers(partial(events.append, "ran")))
     monkeypatch.setattr("wsgi_after.testing.sleep", lambda seconds: exchange.finish())
     wait_for_callbacks(30)
     assert events == ["ran"]

@@ -14,22 +14,19 @@ from commands import environment
 from databases import postgresql
 from reporting import count
 
-from . import run_script
+from . import run_python, run_script
 
-#: Do something once for each call and each return in it, and drop a response there. The callback
-#: does the same thing once more, and fails, which is logged with a traceback.
-DROPS = """
+#: Responses whose callback does something, and fails, which is logged with a traceback.
+BEGIN = """
 import ast, faulthandler, gc, importlib, io, json, logging.handlers, os, queue, re, sqlite3, sys
 from concurrent.futures import ThreadPoolExecutor
 from wsgi_after import AfterResponseMiddleware
 
-how, seconds = sys.argv[1:]
-
 logging.getLogger().addHandler(logging.StreamHandler(io.StringIO()))
-SETUP
+callbacks, errors = [], []
 
 def use():
-    USE
+    pass
 
 def fail():
     callbacks.append(1)
@@ -46,6 +43,15 @@ def app(environ, start_response):
 
 def get():
     return AfterResponseMiddleware(app)({"PATH_INFO": "/"}, lambda *args: print)
+"""
+
+#: Do the same thing once for each call and each return in it, and drop a response there.
+DROPS = """
+how, seconds = sys.argv[1:]
+SETUP
+
+def use():
+    USE
 
 def drop():
     if how == "collected":
@@ -60,7 +66,7 @@ def profile(frame, event, arg):
         sys.setprofile(None)
         drop()
 
-kept, callbacks, errors, moments, left = [], [], [], 0, 0
+kept, moments, left = [], 0, 0
 use()
 gc.disable()
 faulthandler.dump_traceback_later(int(seconds), exit=True, file=open("blocked", "w"))
@@ -131,19 +137,9 @@ def dropped(how: str, use: tuple[str, str], directory: Path, seconds: int = 30) 
 
     :param seconds: after how many the process is taken to be blocked for good.
     """
-    script = directory / "script.py"
-    script.write_text(DROPS.replace("SETUP", use[0]).replace("USE", use[1]))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), how, str(seconds)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=directory,
-    )
-    if done.returncode < 0:
-        return "crashed"
-    return done.stdout.strip() or "blocked"
+    source = BEGIN + DROPS.replace("SETUP", use[0]).replace("USE", use[1])
+    done = run_python(source, directory, how, str(seconds))
+    return "crashed" if done.returncode < 0 else done.stdout.strip() or "blocked"
 
 
 #: What is printed where all is well: some moments were tried, and each callback ran once, but for
@@ -161,9 +157,13 @@ def test_what_is_dropped_by_its_last_reference_harms_only_what_cannot_be_entered
     use, tmp_path
 ):
     expected = LIMITS.get(use, [WELL])
-    seconds = 2 if "blocked" in expected else 30
-    outcome = dropped("by the last reference", USES[use], tmp_path, seconds)
+    outcome = dropped("by the last reference", USES[use], tmp_path, patience(expected))
     assert outcome.removeprefix(f"{WELL} ") in expected
+
+
+def patience(expected):
+    """In seconds: not long, where it is expected to block."""
+    return 2 if "blocked" in expected else 30
 
 
 PSYCOPG = (
@@ -179,30 +179,11 @@ PSYCOPG = (
 def test_what_is_dropped_while_psycopg_waits_for_postgresql(how, expected, tmp_path):
     with postgresql() as database:
         setup = PSYCOPG[0].format(url=database.url())
-        seconds = 2 if expected == "blocked" else 30
-        assert dropped(how, (setup, PSYCOPG[1]), tmp_path, seconds) == expected
+        assert dropped(how, (setup, PSYCOPG[1]), tmp_path, patience(expected)) == expected
 
 
 PARSE = """
-import ast, gc, io, logging
-from wsgi_after import AfterResponseMiddleware
-
-logging.basicConfig(stream=io.StringIO())
 source = "x = [" + "f(a, b)[1:2]," * 60 + "]"
-ran = []
-
-def fail():
-    ran.append(1)
-    raise ValueError("on purpose")
-
-def app(environ, start_response):
-    environ["wsgi.after"].append(fail)
-    start_response("200 OK", [])
-    return [b"chunk"]
-
-def get():
-    return AfterResponseMiddleware(app)({"PATH_INFO": "/"}, lambda *args: print)
-
 survived = 0
 for number in range(300):
     gc.disable()
@@ -222,13 +203,13 @@ for number in range(300):
 gc.collect()
 get().close()
 print(survived)
-print(len(ran))
+print(len(callbacks))
 """
 
 
 def test_300_of_300_parses_survive_a_collection(tmp_path):
     """On CPython 3.11, whatever parses within a finalizer breaks the parser it interrupts."""
-    survived, ran = map(int, run_script(PARSE, tmp_path))
+    survived, ran = map(int, run_script(BEGIN + PARSE, tmp_path))
     count("ast.parse, interrupted", tried=300, survived=survived, callbacks_run=ran - 1)
     assert (survived, ran) == (300, 301)
 
@@ -276,19 +257,22 @@ TABLE = "".join(f"    ({n}, 'name {n}', [f(a)[1:2] for a in range({n})]),\n" for
 
 @pytest.mark.parametrize("plugin", ["", "pytest_flask"])
 def test_five_runs_of_a_suite_with_a_client_that_never_closes_end_as_they_should(plugin, tmp_path):
-    pytest.importorskip("flask")
     if plugin:
         pytest.importorskip(plugin)
     source = SUITE.replace("CLIENT", "" if plugin else CLIENT)
     (tmp_path / "test_shop.py").write_text(f"{source}\nTABLE = lambda f: [\n{TABLE}]\n")
-    command = [sys.executable, "-m", "pytest", "-q", *("-p", "no:cacheprovider"), "--tb=long"]
-    command += ["-p", "no:django"]  # its fixture "client" is Django's
-    if not plugin:
-        command += ["-p", "no:flask"]
+    # Django's plugin has a fixture "client", too.
+    without = ["no:cacheprovider", "no:django", *["no:flask"] * (not plugin)]
+    command = ["pytest", "-q", "--tb=long", *(word for name in without for word in ("-p", name))]
     ends = []
     for _ in range(5):
         done = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, timeout=120, cwd=tmp_path
+            [sys.executable, "-m", *command],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
         )
         counts = done.stdout.strip().splitlines()[-1].partition(" in ")[0]
         ends.append((done.returncode, counts, "INTERNALERROR" in done.stdout))

@@ -100,7 +100,6 @@ def test_a_session_of_the_thread_is_closed_before_the_next_request(name, tmp_pat
 
 # Without a server: by whoever calls close()
 
-
 #: By what the app does: the status, and the body.
 RESPONSES = {
     "list": ("200 OK", lambda environ: [b"chunk"]),

@@ -170,6 +170,23 @@ CASES = {
         "child: first | child: last | parent: served | "
         "child: first | child: last | child: served SystemExit | parent: served",
     ),
+    "the context manager of around= forks": (
+        """
+        from contextlib import contextmanager
+        @contextmanager
+        def around(callback, after):
+            fork("raises")
+            yield
+            fork("returns")
+        def app(environ, start_response):
+            environ["wsgi.after"](tell, "first")
+            environ["wsgi.after"](tell, "last")
+            return answer(environ, start_response)
+        serve(app, around=around)
+        """,
+        "child: served ValueError | parent: first | child: served | "
+        "child: served ValueError | parent: last | child: served | parent: served",
+    ),
     "the child registers": (
         """
         def refused(register, *args):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
-import operator
 import pickle
 from collections import deque
 from importlib.util import find_spec
-from wsgiref.util import FileWrapper
 
 import pytest
 from commands import serving
-from conftest import Exchange, Immediately, hello, make_environ
+from conftest import FILE_WRAPPERS, Exchange, Immediately, hello, make_environ
 from servers.client import fetch
 from servers.harness import require
 
@@ -158,23 +156,10 @@ class Logo(io.BytesIO):
         self.seek(0)
 
 
-def function(file):
-    """A file wrapper as uWSGI's is."""
-    return file
-
-
-#: A file wrapper of each kind; and what the server reads and closes.
-WRAPPERS = {
-    "class": (FileWrapper, lambda made: made),
-    "function": (function, lambda made: made),
-    "type in C": (operator.itemgetter, lambda made: made.__reduce__()[1][0]),
-}
-
-
 @pytest.mark.parametrize("order", ["one after the other", "at once"])
-@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("kind", FILE_WRAPPERS)
 def test_one_file_wrapper_goes_out_again_and_again(kind, order, events):
-    wrapper, served = WRAPPERS[kind]
+    wrapper, served = FILE_WRAPPERS[kind]
     made = []
 
     def app(environ, start_response):
@@ -198,9 +183,9 @@ def test_one_file_wrapper_goes_out_again_and_again(kind, order, events):
         assert events == [b"logo", "rewound", "callback"] * 3
 
 
-@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("kind", FILE_WRAPPERS)
 def test_isinstance_against_the_file_wrapper_answers_as_it_does_bare(kind, events, request_):
-    wrapper, _ = WRAPPERS[kind]
+    wrapper, _ = FILE_WRAPPERS[kind]
 
     def answers(found):
         made = found(Logo(events))
