@@ -6,7 +6,7 @@ needs more has yet to be seen in this field, and three multiply the orders by fi
 
 from __future__ import annotations
 
-import logging
+import operator
 import pickle
 from collections import Counter
 from concurrent.futures import Future
@@ -23,7 +23,6 @@ from reporting import count
 from wsgi_after import AfterResponseMiddleware
 
 SWITCHES = 2
-LOGGER = logging.getLogger("wsgi_after")
 
 
 @pytest.fixture(autouse=True)
@@ -46,19 +45,12 @@ class Closable:
         self.events.append("closed")
 
 
-class FailsToClose(Closable):
-    def close(self):
-        super().close()
-        raise OSError("of the app")
-
-
 RESULTS = {
     "list": lambda events: [b"1"],
     "closable": Closable,
     "file wrapper": lambda events: FileWrapper(File(events)),
-    "close() fails": FailsToClose,
 }
-CLOSED = {"closable": ["closed"], "file wrapper": ["file closed"], "close() fails": ["closed"]}
+CLOSED = {"closable": ["closed"], "file wrapper": ["file closed"]}
 
 
 def exhausted(kind, events, *callbacks, executor=None):
@@ -115,30 +107,29 @@ def note(event):
     events_of_all.append(event)
 
 
-def count_wrong(what, orders):
-    """Run the orders, have them counted; none may be wrong.
+def tried(what, make, wrong):
+    """Run what ``make`` makes in every order, and have the orders counted; none may be wrong.
 
-    :param orders: a pair for each: the order, and what is wrong with it, if anything is.
+    :param wrong: what is wrong after an order, or a false value.
     """
-    runs, wrong = 0, []
-    for order, fault in orders:
+    runs, faults = 0, []
+    for order in interleavings(make, __file__, SWITCHES):
         runs += 1
-        if fault:
-            wrong.append((order, fault))
-    count(f"races: {what}", orders_of_two_threads=runs, lost_or_doubled=len(wrong))
-    assert wrong == []
-
-
-# Two threads
+        if fault := wrong():
+            faults.append((order, fault))
+    count(f"races: {what}", orders_of_two_threads=runs, lost_or_doubled=len(faults))
+    assert faults == []
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("executor", [None, Queue, Refuses], ids=["here", "queue", "refuses"])
 @pytest.mark.parametrize("kind", ["list", "closable", "file wrapper"])
-def test_closing_in_two_threads_runs_each_callback_once_in_every_order(kind, executor, number):
+def test_closing_in_two_threads_runs_each_callback_once_in_every_order(
+    kind, executor, number, events
+):
     names = [f"callback {n}" for n in range(number)]
     expected = Counter([*CLOSED.get(kind, []), *names])
-    events, queue = [], None
+    queue = None
 
     def make():
         nonlocal queue
@@ -148,25 +139,16 @@ def test_closing_in_two_threads_runs_each_callback_once_in_every_order(kind, exe
         body = exhausted(kind, events, *callbacks, executor=queue).result
         return body.close, body.close
 
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
-            if executor is Queue:
-                queue.work()
-            yield order, events[:] if Counter(events) != expected else None
+    def wrong():
+        if executor is Queue:
+            queue.work()
+        return Counter(events) != expected and events[:]
 
-    count_wrong(f"close() twice, {kind}, {executor and executor.__name__}, {number}", orders())
+    tried(f"close() twice, {kind}, {executor and executor.__name__}, {number}", make, wrong)
 
 
 def generator(*callbacks):
     yield from callbacks
-
-
-def iadd(after, late):
-    after += [late]
-
-
-def iadd_generator(after, late):
-    after += generator(late)
 
 
 REGISTER = {
@@ -176,13 +158,13 @@ REGISTER = {
     "extend by a generator": lambda after, late: after.extend(generator(late)),
     "insert": lambda after, late: after.insert(0, late),
     "slice": lambda after, late: after.__setitem__(slice(0, 0), [late]),
-    "+=": iadd,
-    "+= a generator": iadd_generator,
+    "+=": lambda after, late: operator.iadd(after, [late]),
+    "+= a generator": lambda after, late: operator.iadd(after, generator(late)),
 }
 
 
-def races(register, number, executor=None, *, handed_over=False):
-    """Register while the request ends; all orders, and those in which that is lost, or doubled.
+def registering(register, against, number, executor=None, *, handed_over=False):
+    """Register while the request ends: the entry runs once, or that raises.
 
     :param handed_over: race against the executor's job, and not against ``close()``.
     """
@@ -202,43 +184,40 @@ def races(register, number, executor=None, *, handed_over=False):
                 REGISTER[register](after, partial(note, "late"))
             except RuntimeError:
                 outcome.append("refused")
-            else:
-                outcome.append("registered")
 
         if handed_over:
             exchange.result.close()
             return queue.work, registers
         return exchange.result.close, registers
 
-    for order in interleavings(make, __file__, SWITCHES):
+    def wrong():
         if executor and not handed_over:
             queue.work()
-        expected = [Counter([*names, "late"] if outcome == ["registered"] else names)]
+        expected = [Counter(names if outcome else [*names, "late"])]
         if executor is Pickles:  # of two copies, the one here can be taken back, and the other runs
             expected.append(Counter([*names, "late"]))
-        wrong = Counter(events_of_all) not in expected
-        yield order, [*events_of_all, *outcome] if wrong else None
+        return Counter(events_of_all) not in expected and [*events_of_all, *outcome]
+
+    tried(f"{register} and {against}", make, wrong)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("register", REGISTER)
 def test_registering_while_the_request_is_closed_runs_or_raises_in_every_order(register, number):
-    count_wrong(f"{register} and close(), {number} callbacks", races(register, number))
+    registering(register, f"close(), {number} callbacks", number)
 
 
 @pytest.mark.parametrize("executor", [Queue, TakesAndRefuses, Pickles])
 @pytest.mark.parametrize("register", ["append", "call"])
 def test_registering_while_the_job_is_submitted_runs_or_raises_in_every_order(register, executor):
-    count_wrong(f"{register} and {executor.__name__}", races(register, 1, executor))
+    registering(register, executor.__name__, 1, executor)
 
 
 @pytest.mark.parametrize("executor", [Queue, Settles])
 @pytest.mark.parametrize("register", ["append", "call"])
-def test_registering_while_an_executor_runs_the_job_runs_or_raises_in_every_order(
-    register, executor
-):
-    orders = races(register, 1, executor, handed_over=True)
-    count_wrong(f"{register} and the job of an executor, {executor.__name__}", orders)
+def test_registering_while_the_job_runs_runs_or_raises_in_every_order(register, executor):
+    against = f"the job of an executor, {executor.__name__}"
+    registering(register, against, 1, executor, handed_over=True)
 
 
 CANCEL = {
@@ -250,9 +229,9 @@ CANCEL = {
 
 
 @pytest.mark.parametrize("cancel", CANCEL)
-def test_cancelling_while_the_request_is_closed_costs_no_other_callback_in_every_order(cancel):
+def test_cancelling_while_the_request_is_closed_costs_no_other_callback(cancel, events):
     """What is cancelled has run before, or never runs; if it cannot be found, it has run."""
-    events, outcome = [], []
+    outcome = []
 
     def make():
         events.clear()
@@ -269,14 +248,13 @@ def test_cancelling_while_the_request_is_closed_costs_no_other_callback_in_every
 
         return exchange.result.close, cancels
 
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
-            right = [["first", "cancelled"]] if outcome else [["first"]]
-            if cancel == "clear":
-                right = [[], ["first"], ["first", "cancelled"]]
-            yield order, [*events, *outcome] if events not in right else None
+    def wrong():
+        right = [["first", "cancelled"]] if outcome else [["first"]]
+        if cancel == "clear":
+            right = [[], ["first"], ["first", "cancelled"]]
+        return events not in right and [*events, *outcome]
 
-    count_wrong(f"{cancel} and close()", orders())
+    tried(f"{cancel} and close()", make, wrong)
 
 
 def append_late(after):
@@ -284,7 +262,7 @@ def append_late(after):
         after.append(str)
 
 
-def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost_in_every_order(caplog):
+def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost(caplog):
     """Nothing stays behind in the list: it was in it when that was reported, or it is refused."""
     after = []
 
@@ -297,19 +275,15 @@ def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost_in_ever
         caplog.clear()
         return future.cancel, partial(append_late, after)
 
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
-            levels = [record.levelname for record in caplog.records]
-            yield order, [*after, *levels] if after or levels != ["ERROR"] else None
+    def wrong():
+        levels = [record.levelname for record in caplog.records]
+        return (after or levels != ["ERROR"]) and [*after, *levels]
 
-    count_wrong("append() and a job that is cancelled", orders())
+    tried("append() and a job that is cancelled", make, wrong)
 
 
 @pytest.mark.parametrize("first", [[], [lambda response: None]], ids=["the first", "another"])
-def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(first):
-    """Its function runs, or registering it says that it is too late."""
-    events = []
-
+def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(first, events):
     def app(environ, start_response):
         for fn in first:
             environ["wsgi.after"].on_prepare(fn)
@@ -332,17 +306,15 @@ def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(
 
         return partial(next, body), registers
 
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
-            yield order, events[:] if events not in (["ran"], ["refused"]) else None
+    def wrong():
+        return events not in (["ran"], ["refused"]) and events[:]
 
-    count_wrong("on_prepare and start_response()", orders())
+    tried("on_prepare and start_response()", make, wrong)
 
 
-def test_a_job_that_says_it_was_not_taken_runs_each_callback_once_in_every_order():
+def test_a_job_that_says_it_was_not_taken_runs_each_callback_once_in_every_order(events):
     """The thread of an executor, and close(), have the same list."""
     names = ["callback 0", "callback 1"]
-    events = []
 
     def make():
         events.clear()
@@ -351,8 +323,8 @@ def test_a_job_that_says_it_was_not_taken_runs_each_callback_once_in_every_order
         exchange = exhausted("list", events, *callbacks, executor=queue)
         return exchange.result.close, lambda: queue.work()
 
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
-            yield order, events[:] if Counter(events) != Counter(names) else None
-
-    count_wrong("an executor that refuses what it takes", orders())
+    tried(
+        "an executor that refuses what it takes",
+        make,
+        lambda: Counter(events) != Counter(names) and events[:],
+    )
