@@ -7,9 +7,9 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Thread
 from wsgiref.simple_server import software_version
 from xml.etree import ElementTree
 
@@ -76,8 +76,7 @@ def test_it_never_sleeps_longer_than_two_seconds(slept):
 def test_it_tells_when_a_callback_began_and_ended_if_it_knows(slept, monkeypatch):
     probe.times.clear()
     assert ask("times").finish() == [b"{}"]
-    clock = iter([10.0, 11.0, 14.0, 20.0])
-    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(probe.time, "perf_counter", iter([10.0, 11.0, 14.0, 20.0]).__next__)
     ask("no-content", 2).finish()
     assert json.loads(ask("times").finish()[0]) == {"began": 1.0, "ended": 4.0}
 
@@ -108,21 +107,18 @@ URL = "http://127.0.0.1:{}/"
 
 
 @contextmanager
-def answering(*answers):
-    """A server of so many connections, each answered with these bytes."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def answering(answer):
+    """A server that answers one connection with these bytes."""
 
-        def serve():
-            for answer in answers:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.recv(65536)
-                    connection.sendall(answer)
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(answer)
 
-        thread = Thread(target=serve)
-        thread.start()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        pool.submit(serve)
         yield URL.format(listener.getsockname()[1])
-        thread.join()
 
 
 def test_the_command_shows_a_table_a_verdict_and_advice(capsys, tmp_path):
@@ -300,14 +296,11 @@ def test_a_kind_that_fails_is_told_and_the_others_are_measured(capsys, monkeypat
 
 
 def test_of_a_callback_that_nobody_knows_of_the_times_are_left_out(monkeypatch):
-    clock = iter([0.0, 1.0, 99.0])
-    asked = Probe(probe.split("http://x/"), 1)
     row = Row("head", *CLOSE)
-    reply = probe.Exchange(200, "s", "", 0, 0, b"{}")
-    monkeypatch.setattr(Probe, "once", lambda *args: reply)
-    monkeypatch.setattr(probe.time, "perf_counter", clock.__next__)
+    monkeypatch.setattr(Probe, "once", lambda *args: probe.Exchange(200, "s", "", 0, 0, b"{}"))
+    monkeypatch.setattr(probe.time, "perf_counter", iter([0.0, 1.0, 99.0]).__next__)
     monkeypatch.setattr(probe.time, "sleep", lambda seconds: None)
-    asked.ask_times(row, TOKEN, 0)
+    Probe(probe.split("http://x/"), 1).ask_times(row, TOKEN, 0)
     assert (row.began, row.ended) == (None, None)
 
 

@@ -110,12 +110,6 @@ def test_a_hook_that_fails_does_not_keep_the_request(start):
     assert uwsgi.running == set()
 
 
-def test_one_that_is_not_called_in_a_thread_takes_nothing_there(start, events):
-    start()
-    request(events).finish()
-    assert events == ["/me"]
-
-
 def test_a_request_that_another_server_made_is_none_of_its_own(start, events):
     exchange = served(start(), events)
     del exchange.environ["uwsgi.version"]
