@@ -107,13 +107,19 @@ def note(event):
     events_of_all.append(event)
 
 
-def tried(what, make, wrong):
+def tried(what, make):
     """Run what ``make`` makes in every order, and have the orders counted; none may be wrong.
 
-    :param wrong: what is wrong after an order, or a false value.
+    :param make: makes the two actions, and what tells after an order what was wrong in it.
     """
-    runs, faults = 0, []
-    for order in interleavings(make, __file__, SWITCHES):
+    runs, faults, wrong = 0, [], None
+
+    def actions():
+        nonlocal wrong
+        actions, wrong = make()
+        return actions
+
+    for order in interleavings(actions, __file__, SWITCHES):
         runs += 1
         if fault := wrong():
             faults.append((order, fault))
@@ -124,27 +130,23 @@ def tried(what, make, wrong):
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("executor", [None, Queue, Refuses], ids=["here", "queue", "refuses"])
 @pytest.mark.parametrize("kind", ["list", "closable", "file wrapper"])
-def test_closing_in_two_threads_runs_each_callback_once_in_every_order(
-    kind, executor, number, events
-):
+def test_closing_in_two_threads_runs_each_callback_once_in_every_order(kind, executor, number):
     names = [f"callback {n}" for n in range(number)]
     expected = Counter([*CLOSED.get(kind, []), *names])
-    queue = None
 
     def make():
-        nonlocal queue
-        events.clear()
-        queue = executor and executor()
+        events, queue = [], executor and executor()
         callbacks = [partial(events.append, name) for name in names]
         body = exhausted(kind, events, *callbacks, executor=queue).result
-        return body.close, body.close
 
-    def wrong():
-        if executor is Queue:
-            queue.work()
-        return Counter(events) != expected and events[:]
+        def wrong():
+            if executor is Queue:
+                queue.work()
+            return Counter(events) != expected and events
 
-    tried(f"close() twice, {kind}, {executor and executor.__name__}, {number}", make, wrong)
+        return (body.close, body.close), wrong
+
+    tried(f"close() twice, {kind}, {executor and executor.__name__}, {number}", make)
 
 
 def generator(*callbacks):
@@ -169,15 +171,12 @@ def registering(register, against, number, executor=None, *, handed_over=False):
     :param handed_over: race against the executor's job, and not against ``close()``.
     """
     names = [f"callback {n}" for n in range(number)]
-    outcome, queue = [], None
 
     def make():
-        nonlocal queue
         events_of_all.clear()
-        outcome.clear()
-        queue = executor and executor()
+        outcome, queue = [], executor and executor()
         exchange = exhausted("list", [], *[partial(note, name) for name in names], executor=queue)
-        after = exchange.environ["wsgi.after"]
+        after, close = exchange.environ["wsgi.after"], exchange.result.close
 
         def registers():
             try:
@@ -185,20 +184,19 @@ def registering(register, against, number, executor=None, *, handed_over=False):
             except RuntimeError:
                 outcome.append("refused")
 
+        def wrong():
+            if executor and not handed_over:
+                queue.work()
+            right = [Counter(names if outcome else [*names, "late"])]
+            if executor is Pickles:  # of two copies, the one here can be taken back, the other runs
+                right.append(Counter([*names, "late"]))
+            return Counter(events_of_all) not in right and [*events_of_all, *outcome]
+
         if handed_over:
-            exchange.result.close()
-            return queue.work, registers
-        return exchange.result.close, registers
+            close()
+        return (queue.work if handed_over else close, registers), wrong
 
-    def wrong():
-        if executor and not handed_over:
-            queue.work()
-        expected = [Counter(names if outcome else [*names, "late"])]
-        if executor is Pickles:  # of two copies, the one here can be taken back, and the other runs
-            expected.append(Counter([*names, "late"]))
-        return Counter(events_of_all) not in expected and [*events_of_all, *outcome]
-
-    tried(f"{register} and {against}", make, wrong)
+    tried(f"{register} and {against}", make)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -229,13 +227,11 @@ CANCEL = {
 
 
 @pytest.mark.parametrize("cancel", CANCEL)
-def test_cancelling_while_the_request_is_closed_costs_no_other_callback(cancel, events):
+def test_cancelling_while_the_request_is_closed_costs_no_other_callback(cancel):
     """What is cancelled has run before, or never runs; if it cannot be found, it has run."""
-    outcome = []
 
     def make():
-        events.clear()
-        outcome.clear()
+        events, outcome = [], []
         entry = partial(events.append, "cancelled")
         exchange = exhausted("list", events, partial(events.append, "first"), entry)
         after = exchange.environ["wsgi.after"]
@@ -246,15 +242,15 @@ def test_cancelling_while_the_request_is_closed_costs_no_other_callback(cancel, 
             except (ValueError, IndexError):
                 outcome.append("not found")
 
-        return exchange.result.close, cancels
+        def wrong():
+            right = [["first", "cancelled"]] if outcome else [["first"]]
+            if cancel == "clear":
+                right = [[], ["first"], ["first", "cancelled"]]
+            return events not in right and [*events, *outcome]
 
-    def wrong():
-        right = [["first", "cancelled"]] if outcome else [["first"]]
-        if cancel == "clear":
-            right = [[], ["first"], ["first", "cancelled"]]
-        return events not in right and [*events, *outcome]
+        return (exchange.result.close, cancels), wrong
 
-    tried(f"{cancel} and close()", make, wrong)
+    tried(f"{cancel} and close()", make)
 
 
 def append_late(after):
@@ -264,26 +260,25 @@ def append_late(after):
 
 def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost(caplog):
     """Nothing stays behind in the list: it was in it when that was reported, or it is refused."""
-    after = []
 
     def make():
-        nonlocal after
         future = Future()
         exchange = exhausted("list", [], int, executor=SimpleNamespace(submit=lambda *job: future))
         after = exchange.environ["wsgi.after"]
         exchange.result.close()
         caplog.clear()
-        return future.cancel, partial(append_late, after)
 
-    def wrong():
-        levels = [record.levelname for record in caplog.records]
-        return (after or levels != ["ERROR"]) and [*after, *levels]
+        def wrong():
+            levels = [record.levelname for record in caplog.records]
+            return (after or levels != ["ERROR"]) and [*after, *levels]
 
-    tried("append() and a job that is cancelled", make, wrong)
+        return (future.cancel, partial(append_late, after)), wrong
+
+    tried("append() and a job that is cancelled", make)
 
 
 @pytest.mark.parametrize("first", [[], [lambda response: None]], ids=["the first", "another"])
-def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(first, events):
+def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(first):
     def app(environ, start_response):
         for fn in first:
             environ["wsgi.after"].on_prepare(fn)
@@ -294,37 +289,32 @@ def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(
         yield b""
 
     def make():
-        events.clear()
-        environ = make_environ()
+        events, environ = [], make_environ()
         body = AfterResponseMiddleware(app)(environ, lambda *args: None)
+        after = environ["wsgi.after"]
 
-        def registers(after=environ["wsgi.after"]):
+        def registers():
             try:
                 after.on_prepare(lambda response: events.append("ran"))
             except RuntimeError:
                 events.append("refused")
 
-        return partial(next, body), registers
+        return (
+            partial(next, body),
+            registers,
+        ), lambda: events not in (["ran"], ["refused"]) and events
 
-    def wrong():
-        return events not in (["ran"], ["refused"]) and events[:]
-
-    tried("on_prepare and start_response()", make, wrong)
+    tried("on_prepare and start_response()", make)
 
 
-def test_a_job_that_says_it_was_not_taken_runs_each_callback_once_in_every_order(events):
+def test_a_job_that_says_it_was_not_taken_runs_each_callback_once_in_every_order():
     """The thread of an executor, and close(), have the same list."""
     names = ["callback 0", "callback 1"]
 
     def make():
-        events.clear()
-        queue = TakesAndRefuses()
+        events, queue = [], TakesAndRefuses()
         callbacks = [partial(events.append, name) for name in names]
-        exchange = exhausted("list", events, *callbacks, executor=queue)
-        return exchange.result.close, lambda: queue.work()
+        close = exhausted("list", events, *callbacks, executor=queue).result.close
+        return (close, lambda: queue.work()), lambda: Counter(events) != Counter(names) and events
 
-    tried(
-        "an executor that refuses what it takes",
-        make,
-        lambda: Counter(events) != Counter(names) and events[:],
-    )
+    tried("an executor that refuses what it takes", make)
