@@ -323,14 +323,14 @@ def test_a_failure_shows_unless_it_is_silenced_on_purpose(configuration, tmp_pat
 # on_error
 
 
-class Told:
-    """An ``on_error`` that takes notes."""
+@pytest.fixture
+def told(events):
+    """An ``on_error`` that tells what it was given."""
 
-    def __init__(self):
-        self.failures = []
+    def on_error(callback, error, after):
+        events.append((callback, f"{type(error).__name__}: {error}", after.status))
 
-    def __call__(self, callback, error, after):
-        self.failures.append((callback, f"{type(error).__name__}: {error}", after.status))
+    return on_error
 
 
 FAILED = [(send_mail, "ValueError: no such address", "200 OK")]
@@ -346,10 +346,10 @@ NOT_RUN = (
 )
 
 
-def test_on_error_is_told_of_each_failure():
-    bound, told = partial(send_mail), Told()
+def test_on_error_is_told_of_each_failure(told, events):
+    bound = partial(send_mail)
     order(bound, str, coroutine_function, generator_function, stop, on_error=told)
-    failed, coroutine, generator, exited = told.failures
+    failed, coroutine, generator, exited = events
     assert failed == (bound, "ValueError: no such address", "200 OK")
     assert coroutine[1].startswith(NOT_RUN.format("coroutine_function", "coroutine"))
     assert generator[1].startswith(NOT_RUN.format("generator_function", "generator"))
@@ -366,21 +366,19 @@ def test_on_error_is_called_where_the_callback_ran_and_after_it_was_logged(caplo
     assert events == [("pool_0", 1), "the other", "registered by on_error"]
 
 
-def test_on_error_is_told_of_what_is_captured_when_that_runs():
-    told = Told()
+def test_on_error_is_told_of_what_is_captured_when_that_runs(told, events):
     with capture() as captured:
         order(send_mail, on_error=told)
-        assert told.failures == []
+        assert events == []
         captured.run()
-    assert told.failures == FAILED
+    assert events == FAILED
 
 
-def test_of_instances_that_share_a_list_the_on_error_of_its_maker_counts():
-    told = Told()
+def test_of_instances_that_share_a_list_the_on_error_of_its_maker_counts(told, events):
     inner = registers(send_mail, on_error=lambda *args: pytest.fail("of the inner one"))
     for options in ({"on_error": told}, {}):
         Exchange(AfterResponseMiddleware(inner, **options)).finish()
-    assert told.failures == FAILED
+    assert events == FAILED
 
 
 def test_an_on_error_that_fails_is_logged_itself(caplog, events):

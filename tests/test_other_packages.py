@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from wsgiref.util import FileWrapper
 
 import flask
 import pytest
@@ -86,13 +87,6 @@ def test_werkzeugs_call_on_close_is_not_called_where_the_server_sends_the_file(t
         response = flask.send_file(tmp_path / "file")
         response.call_on_close(lambda: events.append("called"))
         return response
-
-    class FileWrapper:
-        def __init__(self, file, size=8192):
-            self.file, self.close = file, file.close
-
-        def __iter__(self):
-            return iter([self.file.read()])
 
     environ = {"wsgi.file_wrapper": FileWrapper}
     Client(app).get("/", environ_overrides=environ).close()
