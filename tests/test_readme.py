@@ -8,7 +8,7 @@ from configparser import ConfigParser
 
 import pytest
 from commands import copied_checkout, installs, masked, paste, run
-from documents import ROOT, executed, parse
+from documents import ROOT, blocks, executed, parse
 from docutils import nodes
 from servers.descriptions import OURS, SERVERS
 from servers.expectations import EMPTY, END_LATE, ERRORS, IN_TIME, LATE, STREAMS, UNFRAMED, expected
@@ -26,7 +26,7 @@ RUN = "python -m wsgi_after hello:application"
 
 
 BLOCKS = list(DOCUMENT.findall(nodes.literal_block))
-SNIPPETS = {name: block.astext() for block in BLOCKS for name in block["names"]}
+SNIPPETS = blocks("../README.rst")
 CONSOLE = "\n".join(block.astext() for block in BLOCKS if "console" in block["classes"])
 #: What the console blocks show: command → output.
 COMMANDS = dict(re.findall(r"(?ms)^\$ (.*?)$\n?(.*?)(?=^\$ |\Z)", CONSOLE))

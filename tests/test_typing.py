@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import ROOT, TESTS, blocks, parse
-from docutils import nodes
+from documents import ROOT, TESTS, blocks
 
 import wsgi_after
 
@@ -57,9 +56,7 @@ print(Iterable, StartResponse, WSGIEnvironment)
 
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_the_first_examples_pass_under_strict_once_they_have_signatures(checker, tmp_path):
-    found = parse("../README.rst").findall(nodes.literal_block)
-    examples = {name: block.astext() for block in found for name in block["names"]}
-    examples |= blocks("wrap.rst")
+    examples = blocks("../README.rst") | blocks("wrap.rst")
     paths = []
     for name in ("hello.py", "ways.py", "flask_app.py"):
         code = examples[name]
