@@ -64,8 +64,9 @@ def serve(events: list[str], *callbacks: Action, executor: Any = None) -> tuple[
     return body, after
 
 
-def unless(events: list[str], *right: list[str]) -> object:
-    return None if sorted(events) in [sorted(one) for one in right] else events
+def unless(events: list[str], *right: list[str]) -> str | None:
+    """The events, even if there are none, where they are not right in any order."""
+    return None if sorted(events) in [sorted(one) for one in right] else str(events)
 
 
 class Attempt:

@@ -107,10 +107,16 @@ def note(event):
     events_of_all.append(event)
 
 
+def unless(is_right, *seen):
+    """What was seen, even if that is nothing, where it is not right."""
+    return None if is_right else str(seen)
+
+
 def tried(what, make):
     """Run what ``make`` makes in every order, and have the orders counted; none may be wrong.
 
-    :param make: makes the two actions, and what tells after an order what was wrong in it.
+    :param make: makes the two actions, and what tells after an order what was wrong in it, by
+        :func:`unless`.
     """
     runs, faults, wrong = 0, [], None
 
@@ -142,7 +148,7 @@ def test_closing_in_two_threads_runs_each_callback_once_in_every_order(kind, exe
         def wrong():
             if executor is Queue:
                 queue.work()
-            return Counter(events) != expected and events
+            return unless(Counter(events) == expected, *events)
 
         return (body.close, body.close), wrong
 
@@ -190,7 +196,7 @@ def registering(register, against, number, executor=None, *, handed_over=False):
             right = [Counter(names if outcome else [*names, "late"])]
             if executor is Pickles:  # of two copies, the one here can be taken back, the other runs
                 right.append(Counter([*names, "late"]))
-            return Counter(events_of_all) not in right and [*events_of_all, *outcome]
+            return unless(Counter(events_of_all) in right, *events_of_all, *outcome)
 
         if handed_over:
             close()
@@ -246,7 +252,7 @@ def test_cancelling_while_the_request_is_closed_costs_no_other_callback(cancel):
             right = [["first", "cancelled"]] if outcome else [["first"]]
             if cancel == "clear":
                 right = [[], ["first"], ["first", "cancelled"]]
-            return events not in right and [*events, *outcome]
+            return unless(events in right, *events, *outcome)
 
         return (exchange.result.close, cancels), wrong
 
@@ -270,7 +276,7 @@ def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost(caplog)
 
         def wrong():
             levels = [record.levelname for record in caplog.records]
-            return (after or levels != ["ERROR"]) and [*after, *levels]
+            return unless((after, levels) == ([], ["ERROR"]), *after, *levels)
 
         return (future.cancel, partial(append_late, after)), wrong
 
@@ -299,10 +305,10 @@ def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(
             except RuntimeError:
                 events.append("refused")
 
-        return (
-            partial(next, body),
-            registers,
-        ), lambda: events not in (["ran"], ["refused"]) and events
+        def wrong():
+            return unless(events in (["ran"], ["refused"]), *events)
+
+        return (partial(next, body), registers), wrong
 
     tried("on_prepare and start_response()", make)
 
@@ -315,6 +321,10 @@ def test_a_job_that_says_it_was_not_taken_runs_each_callback_once_in_every_order
         events, queue = [], TakesAndRefuses()
         callbacks = [partial(events.append, name) for name in names]
         close = exhausted("list", events, *callbacks, executor=queue).result.close
-        return (close, lambda: queue.work()), lambda: Counter(events) != Counter(names) and events
+
+        def wrong():
+            return unless(Counter(events) == Counter(names), *events)
+
+        return (close, lambda: queue.work()), wrong
 
     tried("an executor that refuses what it takes", make)
