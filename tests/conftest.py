@@ -118,6 +118,28 @@ def at_once(count: int, fn: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(call, range(count)))
 
 
+def in_a_thread(fn: Callable[..., Any], *args: Any) -> Any:
+    """Call ``fn`` in a thread of its own; return what it returned."""
+    return at_once(1, lambda number: fn(*args))[0]
+
+
+@contextmanager
+def django_app(view: Callable[..., Any], route: str = "") -> Iterator[Any]:
+    """Django's WSGI application, with this view and no middleware."""
+    import django
+    from django.conf import settings
+    from django.core.handlers.wsgi import WSGIHandler
+    from django.test.utils import override_settings
+    from django.urls import path
+
+    if not settings.configured:
+        settings.configure()
+        django.setup()
+    urls = type("Urls", (), {"urlpatterns": [path(route, view)]})
+    with override_settings(ROOT_URLCONF=urls, MIDDLEWARE=[], ALLOWED_HOSTS=["*"]):
+        yield WSGIHandler()
+
+
 class File(io.BytesIO):
     """A file that tells when it is closed."""
 

@@ -43,6 +43,14 @@ class Closable:
         self.events.append("closed")
 
 
+def called(app: Any) -> tuple[Any, Any]:
+    """The body and the list of a request to this middleware."""
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    body = app(environ, lambda *args: print)
+    return body, environ["wsgi.after"]
+
+
 def serve(events: list[str], *callbacks: Action, executor: Any = None) -> tuple[Any, Any]:
     """A request whose body was read, and is to be closed: its body and its list."""
 
@@ -51,15 +59,28 @@ def serve(events: list[str], *callbacks: Action, executor: Any = None) -> tuple[
         start_response("200 OK", [])
         return Closable(events)
 
-    environ: dict[str, Any] = {}
-    setup_testing_defaults(environ)
-    body: Any = AfterResponseMiddleware(app, executor=executor)(environ, lambda *args: print)
+    body, after = called(AfterResponseMiddleware(app, executor=executor))
     list(body)
-    return body, environ["wsgi.after"]
+    return body, after
 
 
-def unless(events: list[str], *right: list[str]) -> object:
-    return None if sorted(events) in [sorted(one) for one in right] else events
+def unless(events: list[str], *right: list[str]) -> str | None:
+    """The events, even if there are none, where they are not right in any order."""
+    return None if sorted(events) in [sorted(one) for one in right] else str(events)
+
+
+class Attempt:
+    """An action that may come too late, and then raises."""
+
+    def __init__(self, fn: Callable[..., object], *args: Any, error: Any = RuntimeError) -> None:
+        self.fn, self.args, self.error = fn, args, error
+        self.refused = False
+
+    def __call__(self) -> None:
+        try:
+            self.fn(*self.args)
+        except self.error:
+            self.refused = True
 
 
 def close_and_close() -> Round:
@@ -69,119 +90,74 @@ def close_and_close() -> Round:
     return [body.close, body.close], lambda: unless(events, ["closed", "a", "b", "c"])
 
 
-def registers(register: Callable[[Any, Any], object]) -> Round:
-    events: list[str] = []
-    outcome: list[str] = []
-    body, after = serve(events, partial(events.append, "a"))
-
-    def registering() -> None:
-        try:
-            register(after, partial(events.append, "late"))
-        except RuntimeError:
-            outcome.append("refused")
-
-    def wrong() -> object:
-        late = [] if outcome else ["late"]
-        return unless(events, ["closed", "a", *late]) or list(after)
-
-    return [body.close, registering], wrong
-
-
 def iadd(after: Any, fn: Any) -> None:
     after += [fn]
 
 
-def append_and_close() -> Round:
-    """An entry runs once, or its registration raises."""
-    return registers(lambda after, fn: after.append(fn))
+REGISTER: dict[str, Callable[..., object]] = {
+    "append": lambda after, fn: after.append(fn),
+    "call": lambda after, fn: after(fn),
+    "insert": lambda after, fn: after.insert(0, fn),
+    "extend": lambda after, fn: after.extend([fn]),
+    "iadd": iadd,
+}
 
 
-def call_and_close() -> Round:
-    """The same by ``after(fn)``."""
-    return registers(lambda after, fn: after(fn))
-
-
-def insert_and_close() -> Round:
-    """The same by ``insert()``."""
-    return registers(lambda after, fn: after.insert(0, fn))
-
-
-def extend_and_close() -> Round:
-    """The same by ``extend()``."""
-    return registers(lambda after, fn: after.extend([fn]))
-
-
-def iadd_and_close() -> Round:
-    """The same by ``+=``."""
-    return registers(iadd)
-
-
-def late_and_late(register: Callable[[Any, Any], object]) -> Round:
-    """Two threads register when the list has ended: both are refused, and nothing stays."""
-    outcome: list[str] = []
-    body, after = serve([])
-    body.close()
-
-    def registering(fn: Any) -> None:
-        try:
-            register(after, fn)
-        except RuntimeError:
-            outcome.append("refused")
-
-    actions: list[Action] = [partial(registering, int), partial(registering, str)]
-    return actions, lambda: list(after) or unless(outcome, ["refused", "refused"])
-
-
-def late_once_and_late_once() -> Round:
-    """The entries are compared by a function in Python."""
-    return late_and_late(lambda after, fn: after.once(fn))
-
-
-def late_insert_and_late_insert() -> Round:
-    """Each entry moves the other one."""
-    return late_and_late(lambda after, fn: after.insert(0, fn))
-
-
-def late_extend_and_close() -> Round:
-    """Of several entries all run, or none, and then registering them raises."""
+def register_and_close(register: Callable[..., object], names: tuple[str, ...] = ("b",)) -> Round:
+    """Entries run once, all of them, or their registration raises."""
     events: list[str] = []
-    outcome: list[str] = []
     body, after = serve(events, partial(events.append, "a"))
-
-    def registering() -> None:
-        try:
-            after.extend([partial(events.append, "b"), partial(events.append, "c")])
-        except RuntimeError:
-            outcome.append("refused")
+    registers = Attempt(register, after, *[partial(events.append, name) for name in names])
 
     def wrong() -> object:
-        late = [] if outcome else ["b", "c"]
+        late = () if registers.refused else names
         return unless(events, ["closed", "a", *late]) or list(after)
 
-    return [body.close, registering], wrong
+    return [body.close, registers], wrong
+
+
+def drop_and_append() -> Round:
+    """A response that nobody closes is finished by its finalizer, while a thread registers."""
+    events: list[str] = []
+    body, after = serve(events, partial(events.append, "a"))
+    holder = [body]
+    del body
+    registers = Attempt(after.append, partial(events.append, "late"))
+
+    def wrong() -> object:
+        late = [] if registers.refused else ["late"]
+        # A body that is dropped by a thread that did not make it is finalized a little later.
+        return unless(events, ["closed", "a", *late]) if events else None
+
+    return [holder.clear, registers], wrong
+
+
+def late_and_late(register: Callable[..., object]) -> Round:
+    """Two threads register when the list has ended: both are refused, and nothing stays."""
+    body, after = serve([])
+    body.close()
+    attempts = [Attempt(register, after, fn) for fn in (int, str)]
+    return [*attempts], lambda: list(after) or not all(each.refused for each in attempts)
 
 
 def remove_and_close() -> Round:
     """Cancelling takes off what it names, or says that it has run; the others run."""
     events: list[str] = []
-    outcome: list[str] = []
     body, after = serve(events)
     for name in "abc":
         after.once(events.append, name)
+    cancels = Attempt(after.remove, partial(events.append, "b"), error=ValueError)
 
-    def cancelling() -> None:
-        try:
-            after.remove(partial(events.append, "b"))
-        except ValueError:
-            outcome.append("b")
+    def wrong() -> object:
+        return unless(events, ["closed", "a", "c", *["b"] * cancels.refused])
 
-    return [body.close, cancelling], lambda: unless(events, ["closed", "a", "c", *outcome])
+    return [body.close, cancels], wrong
 
 
 def hand_over_and_insert() -> Round:
     """What is not due is taken off before the hand-over; what comes meanwhile runs."""
     events: list[str] = []
-    queue = Queue(refuses=False)
+    queue = Queue()
     body, after = serve(events, partial(events.append, "a"), executor=queue)
     after.on_success(events.append, "a")
     after.on_success(events.append, "b")
@@ -236,28 +212,20 @@ def on_prepare_and_start_response() -> Round:
         start_response("200 OK", [])
         yield b""
 
-    environ: dict[str, Any] = {}
-    setup_testing_defaults(environ)
-    body: Any = AfterResponseMiddleware(app)(environ, lambda *args: print)
-    after: Any = environ["wsgi.after"]
-
-    def registering() -> None:
-        try:
-            after.on_prepare(lambda response: events.append("ran"))
-        except RuntimeError:
-            events.append("refused")
+    body, after = called(AfterResponseMiddleware(app))
+    registers = Attempt(after.on_prepare, lambda response: events.append("ran"))
 
     def wrong() -> object:
         body.close()
-        return unless(events, ["ran"], ["refused"])
+        return unless(events, [] if registers.refused else ["ran"])
 
-    return [partial(next, body), registering], wrong
+    return [partial(next, body), registers], wrong
 
 
 class Queue:
     """An executor that keeps its job for another thread, and may say that it did not take it."""
 
-    def __init__(self, *, refuses: bool) -> None:
+    def __init__(self, *, refuses: bool = False) -> None:
         self.refuses = refuses
         self.job: list[Action] = []
 
@@ -274,7 +242,10 @@ class Queue:
 
 
 def job_and_close(*, refuses: bool = False) -> Round:
-    """A job runs while the server's thread goes on with the list."""
+    """A job runs while the server's thread goes on with the list.
+
+    :param refuses: ``submit()`` raised although the job was taken: both run the list.
+    """
     events: list[str] = []
     queue = Queue(refuses=refuses)
     body, after = serve(events, *[partial(events.append, name) for name in "ab"], executor=queue)
@@ -286,63 +257,53 @@ def job_and_close(*, refuses: bool = False) -> Round:
     return [body.close, queue.work], wrong
 
 
-def refused_job_and_close() -> Round:
-    """The same where ``submit()`` raised although the job was taken: both run the list."""
-    return job_and_close(refuses=True)
+class Submits(Queue):
+    """One that returns a future."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.future: Future[None] = Future()
+
+    def submit(self, fn: Any, *args: Any) -> Any:
+        super().submit(fn, *args)
+        return self.future
 
 
 def cancelled_job_and_append() -> Round:
     """Registering while a job is cancelled raises, or the entry is lost with it; none stays."""
-    future: Future[None] = Future()
-    submitted: Any = type("Submits", (), {"submit": lambda *job: future})()
-    body, after = serve([], int, executor=submitted)
+    executor = Submits()
+    body, after = serve([], int, executor=executor)
     body.close()
-
-    def registering() -> None:
-        with suppress(RuntimeError):
-            after.append(str)
-
-    return [future.cancel, registering], lambda: list(after)
+    return [executor.future.cancel, Attempt(after.append, str)], lambda: list(after)
 
 
 def settled_job_and_append() -> Round:
     """Registering while a job ends, and its future is settled: it runs, or raises."""
-    future: Future[None] = Future()
-    jobs: list[Action] = []
-    submitted: Any = type(
-        "Submits", (), {"submit": lambda self, *job: jobs.append(partial(*job)) or future}
-    )()
     events: list[str] = []
-    body, after = serve([], int, executor=submitted)
+    executor = Submits()
+    body, after = serve([], int, executor=executor)
     body.close()
+    registers = Attempt(after.append, partial(events.append, "ran"))
 
-    def working() -> None:
-        jobs[0]()
-        future.set_result(None)
+    def works() -> None:
+        executor.work()
+        executor.future.set_result(None)
 
-    def registering() -> None:
-        try:
-            after.append(partial(events.append, "ran"))
-        except RuntimeError:
-            events.append("refused")
-
-    return [working, registering], lambda: unless(events, ["ran"], ["refused"])
+    return [works, registers], lambda: unless(events, [] if registers.refused else ["ran"])
 
 
 def app_wide_and_app_wide() -> Round:
     """Two threads register app-wide callbacks: both are kept."""
-    ran: list[int] = []
+    ran: list[str] = []
     middleware = AfterResponseMiddleware(lambda environ, start_response: [])
     actions: list[Action] = [
-        partial(middleware.after_response, lambda environ, n=n: ran.append(n)) for n in (1, 2)
+        partial(middleware.after_response, lambda environ, name=name: ran.append(name))
+        for name in "ab"
     ]
 
     def wrong() -> object:
-        environ: dict[str, Any] = {}
-        setup_testing_defaults(environ)
-        body: Any = middleware(environ, lambda *args: print)
-        body.close()
-        return None if sorted(ran) == [1, 2] else ran
+        called(middleware)[0].close()
+        return unless(ran, ["a", "b"])
 
     return actions, wrong
 
@@ -386,40 +347,24 @@ def submit_and_shutdown() -> Round:
     return [submits, partial(ending.shutdown, wait=False)], wrong
 
 
-def drop_and_append() -> Round:
-    """A response that nobody closes is finished by its finalizer, while a thread registers."""
-    events: list[str] = []
-    outcome: list[str] = []
-    body, after = serve(events, partial(events.append, "a"))
-    holder = [body]
-    del body
-
-    def registering() -> None:
-        try:
-            after.append(partial(events.append, "late"))
-        except RuntimeError:
-            outcome.append("refused")
-
-    def wrong() -> object:
-        late = [] if outcome else ["late"]
-        # A body that is dropped by a thread that did not make it is finalized a little later.
-        return unless(events, ["closed", "a", *late]) if events else None
-
-    return [holder.clear, registering], wrong
-
-
 ATTACKS: dict[str, Callable[[], Round]] = {
-    attack.__name__: attack
-    for attack in (
-        *(close_and_close, append_and_close, call_and_close, insert_and_close, extend_and_close),
-        *(iadd_and_close, late_once_and_late_once, late_insert_and_late_insert),
-        *(late_extend_and_close, remove_and_close, hand_over_and_insert),
-        *(once_and_once, notes_and_notes),
-        *(on_prepare_and_start_response, job_and_close, refused_job_and_close),
-        *(cancelled_job_and_append, settled_job_and_append, app_wide_and_app_wide),
-        *(submit_and_drain, submit_and_shutdown),
-        drop_and_append,
-    )
+    **{f"{name}_and_close": partial(register_and_close, fn) for name, fn in REGISTER.items()},
+    "late_extend_and_close": partial(
+        register_and_close, lambda after, *fns: after.extend(fns), ("b", "c")
+    ),
+    # Entries that are compared by a function in Python; each entry moves the other one.
+    "late_once_and_late_once": partial(late_and_late, lambda after, fn: after.once(fn)),
+    "late_insert_and_late_insert": partial(late_and_late, REGISTER["insert"]),
+    "refused_job_and_close": partial(job_and_close, refuses=True),
+    **{
+        attack.__name__: attack
+        for attack in (
+            *(close_and_close, remove_and_close, hand_over_and_insert, once_and_once),
+            *(notes_and_notes, on_prepare_and_start_response, job_and_close),
+            *(cancelled_job_and_append, settled_job_and_append, app_wide_and_app_wide),
+            *(submit_and_drain, submit_and_shutdown, drop_and_append),
+        )
+    },
 }
 
 

@@ -56,6 +56,6 @@ def executed(code: str, **names: Any) -> dict[str, Any]:
 
 
 def blocks(name: str) -> dict[str, str]:
-    """The blocks of code of a page, by their names; each must have one."""
+    """The blocks of code of a page, by their names."""
     found = parse(name).findall(nodes.literal_block)
-    return {block["names"][0]: block.astext() for block in found}
+    return {name: block.astext() for block in found for name in block["names"]}

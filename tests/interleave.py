@@ -77,37 +77,6 @@ def trace(
     return begin
 
 
-class Pair:
-    """Two threads that run one order after another."""
-
-    def __init__(self, file: str, *, everywhere: bool = False) -> None:
-        self._order: Switched | None = None
-        self._threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
-        self._tracers = [
-            trace(partial(self._at_place, number), file, everywhere=everywhere) for number in (0, 1)
-        ]
-
-    def _at_place(self, number: int) -> None:
-        self._order.place(number)
-
-    def run(self, actions: tuple[Action, ...], runs: tuple[int, ...]) -> Switched:
-        """Run each action in its thread, and return the order; what an action raises is raised."""
-        self._order = order = Switched(actions, runs)
-        futures = [
-            self._threads[number].submit(order.run, number, self._tracers[number])
-            for number in (0, 1)
-        ]
-        for future in futures:
-            future.result(2 * TIMEOUT)
-        if order.errors:
-            raise order.errors[0]
-        return order
-
-    def end(self) -> None:
-        for thread in self._threads:
-            thread.shutdown(wait=False)  # run() has raised if one hangs
-
-
 class Switched:
     """An order: one of two threads runs at a time, and the other goes on where it is told.
 
@@ -170,18 +139,34 @@ def interleavings(
     :param everywhere: switch between any two instructions, as without the GIL.
     :return: how the threads took turns.
     """
-    pair = Pair(file, everywhere=everywhere)
+    order: Switched
+
+    def at_place(number: int) -> None:
+        order.place(number)
+
+    tracers = [trace(partial(at_place, number), file, everywhere=everywhere) for number in (0, 1)]
+    threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+
+    def run(runs: tuple[int, ...], first: int) -> Switched:
+        """Run each action in its thread; what an action raises is raised."""
+        nonlocal order
+        actions = make()
+        order = Switched((actions[first], actions[not first]), runs)
+        each = zip((0, 1), threads, tracers, strict=True)
+        futures = [thread.submit(order.run, number, tracer) for number, thread, tracer in each]
+        for future in futures:
+            future.result(2 * TIMEOUT)
+        if order.errors:
+            raise order.errors[0]
+        return order
+
     try:
         for first in (0, 1):
-
-            def run(runs: tuple[int, ...], first: int = first) -> Switched:
-                actions = make()
-                return pair.run((actions[first], actions[not first]), runs)
-
-            run(())  # what happens once is not counted: imports, and see IS_COLD
-            yield from _deeper(run, (), first, switches)
+            run((), first)  # what happens once is not counted: imports, and see IS_COLD
+            yield from _deeper(partial(run, first=first), (), first, switches)
     finally:
-        pair.end()
+        for thread in threads:
+            thread.shutdown(wait=False)  # run() has raised if one hangs
 
 
 def _deeper(run: Callable, runs: tuple[int, ...], first: int, switches: int) -> Iterator:

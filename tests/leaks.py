@@ -28,8 +28,6 @@ from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_r
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
 CHUNKS = [b"1", b"2"]
-
-
 # Counters whose next() threads may call at once.
 registered = itertools.count()
 calls = itertools.count()
@@ -63,10 +61,6 @@ def answers(make: Callable[..., Any]) -> Callable[..., Any]:
 
 def raises(error: type[BaseException], *arguments: object) -> None:
     raise error(*arguments)
-
-
-def stream(environ, write=None):
-    yield from CHUNKS
 
 
 def fails_in_the_middle(environ, start_response):
@@ -117,7 +111,7 @@ def error_handled(environ, start_response):
 
 
 list_ = answers(lambda environ, write: CHUNKS)
-generator = answers(stream)
+generator = answers(lambda environ, write: (chunk for chunk in CHUNKS))
 sized = answers(lambda environ, write: tuple(CHUNKS))
 file = answers(send_file)
 fails_when_called = answers(lambda environ, write: raises(ValueError))
@@ -159,15 +153,11 @@ def make(marker: Marker, **extra: Any) -> dict[str, Any]:
     return {**ENVIRON, "marker": marker, "PATH_INFO": f"/{id(marker)}", **extra}
 
 
-ENVIRON = {**make_environ(), "wsgi.file_wrapper": FileWrapper}
-
-
-def written(data: bytes) -> None:
-    pass
+ENVIRON = make_environ(**{"wsgi.file_wrapper": FileWrapper})
 
 
 def start_response(*args: object) -> Callable[[bytes], object]:
-    return written
+    return lambda data: None
 
 
 def serve(application: Callable[..., Any], environ: dict[str, Any], ending: int) -> None:
@@ -205,12 +195,11 @@ def in_use() -> dict[str, int]:
 
 def kinds() -> Iterator[tuple[Callable[..., Any], dict[str, Any], int]]:
     """All kinds, with all endings; one of 90 goes to a thread."""
-    for application, extra in KINDS:
-        for ending in (3, 0, 1, 2):
-            # A server that drops this unclosed leaves its end to the garbage collector: the app's
-            # exception refers to the body.
-            if not (ending == 2 and application is FAILS_IN_THE_MIDDLE):
-                yield application, extra, ending
+    for (application, extra), ending in itertools.product(KINDS, (3, 0, 1, 2)):
+        # A server that drops this unclosed leaves its end to the garbage collector: the app's
+        # exception refers to the body.
+        if not (ending == 2 and application is FAILS_IN_THE_MIDDLE):
+            yield application, extra, ending
 
 
 def main(number: int) -> dict[str, Any]:

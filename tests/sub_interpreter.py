@@ -40,52 +40,42 @@ def main(kind, name, number="1"):
     """Run a function in new sub-interpreters, then end them."""
     if (3, 12) <= sys.version_info < (3, 12, 4):
         use_extension_modules()
-    make = Concurrent if kind == "concurrent" else Plain
-    interpreters = [make(kind) for _ in range(int(number))]
+    make = concurrent_interpreter if kind == "concurrent" else interpreter
+    made = [make(kind) for _ in range(int(number))]
     code = CODE.format(path=sys.path, name=name)
-    if len(interpreters) == 1 or sys.version_info < (3, 13):
-        for interpreter in interpreters:
-            interpreter.run(code)
+    if len(made) == 1 or sys.version_info < (3, 13):
+        for run, _ in made:
+            run(code)
     else:
-        with ThreadPoolExecutor(len(interpreters)) as threads:
-            list(threads.map(lambda interpreter: interpreter.run(code), interpreters))
-    for interpreter in interpreters:
+        with ThreadPoolExecutor(len(made)) as threads:
+            list(threads.map(lambda each: each[0](code), made))
+    for _, end in made:
         say("the interpreter ends")
-        interpreter.end()
+        end()
         say("the interpreter has ended")
 
 
-class Plain:
-    """A sub-interpreter of each Python."""
+def interpreter(kind):
+    """What runs code in a new sub-interpreter, and what ends it, by the module of each Python."""
+    if sys.version_info >= (3, 13):
+        id_ = _interpreters.create(kind)
+    else:
+        id_ = _interpreters.create(isolated=kind == "isolated")
 
-    def __init__(self, kind):
-        if sys.version_info >= (3, 13):
-            self.id = _interpreters.create(kind)
-        else:
-            self.id = _interpreters.create(isolated=kind == "isolated")
-
-    def run(self, code):
-        failure = _interpreters.run_string(self.id, code)
+    def run(code):
+        failure = _interpreters.run_string(id_, code)
         if failure is not None:  # before Python 3.13, run_string() raises
             raise RuntimeError(failure.errdisplay)
 
-    def end(self):
-        _interpreters.destroy(self.id)
+    return run, lambda: _interpreters.destroy(id_)
 
 
-class Concurrent:
-    """One of ``concurrent.interpreters``."""
+def concurrent_interpreter(kind):
+    """The same by ``concurrent.interpreters``."""
+    from concurrent import interpreters
 
-    def __init__(self, kind):
-        from concurrent import interpreters
-
-        self.interpreter = interpreters.create()
-
-    def run(self, code):
-        self.interpreter.exec(code)
-
-    def end(self):
-        self.interpreter.close()
+    made = interpreters.create()
+    return made.exec, made.close
 
 
 def use_extension_modules():

@@ -8,12 +8,9 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from threading import Event
-from typing import Any
 
 import pytest
 import sentry_sdk
@@ -27,36 +24,40 @@ from wsgi_after import AfterResponseMiddleware, CallbackList, run_callbacks
 from wsgi_after.testing import capture
 
 DSN = "https://key@sentry.invalid/1"
+PAGE = blocks("observability.rst")
 
 
-def send_mail() -> None:
+def send_mail():
     raise ValueError("no such address")
 
 
-async def coroutine_function() -> None: ...
+async def coroutine_function(): ...
 
 
-def stop() -> None:
+def generator_function():
+    yield
+
+
+async def async_generator_function():
+    yield
+
+
+def stop():
     raise SystemExit
 
 
-def post(*entries: Any, around: Any = lambda app: app) -> None:
+def post(*entries, around=lambda app: app):
     """Make a request that registers these."""
-
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        environ["wsgi.after"].extend(entries)
-        return hello(environ, start_response)
-
     environ = make_environ(REQUEST_METHOD="POST", PATH_INFO="/orders")
-    Exchange(around(AfterResponseMiddleware)(app), environ).finish()
+    Exchange(around(registers(*entries)), environ).finish()
 
 
-def snippet(name: str) -> dict[str, Any]:
-    return executed(blocks("observability.rst")[name])
+def snippet(name):
+    return executed(PAGE[name])
 
 
 @pytest.fixture
-def logger() -> Iterator[logging.Logger]:
+def logger():
     """The package's, with its handlers as they were afterwards; and the root's."""
     loggers = [logging.getLogger("wsgi_after"), logging.getLogger()]
     before = [(logger.handlers.copy(), logger.level) for logger in loggers]
@@ -66,16 +67,12 @@ def logger() -> Iterator[logging.Logger]:
         logger.setLevel(level)
 
 
-def test_a_page_has_no_block_that_is_not_run() -> None:
-    assert list(blocks("observability.rst")) == [
+def test_a_page_has_no_block_that_is_not_run():
+    assert list(PAGE) == [
         *("silent.py", "count_failures.py", "time_callbacks.py"),
         *("json_logs.py", "json_logs.json", "prometheus.py", "access_log.py", "in_context.py"),
         *("sentry.py", "spans.py", "opentelemetry_logs.py"),
     ]
-
-
-async def async_generator_function() -> AsyncIterator[None]:
-    yield
 
 
 @pytest.mark.parametrize(
@@ -84,44 +81,35 @@ async def async_generator_function() -> AsyncIterator[None]:
         (send_mail, "test_observability.send_mail", "failed"),
         (partial(send_mail), "test_observability.send_mail", "failed"),
         (coroutine_function, "test_observability.coroutine_function", "coroutine"),
-        (async_generator_function, *("test_observability.async_generator_function", "generator")),
+        (async_generator_function, "test_observability.async_generator_function", "generator"),
         (7, "7", "not callable"),
         (stop, "test_observability.stop", "system exit"),
     ],
 )
-def test_a_record_tells_callback_request_and_outcome(
-    entry: Any, name: str, outcome: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_record_tells_callback_request_and_outcome(entry, name, outcome, caplog):
     post(entry)
-    [record] = caplog.records
-    assert (record.callback, record.request_line) == (name, "POST /orders")
-    assert record.outcome == outcome
+    assert [
+        (record.callback, record.request_line, record.outcome) for record in caplog.records
+    ] == [(name, "POST /orders", outcome)]
 
 
-def test_a_record_without_a_request_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    run_callbacks([send_mail])
-    assert [record.request_line for record in caplog.records] == ["a request"]
-
-
-def test_each_callback_has_its_own_seconds(caplog: pytest.LogCaptureFixture) -> None:
-    def fail_slowly() -> None:
+def test_each_callback_has_its_own_seconds(caplog):
+    def fail_slowly():
         Event().wait(0.5)
         raise ValueError
 
     post(fail_slowly, send_mail)
     slow, fast = [record.seconds for record in caplog.records]
-    assert 0.5 <= slow < 30
-    assert 0 <= fast < 0.5
+    assert 0 <= fast < 0.5 <= slow < 30
 
 
-def test_json(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json(logger, monkeypatch):
     err = io.StringIO()
     monkeypatch.setattr("sys.stderr", err)
     snippet("json_logs.py")
     post(send_mail)
     logged = json.loads(err.getvalue())
-    shown = json.loads(blocks("observability.rst")["json_logs.json"])
-    assert logged.keys() == shown.keys()
+    assert logged.keys() == json.loads(PAGE["json_logs.json"]).keys()
     assert logged["callback"] == "test_observability.send_mail"
     assert logged["exc_info"].endswith("ValueError: no such address")
 
@@ -129,39 +117,33 @@ def test_json(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
 class Transport(sentry_sdk.transport.Transport):
     """Keeps what would be sent."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.events: list[Any] = []
+        self.events = []
 
-    def capture_envelope(self, envelope: Any) -> None:
+    def capture_envelope(self, envelope):
         self.events.append(envelope.get_event())
 
 
-def options(transport: Transport) -> dict[str, Any]:
-    """Without the integrations for all frameworks that are installed: importing some warns."""
-    return {"transport": transport, "auto_enabling_integrations": False}
-
-
 @pytest.fixture
-def transport(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
+def sentry(logger, monkeypatch):
+    """The page's function for Sentry, and the events that it would send."""
     transport = Transport()
     # Sentry's integration for threads stands in their place, and nothing takes that back: these
     # do, at the end.
     monkeypatch.setattr(threading.Thread, "start", threading.Thread.start)
     monkeypatch.setattr(ThreadPoolExecutor, "submit", ThreadPoolExecutor.submit)
-    yield transport
+    # Without the integrations for all frameworks that are installed: importing some warns.
+    options = {"transport": transport, "auto_enabling_integrations": False}
+    yield partial(snippet("sentry.py")["monitored"], dsn=DSN, **options), transport.events
     sentry_sdk.get_client().close()
     sentry_sdk.get_global_scope().set_client(None)
 
 
-def test_sentry(transport: Transport) -> None:
-    monitored = snippet("sentry.py")["monitored"]
-    post(
-        send_mail,
-        coroutine_function,
-        around=lambda middleware: lambda app: monitored(app, DSN, **options(transport)),
-    )
-    failed, coroutine = transport.events
+def test_sentry(sentry):
+    monitored, events = sentry
+    post(send_mail, coroutine_function, around=monitored)
+    failed, coroutine = events
     assert failed["exception"]["values"][0]["value"] == "no such address"
     assert failed["logger"] == "wsgi_after"
     assert failed["tags"] == {"callback": "test_observability.send_mail", "outcome": "failed"}
@@ -171,13 +153,14 @@ def test_sentry(transport: Transport) -> None:
     assert coroutine["tags"]["outcome"] == "coroutine"
 
 
-def test_sentry_gets_other_events_as_they_were(transport: Transport) -> None:
-    snippet("sentry.py")["monitored"](hello, DSN, **options(transport))
+def test_sentry_gets_other_events_as_they_were(sentry):
+    monitored, events = sentry
+    monitored(hello)
     logging.getLogger("other").error("something else")
-    assert [event.get("tags") for event in transport.events] == [None]
+    assert [event.get("tags") for event in events] == [None]
 
 
-def test_opentelemetry(logger: logging.Logger) -> None:
+def test_opentelemetry(logger):
     exporter = InMemoryLogRecordExporter()
     snippet("opentelemetry_logs.py")["export_logs"](exporter)
     post(send_mail)
@@ -198,12 +181,11 @@ from wsgi_after import AfterResponseMiddleware
 def fails():
     raise ValueError("on purpose")
 
-def app(environ, start_response):
+@AfterResponseMiddleware
+def application(environ, start_response):
     environ["wsgi.after"].append(fails)
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"ok"]
-
-application = AfterResponseMiddleware(app)
 """
 
 #: As in Flask's manual, page "Logging". The package is imported before it, as by an extension.
@@ -279,9 +261,7 @@ SERVERS = {
 @pytest.mark.servers
 @pytest.mark.parametrize("setup", SETUPS)
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_failure_shows_on_a_server_however_logging_is_configured(
-    server: str, setup: str, tmp_path: Path
-) -> None:
+def test_a_failure_shows_on_a_server_however_logging_is_configured(server, setup, tmp_path):
     (tmp_path / "shop.py").write_text(SETUPS[setup])
     log = tmp_path / "log"
     with serving(SERVERS[server], tmp_path) as port:
@@ -291,9 +271,7 @@ def test_a_failure_shows_on_a_server_however_logging_is_configured(
 
 
 @pytest.mark.parametrize("setup", SETUPS)
-def test_a_failure_shows_in_the_command_however_logging_is_configured(
-    setup: str, tmp_path: Path
-) -> None:
+def test_a_failure_shows_in_the_command_however_logging_is_configured(setup, tmp_path):
     (tmp_path / "shop.py").write_text(SETUPS[setup])
     printed = run("python -m wsgi_after shop:application", tmp_path)
     assert printed.count("fails of GET / failed.") == printed.count("ValueError: on purpose") == 1
@@ -306,7 +284,7 @@ CONFIGURATIONS = {
     "logger.disabled = True": True,
     "logger.setLevel(logging.CRITICAL)": False,
     "logger.addFilter(lambda record: False)": False,
-    blocks("observability.rst")["silent.py"]: False,
+    PAGE["silent.py"]: False,
     "logging.config.dictConfig({'version': 1, 'loggers': {'wsgi_after': {'level': 50}}})": False,
     "logging.disable()": False,
 }
@@ -335,9 +313,7 @@ TestApp(application).get("/")
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_a_failure_shows_unless_it_is_silenced_on_purpose(
-    configuration: str, tmp_path: Path
-) -> None:
+def test_a_failure_shows_unless_it_is_silenced_on_purpose(configuration, tmp_path):
     (tmp_path / "logging.ini").write_text(INI)
     (tmp_path / "shop.py").write_text(PLAIN + CONFIGURED.format(configuration))
     shown = "Callback shop.fails of GET / failed." in run("python -c 'import shop'", tmp_path)
@@ -347,34 +323,22 @@ def test_a_failure_shows_unless_it_is_silenced_on_purpose(
 # on_error
 
 
-class Told:
-    """An ``on_error`` that takes notes."""
-
-    def __init__(self) -> None:
-        self.failures: list[tuple[Any, str, Any]] = []
-
-    def __call__(self, callback: Any, error: BaseException, after: Any) -> None:
-        self.failures.append((callback, f"{type(error).__name__}: {error}", after.status))
-
-
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def told(events):
+    """An ``on_error`` that tells what it was given."""
+
+    def on_error(callback, error, after):
+        events.append((callback, f"{type(error).__name__}: {error}", after.status))
+
+    return on_error
 
 
-def order(*entries: Any, on_error: Any, executor: Any = None, environ: Any = None) -> None:
-    """Make a request that registers these, to a middleware with ``on_error=``."""
-
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        environ["wsgi.after"].extend(entries)
-        return hello(environ, start_response)
-
-    application = AfterResponseMiddleware(app, executor=executor, on_error=on_error)
-    Exchange(application, environ).finish()
+FAILED = [(send_mail, "ValueError: no such address", "200 OK")]
 
 
-def generator_function() -> Iterator[None]:
-    yield
+def order(*entries, **options):
+    """Make a request that registers these, to a middleware with these options."""
+    Exchange(registers(*entries, **options)).finish()
 
 
 NOT_RUN = (
@@ -382,20 +346,18 @@ NOT_RUN = (
 )
 
 
-def test_on_error_is_told_of_each_failure(told: Told) -> None:
+def test_on_error_is_told_of_each_failure(told, events):
     bound = partial(send_mail)
     order(bound, str, coroutine_function, generator_function, stop, on_error=told)
-    failed, coroutine, generator, exited = told.failures
+    failed, coroutine, generator, exited = events
     assert failed == (bound, "ValueError: no such address", "200 OK")
     assert coroutine[1].startswith(NOT_RUN.format("coroutine_function", "coroutine"))
     assert generator[1].startswith(NOT_RUN.format("generator_function", "generator"))
     assert exited == (stop, "SystemExit: ", "200 OK")
 
 
-def test_on_error_is_called_where_the_callback_ran_and_after_it_was_logged(
-    caplog: pytest.LogCaptureFixture, events: list[Any]
-) -> None:
-    def on_error(callback: Any, error: BaseException, after: Any) -> None:
+def test_on_error_is_called_where_the_callback_ran_and_after_it_was_logged(caplog, events):
+    def on_error(callback, error, after):
         events.append((threading.current_thread().name, len(caplog.records)))
         after.append(partial(events.append, "registered by on_error"))
 
@@ -404,45 +366,37 @@ def test_on_error_is_called_where_the_callback_ran_and_after_it_was_logged(
     assert events == [("pool_0", 1), "the other", "registered by on_error"]
 
 
-def test_on_error_is_told_of_what_is_captured_when_that_runs(told: Told) -> None:
+def test_on_error_is_told_of_what_is_captured_when_that_runs(told, events):
     with capture() as captured:
         order(send_mail, on_error=told)
-        assert told.failures == []
+        assert events == []
         captured.run()
-    assert told.failures == [(send_mail, "ValueError: no such address", "200 OK")]
+    assert events == FAILED
 
 
-def test_of_instances_that_share_a_list_the_on_error_of_its_maker_counts(told: Told) -> None:
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        environ["wsgi.after"].append(send_mail)
-        return hello(environ, start_response)
-
-    inner = AfterResponseMiddleware(app, on_error=lambda *args: pytest.fail("of the inner one"))
-    Exchange(AfterResponseMiddleware(inner, on_error=told)).finish()
-    Exchange(AfterResponseMiddleware(inner)).finish()
-    assert told.failures == [(send_mail, "ValueError: no such address", "200 OK")]
+def test_of_instances_that_share_a_list_the_on_error_of_its_maker_counts(told, events):
+    inner = registers(send_mail, on_error=lambda *args: pytest.fail("of the inner one"))
+    for options in ({"on_error": told}, {}):
+        Exchange(AfterResponseMiddleware(inner, **options)).finish()
+    assert events == FAILED
 
 
-def test_an_on_error_that_fails_is_logged_itself(
-    caplog: pytest.LogCaptureFixture, events: list[Any]
-) -> None:
-    def on_error(callback: Any, error: BaseException, after: Any) -> None:
+def test_an_on_error_that_fails_is_logged_itself(caplog, events):
+    def on_error(callback, error, after):
         raise [OSError("no pager"), SystemExit(3)][len(events)]
 
     order(send_mail, partial(events.append, 1), send_mail, on_error=on_error)
-    failed = "Callback test_observability.send_mail of GET /path failed."
     name = "test_observability.test_an_on_error_that_fails_is_logged_itself.<locals>.on_error"
-    itself = (
+    assert caplog.messages == 2 * [
+        "Callback test_observability.send_mail of GET /path failed.",
         f"The function {name}, passed as on_error=, raised an exception. It was called because a "
-        "callback of GET /path failed: see the record before this one."
-    )
-    assert [record.getMessage() for record in caplog.records] == [failed, itself] * 2
-    errors = [record.exc_info[1] for record in caplog.records if record.exc_info]
-    assert [str(error) for error in errors[1::2]] == ["no pager", "3"]
+        "callback of GET /path failed: see the record before this one.",
+    ]
+    assert [str(record.exc_info[1]) for record in caplog.records[1::2]] == ["no pager", "3"]
 
 
-def test_an_interrupt_in_on_error_goes_on_after_the_other_callbacks(events: list[Any]) -> None:
-    def interrupt(*args: object) -> None:
+def test_an_interrupt_in_on_error_goes_on_after_the_other_callbacks(events):
+    def interrupt(*args):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -453,15 +407,13 @@ def test_an_interrupt_in_on_error_goes_on_after_the_other_callbacks(events: list
 class Pickles(Immediately):
     """An executor that has a job run elsewhere, as far as this process can tell."""
 
-    def submit(self, fn: Any, *args: object) -> None:
+    def submit(self, fn, *args):
         super().submit(*pickle.loads(pickle.dumps((fn, *args))))
 
 
-def test_a_job_that_is_pickled_leaves_on_error_behind(
-    told: Told, caplog: pytest.LogCaptureFixture
-) -> None:
-    order(send_mail, on_error=told, executor=Pickles())
-    assert (told.failures, len(caplog.records)) == ([], 1)
+def test_a_job_that_is_pickled_leaves_on_error_behind(caplog):
+    order(send_mail, on_error=lambda *args: pytest.fail("here"), executor=Pickles())
+    assert len(caplog.records) == 1
 
 
 FORKS = """
@@ -469,10 +421,10 @@ import os, sys
 from webtest import TestApp
 from wsgi_after import AfterResponseMiddleware
 
-os.environ["PARENT"] = str(os.getpid())
+PARENT = os.getpid()
 
 def where():
-    return "parent" if os.getpid() == int(os.environ["PARENT"]) else "child"
+    return "parent" if os.getpid() == PARENT else "child"
 
 def say(*words):
     print(*words, where(), flush=True)
@@ -516,7 +468,7 @@ ask("/404 Not Found", on_error=fork_and_raise)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
-def test_on_error_and_processes(tmp_path: Path) -> None:
+def test_on_error_and_processes(tmp_path):
     """It is not called in another process; if it forks, the child leaves as it meant to."""
     (tmp_path / "forks.py").write_text(FORKS)
     lines = run("python -c 'import forks'", tmp_path).splitlines()
@@ -527,24 +479,24 @@ def test_on_error_and_processes(tmp_path: Path) -> None:
     ]
 
 
-def test_the_failures_that_the_page_counts() -> None:
+def test_the_failures_that_the_page_counts():
     names = snippet("count_failures.py")
     Exchange(names["counted"](registers(send_mail, stop))).finish()
     assert names["failures"] == {("ValueError", "200 OK"): 1, ("SystemExit", "200 OK"): 1}
 
 
-def test_the_times_that_the_page_takes() -> None:
+def test_the_times_that_the_page_takes():
     names = snippet("time_callbacks.py")
     Exchange(names["with_times"](registers(send_mail, stop))).finish()
     assert [status for status, seconds in names["times"]] == ["200 OK"] * 2
 
 
-def test_a_list_without_a_middleware_has_no_on_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_list_without_a_middleware_has_no_on_error(caplog):
     run_callbacks(CallbackList([send_mail]))
-    assert len(caplog.records) == 1
+    assert [record.request_line for record in caplog.records] == ["a request"]
 
 
-async def coroutine_on_error(callback: Any, error: BaseException, after: Any) -> None: ...
+async def coroutine_on_error(callback, error, after): ...
 
 
 @pytest.mark.parametrize(
@@ -552,9 +504,9 @@ async def coroutine_on_error(callback: Any, error: BaseException, after: Any) ->
     [
         (3, r"on_error= expects a plain function fn\(.*\), or None, not int: 3\. The usual .*"),
         (coroutine_on_error, r"on_error= expects a plain function .*, not function: .*"),
-        (send_mail, r".*send_mail\(\) -> 'None' cannot be called: .* on_error= expects a .*"),
+        (send_mail, r".*send_mail\(\) cannot be called: .* on_error= expects a .*"),
     ],
 )
-def test_an_on_error_that_cannot_be_called_is_refused(wrong: Any, message: str) -> None:
+def test_an_on_error_that_cannot_be_called_is_refused(wrong, message):
     with pytest.raises(TypeError, match=f"^{message}$"):
         AfterResponseMiddleware(hello, on_error=wrong)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import flask
 import pytest
-from conftest import Exchange, make_environ
+from conftest import Exchange, django_app, make_environ, registers
+from django.conf import settings
+from django.http import HttpResponse
 from opentelemetry import metrics, trace
+from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 from opentelemetry.metrics import _internal as metrics_internal
@@ -24,6 +25,7 @@ from werkzeug.test import Client
 
 import wsgi_after.flask
 from wsgi_after import AfterResponseMiddleware, after_this_response
+from wsgi_after.django import after_response
 from wsgi_after.lint import LintMiddleware
 from wsgi_after.moment import KEY, Slot
 from wsgi_after.opentelemetry import span
@@ -62,15 +64,26 @@ def app(environ, start_response):
     return [b"body"]
 
 
+def spans_of(exporter):
+    """The span of the request, and those of its callbacks."""
+    spans = exporter.get_finished_spans()
+    [request] = [span for span in spans if not span.name.endswith("work")]
+    return request, [span for span in spans if span is not request]
+
+
+def links(spans):
+    return [[link.context.span_id for link in span.links] for span in spans]
+
+
+def ours(app, **options):
+    return AfterResponseMiddleware(app, around=span, **options)
+
+
 ORDERS = {
-    "inside": lambda app, **options: AfterResponseMiddleware(
-        OpenTelemetryMiddleware(app), around=span, **options
-    ),
-    "outside": lambda app, **options: OpenTelemetryMiddleware(
-        AfterResponseMiddleware(app, around=span, **options)
-    ),
-    "inside, with lint": lambda app, **options: AfterResponseMiddleware(
-        LintMiddleware(OpenTelemetryMiddleware(app)), around=span, **options
+    "inside": lambda app, **options: ours(OpenTelemetryMiddleware(app), **options),
+    "outside": lambda app, **options: OpenTelemetryMiddleware(ours(app, **options)),
+    "inside, with lint": lambda app, **options: ours(
+        LintMiddleware(OpenTelemetryMiddleware(app)), **options
     ),
 }
 
@@ -96,43 +109,27 @@ def test_each_callback_has_a_trace_of_its_own_with_a_link_to_the_requests_span(
     order, run, exporter
 ):
     run(ORDERS[order], make_environ())
-    spans = exporter.get_finished_spans()
-    [request] = [one for one in spans if not one.name.endswith("work")]
-    callbacks = [one for one in spans if one.name.endswith("work")]
-    assert [one.name for one in callbacks] == [f"{__name__}.work"] * 2
-    assert [one.parent for one in callbacks] == [None, None]
-    assert [[link.context.span_id for link in one.links] for one in callbacks] == [
-        [request.context.span_id]
-    ] * 2
-    traces = {one.context.trace_id for one in spans}
-    assert len(traces) == 3
+    request, callbacks = spans_of(exporter)
+    assert [(span.name, span.parent) for span in callbacks] == [(f"{__name__}.work", None)] * 2
+    assert links(callbacks) == [[request.context.span_id]] * 2
+    assert len({span.context.trace_id for span in [request, *callbacks]}) == 3
     assert callbacks[0].attributes["http.response.status_code"] == 200
 
 
 def test_it_can_be_a_child_instead(exporter):
-    application = AfterResponseMiddleware(
-        OpenTelemetryMiddleware(app), around=partial(span, child=True)
-    )
-    Exchange(application).finish()
-    *callbacks, request = sorted(exporter.get_finished_spans(), key=lambda one: one.name == "GET /")
-    callbacks = [one for one in exporter.get_finished_spans() if one.name.endswith("work")]
-    [request] = [one for one in exporter.get_finished_spans() if one not in callbacks]
-    assert {one.parent.span_id for one in callbacks} == {request.context.span_id}
-    assert [list(one.links) for one in callbacks] == [[], []]
+    around = partial(span, child=True)
+    Exchange(AfterResponseMiddleware(OpenTelemetryMiddleware(app), around=around)).finish()
+    request, callbacks = spans_of(exporter)
+    assert {span.parent.span_id for span in callbacks} == {request.context.span_id}
+    assert links(callbacks) == [[], []]
 
 
 def test_without_a_span_there_is_no_link_and_without_a_status_no_attribute(exporter):
-    def raises(environ, start_response):
-        environ["wsgi.after"].append(work)
-        raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
-        AfterResponseMiddleware(raises, around=span)(make_environ(), None)
+        Exchange(registers(work, app=lambda *args: 1 / 0, around=span))
     [one] = exporter.get_finished_spans()
-    assert (list(one.links), dict(one.attributes)) == (
-        [],
-        {"code.function.name": f"{__name__}.work"},
-    )
+    attributes = {"code.function.name": f"{__name__}.work"}
+    assert (list(one.links), dict(one.attributes)) == ([], attributes)
 
 
 def fails():
@@ -140,17 +137,10 @@ def fails():
 
 
 def test_an_error_is_recorded_and_durations_are_in_seconds(exporter, reader):
-    def failing(environ, start_response):
-        environ["wsgi.after"].extend([work, fails])
-        start_response("204 No Content", [])
-        return []
-
-    Exchange(AfterResponseMiddleware(failing, around=span)).finish()
+    Exchange(registers(work, fails, around=span)).finish()
     _, failed = exporter.get_finished_spans()
-    assert (failed.status.is_ok, failed.events[0].attributes["exception.type"]) == (
-        False,
-        "ZeroDivisionError",
-    )
+    assert not failed.status.is_ok
+    assert failed.events[0].attributes["exception.type"] == "ZeroDivisionError"
     [resource] = reader.get_metrics_data().resource_metrics
     [metric] = resource.scope_metrics[0].metrics
     assert (metric.name, metric.unit) == ("wsgi_after.callback.duration", "s")
@@ -164,11 +154,12 @@ def test_an_error_is_recorded_and_durations_are_in_seconds(exporter, reader):
 def test_a_callback_of_flask_is_linked_too(order, exporter):
     app = flask.Flask(__name__)
     wsgi_after.flask.AfterResponse(app)
-    if order == "inside":
-        FlaskInstrumentor().instrument_app(app)
-    app.wsgi_app = AfterResponseMiddleware(app.wsgi_app, around=span)
-    if order == "outside":
-        FlaskInstrumentor().instrument_app(app)
+    steps = [
+        FlaskInstrumentor().instrument_app,
+        lambda app: setattr(app, "wsgi_app", ours(app.wsgi_app)),
+    ]
+    for step in steps if order == "inside" else reversed(steps):
+        step(app)
 
     @app.get("/")
     def view():
@@ -180,10 +171,8 @@ def test_a_callback_of_flask_is_linked_too(order, exporter):
         Client(app).get("/").close()
     finally:
         FlaskInstrumentor().uninstrument_app(app)
-    spans = exporter.get_finished_spans()
-    [request] = [one for one in spans if not one.name.endswith("work")]
-    linked = [[link.context.span_id for link in one.links] for one in spans if one is not request]
-    assert linked == [[request.context.span_id]] * 2
+    request, callbacks = spans_of(exporter)
+    assert links(callbacks) == [[request.context.span_id]] * 2
 
 
 def test_each_registration_has_its_own_span_in_whatever_order_callbacks_run(exporter):
@@ -198,60 +187,27 @@ def test_each_registration_has_its_own_span_in_whatever_order_callbacks_run(expo
         start_response("200 OK", [])
         return []
 
-    exchange = Exchange(AfterResponseMiddleware(app, around=span))
+    exchange = Exchange(ours(app))
     exchange.finish()
     with pytest.raises(RuntimeError):
         exchange.environ["wsgi.after"].append(work)  # too late, which is no registration
-    by_name = {one.name.rpartition(".")[2]: one for one in exporter.get_finished_spans()}
-    ids = {one.context.span_id: name for name, one in by_name.items()}
-    assert [
-        (name, [ids[link.context.span_id] for link in one.links]) for name, one in by_name.items()
-    ] == [("first", []), ("second", []), ("fails", ["second"]), ("work", ["first"])]
+    first, second, *callbacks = exporter.get_finished_spans()
+    assert [span.name for span in callbacks] == [f"{__name__}.fails", f"{__name__}.work"]
+    assert links(callbacks) == [[second.context.span_id], [first.context.span_id]]
 
 
-DJANGO = """
-from django.conf import settings
-from django.http import HttpResponse
-from django.urls import path
-from opentelemetry import trace
-from opentelemetry.instrumentation.django import DjangoInstrumentor
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from wsgi_after import AfterResponseMiddleware
-from wsgi_after.django import after_response
-from wsgi_after.opentelemetry import span
+def test_a_callback_of_django_is_linked_too(exporter):
+    def view(request):
+        after_response(request, work)
+        return HttpResponse("body")
 
-exporter = InMemorySpanExporter()
-provider = TracerProvider()
-provider.add_span_processor(SimpleSpanProcessor(exporter))
-trace.set_tracer_provider(provider)
-
-def work():
-    pass
-
-def view(request):
-    after_response(request, work)
-    return HttpResponse("body")
-
-urlpatterns = [path("", view)]
-settings.configure(
-    ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x",
-    MIDDLEWARE=["wsgi_after.django.AfterResponseMiddleware"],
-)
-DjangoInstrumentor().instrument()
-import django
-django.setup()
-from django.core.handlers.wsgi import WSGIHandler
-from werkzeug.test import Client
-Client(AfterResponseMiddleware(WSGIHandler(), around=span)).get("/").close()
-spans = {one.name.rpartition(".")[2]: one for one in exporter.get_finished_spans()}
-[link] = spans.pop("work").links
-[request] = spans.values()
-print(link.context.span_id == request.context.span_id)
-"""
-
-
-def test_a_callback_of_django_is_linked_too():
-    done = subprocess.run([sys.executable, "-c", DJANGO], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("True\n", "")
+    with django_app(view) as app:
+        settings.MIDDLEWARE.append("wsgi_after.django.AfterResponseMiddleware")
+        DjangoInstrumentor().instrument()
+        try:
+            app.load_middleware()
+            Client(ours(app)).get("/").close()
+        finally:
+            DjangoInstrumentor().uninstrument()
+    request, callbacks = spans_of(exporter)
+    assert links(callbacks) == [[request.context.span_id]]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from http.client import HTTPConnection
+from wsgiref.util import FileWrapper
 
+import flask
 import pytest
 import sentry_sdk
 import structlog
-from commands import serving
+from commands import ask, serving
 from conftest import Exchange, registers, served
 from documents import blocks, executed
 from prometheus_client import REGISTRY
@@ -23,41 +24,26 @@ PAGE = blocks("observability.rst")
 
 def test_prometheus_has_durations_and_failures():
     measured = executed(PAGE["prometheus.py"])["measured"]
-    inner = registers(lambda: None, lambda: 1 / 0)
-    with served(measured(inner)) as port:
-        client = HTTPConnection("127.0.0.1", port, timeout=30)
-        client.request("GET", "/")
-        client.getresponse().read()
-        client.close()
+    with served(measured(registers(lambda: None, lambda: 1 / 0))) as port:
+        ask(port, "/")
     assert REGISTRY.get_sample_value("callback_seconds_count") == 2
     failed = REGISTRY.get_sample_value("callback_failures_total", {"error": "ZeroDivisionError"})
     assert failed == 1
 
 
-def test_the_access_log_has_the_number_of_bytes(caplog):
-    closed = []
-
-    class Body:
-        def __iter__(self):
-            return iter([b"four", b"more"])
-
+def test_the_access_log_has_the_number_of_bytes(caplog, events):
+    class Body(list):
         def close(self):
-            closed.append(True)
+            events.append("closed")
 
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])
-        return Body()
+        return Body([b"four", b"more"])
 
     caplog.set_level(logging.INFO, "access")
     with served(executed(PAGE["access_log.py"])["with_access_log"](app)) as port:
-        client = HTTPConnection("127.0.0.1", port, timeout=30)
-        client.request("GET", "/report")
-        assert client.getresponse().read() == b"fourmore"
-        client.close()
-    assert ([record.getMessage() for record in caplog.records], closed) == (
-        ["GET /report 200 OK 8"],
-        [True],
-    )
+        assert ask(port, "/report") == (200, "fourmore")
+    assert (caplog.messages, events) == (["GET /report 200 OK 8"], ["closed"])
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -88,34 +74,20 @@ def test_a_file_is_deleted_when_it_has_been_sent(tmp_path):
     page = blocks("flask.rst")
     (tmp_path / "download.py").write_text(page["download.py"], encoding="utf-8")
     with serving("gunicorn --bind 127.0.0.1:8000 download:app", tmp_path) as port:
-        client = HTTPConnection("127.0.0.1", port, timeout=30)
-        client.request("GET", "/export")
-        path, _, rest = client.getresponse().read().decode().partition("\n")
-        client.request("GET", f"/is-there?path={path}")
-        assert (client.getresponse().read(), rest) == (b"False", "a report")
-        client.close()
+        path, _, rest = ask(port, "/export")[1].partition("\n")
+        assert (ask(port, f"/is-there?path={path}"), rest) == ((200, "False"), "a report")
 
 
-def test_werkzeugs_call_on_close_is_not_called_where_the_server_sends_the_file(tmp_path):
-    from flask import Flask, send_file
-
+def test_werkzeugs_call_on_close_is_not_called_where_the_server_sends_the_file(tmp_path, events):
     (tmp_path / "file").write_text("body")
-    called = []
-    app = Flask(__name__)
+    app = flask.Flask(__name__)
 
     @app.get("/")
     def view():
-        response = send_file(tmp_path / "file")
-        response.call_on_close(lambda: called.append(True))
+        response = flask.send_file(tmp_path / "file")
+        response.call_on_close(lambda: events.append("called"))
         return response
-
-    class FileWrapper:
-        def __init__(self, file, size=8192):
-            self.file, self.close = file, file.close
-
-        def __iter__(self):
-            return iter([self.file.read()])
 
     environ = {"wsgi.file_wrapper": FileWrapper}
     Client(app).get("/", environ_overrides=environ).close()
-    assert called == []
+    assert events == []

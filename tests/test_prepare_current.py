@@ -11,9 +11,10 @@ import threading
 from contextlib import contextmanager, nullcontext
 from contextvars import Context, copy_context
 
+import flask
 import gevent
 import pytest
-from conftest import Exchange, at_once, hello, make_environ
+from conftest import Exchange, at_once, django_app, hello, in_a_thread, make_environ
 
 from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_response
 
@@ -38,12 +39,6 @@ def request(application, name):
     return [value for name, value in exchange.started[0][1] if name == "Set-Cookie"]
 
 
-def in_a_thread(fn, *args):
-    thread = threading.Thread(target=fn, args=args)
-    thread.start()
-    thread.join()
-
-
 def in_a_thread_without_context(fn, *args):
     """As each thread is, unless Python was told otherwise: see ``sys.flags``."""
     Context().run(in_a_thread, fn, *args)
@@ -61,22 +56,20 @@ OUTSIDE = r"{}\(\) was called outside a request.*keep a reference to environ\[.w
     ("function", "instead"),
     [(after_this_request, r"call on_prepare\(\) of that"), (after_this_response, "append to that")],
 )
-def test_outside_the_error_says_what_to_use(function, instead, request_, events):
+def test_outside_the_error_says_what_to_use(function, instead, request_):
     """Where no app is being called: without a request, in a body, in a thread without context."""
 
-    def refused():
+    def refused(environ=None, start_response=None):
         with pytest.raises(RuntimeError, match=OUTSIDE.format(function.__name__, instead)):
             function(print)
-        events.append("refused")
+        return [b"refused"]
 
-    def app(environ, start_response):
-        refused()
-        return (yield from hello(environ, start_response))
+    def in_the_body(environ, start_response):
+        yield from refused()
 
     refused()
-    Exchange(AfterResponseMiddleware(app)).finish()
+    assert Exchange(AfterResponseMiddleware(in_the_body)).finish() == [b"refused"]
     request_(lambda environ: (in_a_thread_without_context(refused), in_a_greenlet(refused)))
-    assert events == ["refused"] * 4
 
 
 def test_a_thread_reaches_the_request_that_started_it_where_python_hands_contexts_down(
@@ -185,9 +178,7 @@ async def register_in_a_task(name):
     await asyncio.gather(register(name))
 
 
-def flask_app():
-    import flask
-
+def async_flask():
     app = flask.Flask("example")
 
     @app.route("/<name>")
@@ -199,27 +190,18 @@ def flask_app():
 
 
 @contextmanager
-def django_app():
-    import django
-    from django.conf import settings
-    from django.core.handlers.wsgi import WSGIHandler
+def async_django():
     from django.http import HttpResponse
-    from django.test.utils import override_settings
-    from django.urls import path
 
     async def view(request, name):
         await register_in_a_task(name)
         return HttpResponse("hello")
 
-    if not settings.configured:
-        settings.configure()
-        django.setup()
-    urls = type("Urls", (), {"urlpatterns": [path("<name>", view)]})
-    with override_settings(ROOT_URLCONF=urls, MIDDLEWARE=[], ALLOWED_HOSTS=["*"]):
-        yield AfterResponseMiddleware(WSGIHandler())
+    with django_app(view, "<name>") as app:
+        yield AfterResponseMiddleware(app)
 
 
-@pytest.mark.parametrize("make", [lambda: nullcontext(flask_app()), django_app])
+@pytest.mark.parametrize("make", [lambda: nullcontext(async_flask()), async_django])
 def test_async_views_change_their_own_response_and_no_other(make):
     REGISTERED.clear()
     with make() as application:
@@ -230,8 +212,6 @@ def test_async_views_change_their_own_response_and_no_other(make):
 
 def test_a_request_made_within_an_async_view_changes_its_own_response():
     """In the event loop itself, or in a thread, where the inner view may be async too."""
-    import flask
-
     app = flask.Flask("outer")
     seen = []
 
@@ -244,7 +224,7 @@ def test_a_request_made_within_an_async_view_changes_its_own_response():
     async def view():
         seen.append(request(inner, "inner"))
         await asyncio.sleep(0)
-        seen.append(await asyncio.to_thread(request, flask_app(), "thread"))
+        seen.append(await asyncio.to_thread(request, async_flask(), "thread"))
         await register("outer")
         return "hello"
 

@@ -7,9 +7,9 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Thread
 from wsgiref.simple_server import software_version
 from xml.etree import ElementTree
 
@@ -52,24 +52,19 @@ NONSENSE = ["", "1", *(f"{kind} {TOKEN}" for kind in ("unknown 1", "stream -1", 
 @pytest.mark.parametrize("question", [*NONSENSE, f"file 1 {TOKEN}x"])
 def test_unless_it_is_asked_by_the_command_it_only_says_what_it_is(question, slept):
     exchange = Exchange(probe.application, make_environ(HTTP_WSGI_AFTER_PROBE=question))
-    [body] = exchange.finish()
-    assert b"It does nothing unless it is asked" in body
-    assert exchange.started[0][0] == "200 OK"
-    assert slept == []
+    assert b"It does nothing unless it is asked" in b"".join(exchange.finish())
+    assert (exchange.started[0][0], slept) == ("200 OK", [])
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", [*KINDS])
 def test_each_kind_of_response_is_followed_by_a_callback_that_sleeps(kind, slept):
     exchange = ask(kind, 1.5, SERVER_SOFTWARE="server/1")
     body = b"".join(exchange.finish())
     [(status, headers)] = exchange.started
-    found = dict(headers)
+    has_no_length = kind in {"no-length", "stream", "no-content"}
     assert status[:3] == {"redirect": "303", "no-content": "204"}.get(kind, "200")
-    assert found.get("Content-Length") in (
-        [None] if kind in {"no-length", "stream", "no-content"} else [str(len(body))]
-    )
-    assert found[probe.HEADER] == "server/1"
-    assert slept == [1.5]
+    assert dict(headers).get("Content-Length") == (None if has_no_length else str(len(body)))
+    assert (dict(headers)[probe.HEADER], slept) == ("server/1", [1.5])
 
 
 def test_it_never_sleeps_longer_than_two_seconds(slept):
@@ -81,8 +76,7 @@ def test_it_never_sleeps_longer_than_two_seconds(slept):
 def test_it_tells_when_a_callback_began_and_ended_if_it_knows(slept, monkeypatch):
     probe.times.clear()
     assert ask("times").finish() == [b"{}"]
-    clock = iter([10.0, 11.0, 14.0, 20.0])
-    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(probe.time, "perf_counter", iter([10.0, 11.0, 14.0, 20.0]).__next__)
     ask("no-content", 2).finish()
     assert json.loads(ask("times").finish()[0]) == {"began": 1.0, "ended": 4.0}
 
@@ -107,39 +101,31 @@ def test_it_tells_which_server_it_is(environ, told):
     assert probe.about(environ) == [("Wsgi-After-Probe", told)]
 
 
-# The client.
+# The client, of an application on wsgiref: bodies without a length end when close() has returned.
+
+URL = "http://127.0.0.1:{}/"
 
 
 @contextmanager
-def serving(app):
-    """Serve by wsgiref: bodies without a length end when close() has returned."""
-    with served(app) as port:
-        yield f"http://127.0.0.1:{port}/"
+def answering(answer):
+    """A server that answers one connection with these bytes."""
 
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(answer)
 
-@contextmanager
-def answering(*answers):
-    """A server of so many connections, each answered with these bytes."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve():
-            for answer in answers:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.recv(65536)
-                    connection.sendall(answer)
-
-        thread = Thread(target=serve)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        thread.join()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        pool.submit(serve)
+        yield URL.format(listener.getsockname()[1])
 
 
 def test_the_command_shows_a_table_a_verdict_and_advice(capsys, tmp_path):
     svg = tmp_path / "probe.svg"
-    with serving(probe.application) as url:
-        arguments = ["probe", url, "--seconds", "0.3", "--http", "1.0", "--svg", str(svg)]
-        assert command.main(arguments) == 1
+    with served(probe.application) as port:
+        options = ["--seconds", "0.3", "--http", "1.0", "--svg", str(svg)]
+        assert command.main(["probe", URL.format(port), *options]) == 1
     out = capsys.readouterr().out
     assert out.startswith(f"Served by {SERVER}. Callbacks sleep for 0.3 s.\n")
     rows = re.findall(r"(?m)^(.{18})1\.0 close (?: +\d+\.\d){4}  (.+)$", out)
@@ -154,7 +140,8 @@ def test_the_command_shows_a_table_a_verdict_and_advice(capsys, tmp_path):
 
 def test_json(capsys, monkeypatch):
     monkeypatch.setattr(probe, "KINDS", {"head": "HEAD"})
-    with serving(probe.application) as url:
+    with served(probe.application) as port:
+        url = URL.format(port)
         assert command.main(["probe", url, "--seconds", "0.3", "--http", "1.0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     [row] = found.pop("rows")
@@ -163,15 +150,13 @@ def test_json(capsys, monkeypatch):
         "server": SERVER,
         "proxy": None,
         "seconds": 0.3,
-        "verdict": "No client waits for callbacks, with any of 1 kinds of request.",
         "advice": [],
         "exit": 0,
+        "verdict": "No client waits for callbacks, with any of 1 kinds of request.",
     }
     assert 0 < row["headers"] <= row["last_byte"] < row["ended"] - row["began"] + 0.3
-    assert (row["kind"], row["http"], row["status"], row["waited"], row["error"]) == (
-        *("head", "1.0", 200),
-        *(False, None),
-    )
+    asked = {"kind": "head", "http": "1.0", "status": 200}
+    assert row == row | asked | {"waited": False, "error": None}
 
 
 def test_a_row_is_shown_as_soon_as_it_is_measured(capsys, monkeypatch):
@@ -230,23 +215,29 @@ def test_a_bad_url_ends_the_command(url, refused):
 
 def test_without_a_connection_or_a_picture_nothing_is_measured(refused, monkeypatch, tmp_path):
     port = free_port()
-    url = f"http://127.0.0.1:{port}/"
+    url = URL.format(port)
     assert refused(url) == f"cannot connect to 127.0.0.1, port {port}: Connection refused."
     assert refused(url, "--svg", str(tmp_path)) == f"cannot write {tmp_path}: Is a directory."
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert refused(url, "--svg", str(tmp_path)).startswith("--svg needs matplotlib: pip install")
 
 
-def test_what_a_server_says_of_itself_cannot_write_to_the_terminal():
-    with answering(ANSWER.replace(b": s", b": s\x1b[2J") + b"ok") as url:
-        asked = Probe(probe.split(url), 1)
+def checked(answer, scheme="http"):
+    """A probe whose server has answered its first question with this."""
+    with answering(answer) as url:
+        asked = Probe(probe.split(url.replace("http", scheme)), 1)
         asked.check()
-    assert asked.server == "s?[2J"
+    return asked
 
 
-@pytest.mark.parametrize(
-    "told", [b"", b"[]", b"{}", b'{"began": 1}', b'{"began": 1, "ended": "x"}']
-)
+def test_what_a_server_says_of_itself_cannot_write_to_the_terminal():
+    assert checked(ANSWER.replace(b": s", b": s\x1b[2J") + b"ok").server == "s?[2J"
+
+
+TOLD = [b"", b"[]", b"{}", b'{"began": 1}', b'{"began": 1, "ended": "x"}']
+
+
+@pytest.mark.parametrize("told", TOLD)
 def test_times_that_are_none_are_not_believed(told):
     assert probe.callback_times(told) is None
 
@@ -261,10 +252,7 @@ def test_tls_is_verified_for_the_host(monkeypatch):
             return connection
 
     monkeypatch.setattr(probe.ssl, "create_default_context", Context)
-    with answering(ANSWER + b"ok") as url:
-        asked = Probe(probe.split(url.replace("http:", "https:")), 1)
-        asked.check()
-    assert (asked.server, wrapped) == ("s", ["127.0.0.1"])
+    assert (checked(ANSWER + b"ok", "https").server, wrapped) == ("s", ["127.0.0.1"])
 
 
 def test_interrupted(capsys, monkeypatch):
@@ -293,8 +281,9 @@ def test_a_kind_that_fails_is_told_and_the_others_are_measured(capsys, monkeypat
         return probe.application(environ, start_response)
 
     svg = tmp_path / "probe.svg"
-    with serving(app) as url:
-        assert probe.main([url, "--seconds", "0.3", "--http=1.0", "--svg", str(svg)]) == 2
+    with served(app) as port:
+        arguments = [URL.format(port), "--seconds", "0.3", "--http=1.0", "--svg", str(svg)]
+        assert probe.main(arguments) == 2
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "empty redirect    1.0 close              -        -        -        -  ? the response, "
         "with status 500, is not from wsgi_after.probe:application, or a proxy drops the header "
@@ -307,19 +296,12 @@ def test_a_kind_that_fails_is_told_and_the_others_are_measured(capsys, monkeypat
 
 
 def test_of_a_callback_that_nobody_knows_of_the_times_are_left_out(monkeypatch):
-    clock = iter([0.0, 1.0, 99.0])
-    asked = Probe(probe.split("http://x/"), 1)
     row = Row("head", *CLOSE)
-    reply = probe.Exchange(200, "s", "", 0, 0, b"{}")
-    monkeypatch.setattr(Probe, "once", lambda *args: reply)
-    monkeypatch.setattr(probe.time, "perf_counter", clock.__next__)
+    monkeypatch.setattr(Probe, "once", lambda *args: probe.Exchange(200, "s", "", 0, 0, b"{}"))
+    monkeypatch.setattr(probe.time, "perf_counter", iter([0.0, 1.0, 99.0]).__next__)
     monkeypatch.setattr(probe.time, "sleep", lambda seconds: None)
-    asked.ask_times(row, TOKEN, 0)
+    Probe(probe.split("http://x/"), 1).ask_times(row, TOKEN, 0)
     assert (row.began, row.ended) == (None, None)
-
-
-def test_every_kind_has_a_response_and_a_name():
-    assert list(KINDS) == list(probe.RESPONSES)
 
 
 # Verdict and advice.
@@ -342,23 +324,17 @@ UNKNOWN = (("file", CLOSE),)
 VERDICTS = [
     (rows(), "", 0, NOBODY.format(21), []),
     (
-        rows(("stream", OLD), ("head", CLOSE), ("head", OLD)),
-        "",
-        1,
+        *(rows(("stream", OLD), ("head", CLOSE), ("head", OLD)), "", 1),
         f"{SOME}stream, no length (1.0 close), HEAD (1.1 close, 1.0 close).",
         ["old", "empty"],
     ),
     (
-        rows(("no-length", CLOSE), failed=UNKNOWN),
-        "",
-        1,
+        *(rows(("no-length", CLOSE), failed=UNKNOWN), "", 1),
         f"{SOME}no Content-Length (1.1 close). {FILE}",
         ["length"],
     ),
     (
-        rows(("stream", KEEP_ALIVE)),
-        "nginx",
-        1,
+        *(rows(("stream", KEEP_ALIVE)), "nginx", 1),
         f"{SOME}stream, no length (1.1 keep-alive).",
         ["proxy", "length"],  # let it speak HTTP/1.1 to the server
     ),
@@ -369,9 +345,8 @@ VERDICTS = [
 
 
 def test_on_uwsgi_it_says_why_a_client_waits():
-    waiting, not_waiting = rows(("stream", CLOSE)), rows()
-    assert probe.advice(waiting, "", "uWSGI 2.0.31")[0] == probe.ADVICE["uwsgi"]
-    assert probe.advice(not_waiting, "", "uWSGI 2.0.31") == []
+    assert probe.advice(rows(("stream", CLOSE)), "", "uWSGI 2.0.31")[0] == probe.ADVICE["uwsgi"]
+    assert probe.advice(rows(), "", "uWSGI 2.0.31") == []
 
 
 @pytest.mark.parametrize(("measured", "proxy", "code", "verdict", "keys"), VERDICTS)
@@ -470,12 +445,8 @@ def test_the_page_shows_what_the_command_prints():
 @pytest.mark.servers
 def test_the_command_prints_the_page_s_output_for_gunicorn():
     with asking(BY_NAME["gunicorn gthread"]) as asked:
-        finished = subprocess.run(
-            [sys.executable, "-m", "wsgi_after", "probe", asked.url.geturl()],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        probing = [sys.executable, "-m", "wsgi_after", "probe", asked.url.geturl()]
+        finished = subprocess.run(probing, stdout=subprocess.PIPE, text=True, check=False)
 
     def masked(out):
         return re.sub(r" +\d+\.\d(?= +\d+\.\d|  )", " #", re.sub(r"n/[\d.]*\d", "n", out)).split()

@@ -6,7 +6,7 @@ needs more has yet to be seen in this field, and three multiply the orders by fi
 
 from __future__ import annotations
 
-import logging
+import operator
 import pickle
 from collections import Counter
 from concurrent.futures import Future
@@ -23,7 +23,6 @@ from reporting import count
 from wsgi_after import AfterResponseMiddleware
 
 SWITCHES = 2
-LOGGER = logging.getLogger("wsgi_after")
 
 
 @pytest.fixture(autouse=True)
@@ -46,19 +45,12 @@ class Closable:
         self.events.append("closed")
 
 
-class FailsToClose(Closable):
-    def close(self):
-        super().close()
-        raise OSError("of the app")
-
-
 RESULTS = {
     "list": lambda events: [b"1"],
     "closable": Closable,
     "file wrapper": lambda events: FileWrapper(File(events)),
-    "close() fails": FailsToClose,
 }
-CLOSED = {"closable": ["closed"], "file wrapper": ["file closed"], "close() fails": ["closed"]}
+CLOSED = {"closable": ["closed"], "file wrapper": ["file closed"]}
 
 
 def exhausted(kind, events, *callbacks, executor=None):
@@ -115,21 +107,30 @@ def note(event):
     events_of_all.append(event)
 
 
-def count_wrong(what, orders):
-    """Run the orders, have them counted; none may be wrong.
+def unless(is_right, *seen):
+    """What was seen, even if that is nothing, where it is not right."""
+    return None if is_right else str(seen)
 
-    :param orders: a pair for each: the order, and what is wrong with it, if anything is.
+
+def tried(what, make):
+    """Run what ``make`` makes in every order, and have the orders counted; none may be wrong.
+
+    :param make: makes the two actions, and what tells after an order what was wrong in it, by
+        :func:`unless`.
     """
-    runs, wrong = 0, []
-    for order, fault in orders:
+    runs, faults, wrong = 0, [], None
+
+    def actions():
+        nonlocal wrong
+        actions, wrong = make()
+        return actions
+
+    for order in interleavings(actions, __file__, SWITCHES):
         runs += 1
-        if fault:
-            wrong.append((order, fault))
-    count(f"races: {what}", orders_of_two_threads=runs, lost_or_doubled=len(wrong))
-    assert wrong == []
-
-
-# Two threads
+        if fault := wrong():
+            faults.append((order, fault))
+    count(f"races: {what}", orders_of_two_threads=runs, lost_or_doubled=len(faults))
+    assert faults == []
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -138,35 +139,24 @@ def count_wrong(what, orders):
 def test_closing_in_two_threads_runs_each_callback_once_in_every_order(kind, executor, number):
     names = [f"callback {n}" for n in range(number)]
     expected = Counter([*CLOSED.get(kind, []), *names])
-    events, queue = [], None
 
     def make():
-        nonlocal queue
-        events.clear()
-        queue = executor and executor()
+        events, queue = [], executor and executor()
         callbacks = [partial(events.append, name) for name in names]
         body = exhausted(kind, events, *callbacks, executor=queue).result
-        return body.close, body.close
 
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
+        def wrong():
             if executor is Queue:
                 queue.work()
-            yield order, events[:] if Counter(events) != expected else None
+            return unless(Counter(events) == expected, *events)
 
-    count_wrong(f"close() twice, {kind}, {executor and executor.__name__}, {number}", orders())
+        return (body.close, body.close), wrong
+
+    tried(f"close() twice, {kind}, {executor and executor.__name__}, {number}", make)
 
 
 def generator(*callbacks):
     yield from callbacks
-
-
-def iadd(after, late):
-    after += [late]
-
-
-def iadd_generator(after, late):
-    after += generator(late)
 
 
 REGISTER = {
@@ -176,69 +166,62 @@ REGISTER = {
     "extend by a generator": lambda after, late: after.extend(generator(late)),
     "insert": lambda after, late: after.insert(0, late),
     "slice": lambda after, late: after.__setitem__(slice(0, 0), [late]),
-    "+=": iadd,
-    "+= a generator": iadd_generator,
+    "+=": lambda after, late: operator.iadd(after, [late]),
+    "+= a generator": lambda after, late: operator.iadd(after, generator(late)),
 }
 
 
-def races(register, number, executor=None, *, handed_over=False):
-    """Register while the request ends; all orders, and those in which that is lost, or doubled.
+def registering(register, against, number, executor=None, *, handed_over=False):
+    """Register while the request ends: the entry runs once, or that raises.
 
     :param handed_over: race against the executor's job, and not against ``close()``.
     """
     names = [f"callback {n}" for n in range(number)]
-    outcome, queue = [], None
 
     def make():
-        nonlocal queue
         events_of_all.clear()
-        outcome.clear()
-        queue = executor and executor()
+        outcome, queue = [], executor and executor()
         exchange = exhausted("list", [], *[partial(note, name) for name in names], executor=queue)
-        after = exchange.environ["wsgi.after"]
+        after, close = exchange.environ["wsgi.after"], exchange.result.close
 
         def registers():
             try:
                 REGISTER[register](after, partial(note, "late"))
             except RuntimeError:
                 outcome.append("refused")
-            else:
-                outcome.append("registered")
+
+        def wrong():
+            if executor and not handed_over:
+                queue.work()
+            right = [Counter(names if outcome else [*names, "late"])]
+            if executor is Pickles:  # of two copies, the one here can be taken back, the other runs
+                right.append(Counter([*names, "late"]))
+            return unless(Counter(events_of_all) in right, *events_of_all, *outcome)
 
         if handed_over:
-            exchange.result.close()
-            return queue.work, registers
-        return exchange.result.close, registers
+            close()
+        return (queue.work if handed_over else close, registers), wrong
 
-    for order in interleavings(make, __file__, SWITCHES):
-        if executor and not handed_over:
-            queue.work()
-        expected = [Counter([*names, "late"] if outcome == ["registered"] else names)]
-        if executor is Pickles:  # of two copies, the one here can be taken back, and the other runs
-            expected.append(Counter([*names, "late"]))
-        wrong = Counter(events_of_all) not in expected
-        yield order, [*events_of_all, *outcome] if wrong else None
+    tried(f"{register} and {against}", make)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("register", REGISTER)
 def test_registering_while_the_request_is_closed_runs_or_raises_in_every_order(register, number):
-    count_wrong(f"{register} and close(), {number} callbacks", races(register, number))
+    registering(register, f"close(), {number} callbacks", number)
 
 
 @pytest.mark.parametrize("executor", [Queue, TakesAndRefuses, Pickles])
 @pytest.mark.parametrize("register", ["append", "call"])
 def test_registering_while_the_job_is_submitted_runs_or_raises_in_every_order(register, executor):
-    count_wrong(f"{register} and {executor.__name__}", races(register, 1, executor))
+    registering(register, executor.__name__, 1, executor)
 
 
 @pytest.mark.parametrize("executor", [Queue, Settles])
 @pytest.mark.parametrize("register", ["append", "call"])
-def test_registering_while_an_executor_runs_the_job_runs_or_raises_in_every_order(
-    register, executor
-):
-    orders = races(register, 1, executor, handed_over=True)
-    count_wrong(f"{register} and the job of an executor, {executor.__name__}", orders)
+def test_registering_while_the_job_runs_runs_or_raises_in_every_order(register, executor):
+    against = f"the job of an executor, {executor.__name__}"
+    registering(register, against, 1, executor, handed_over=True)
 
 
 CANCEL = {
@@ -250,13 +233,11 @@ CANCEL = {
 
 
 @pytest.mark.parametrize("cancel", CANCEL)
-def test_cancelling_while_the_request_is_closed_costs_no_other_callback_in_every_order(cancel):
+def test_cancelling_while_the_request_is_closed_costs_no_other_callback(cancel):
     """What is cancelled has run before, or never runs; if it cannot be found, it has run."""
-    events, outcome = [], []
 
     def make():
-        events.clear()
-        outcome.clear()
+        events, outcome = [], []
         entry = partial(events.append, "cancelled")
         exchange = exhausted("list", events, partial(events.append, "first"), entry)
         after = exchange.environ["wsgi.after"]
@@ -267,16 +248,15 @@ def test_cancelling_while_the_request_is_closed_costs_no_other_callback_in_every
             except (ValueError, IndexError):
                 outcome.append("not found")
 
-        return exchange.result.close, cancels
-
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
+        def wrong():
             right = [["first", "cancelled"]] if outcome else [["first"]]
             if cancel == "clear":
                 right = [[], ["first"], ["first", "cancelled"]]
-            yield order, [*events, *outcome] if events not in right else None
+            return unless(events in right, *events, *outcome)
 
-    count_wrong(f"{cancel} and close()", orders())
+        return (exchange.result.close, cancels), wrong
+
+    tried(f"{cancel} and close()", make)
 
 
 def append_late(after):
@@ -284,32 +264,27 @@ def append_late(after):
         after.append(str)
 
 
-def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost_in_every_order(caplog):
+def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost(caplog):
     """Nothing stays behind in the list: it was in it when that was reported, or it is refused."""
-    after = []
 
     def make():
-        nonlocal after
         future = Future()
         exchange = exhausted("list", [], int, executor=SimpleNamespace(submit=lambda *job: future))
         after = exchange.environ["wsgi.after"]
         exchange.result.close()
         caplog.clear()
-        return future.cancel, partial(append_late, after)
 
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
+        def wrong():
             levels = [record.levelname for record in caplog.records]
-            yield order, [*after, *levels] if after or levels != ["ERROR"] else None
+            return unless((after, levels) == ([], ["ERROR"]), *after, *levels)
 
-    count_wrong("append() and a job that is cancelled", orders())
+        return (future.cancel, partial(append_late, after)), wrong
+
+    tried("append() and a job that is cancelled", make)
 
 
 @pytest.mark.parametrize("first", [[], [lambda response: None]], ids=["the first", "another"])
 def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(first):
-    """Its function runs, or registering it says that it is too late."""
-    events = []
-
     def app(environ, start_response):
         for fn in first:
             environ["wsgi.after"].on_prepare(fn)
@@ -320,39 +295,36 @@ def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(
         yield b""
 
     def make():
-        events.clear()
-        environ = make_environ()
+        events, environ = [], make_environ()
         body = AfterResponseMiddleware(app)(environ, lambda *args: None)
+        after = environ["wsgi.after"]
 
-        def registers(after=environ["wsgi.after"]):
+        def registers():
             try:
                 after.on_prepare(lambda response: events.append("ran"))
             except RuntimeError:
                 events.append("refused")
 
-        return partial(next, body), registers
+        def wrong():
+            return unless(events in (["ran"], ["refused"]), *events)
 
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
-            yield order, events[:] if events not in (["ran"], ["refused"]) else None
+        return (partial(next, body), registers), wrong
 
-    count_wrong("on_prepare and start_response()", orders())
+    tried("on_prepare and start_response()", make)
 
 
 def test_a_job_that_says_it_was_not_taken_runs_each_callback_once_in_every_order():
     """The thread of an executor, and close(), have the same list."""
     names = ["callback 0", "callback 1"]
-    events = []
 
     def make():
-        events.clear()
-        queue = TakesAndRefuses()
+        events, queue = [], TakesAndRefuses()
         callbacks = [partial(events.append, name) for name in names]
-        exchange = exhausted("list", events, *callbacks, executor=queue)
-        return exchange.result.close, lambda: queue.work()
+        close = exhausted("list", events, *callbacks, executor=queue).result.close
 
-    def orders():
-        for order in interleavings(make, __file__, SWITCHES):
-            yield order, events[:] if Counter(events) != Counter(names) else None
+        def wrong():
+            return unless(Counter(events) == Counter(names), *events)
 
-    count_wrong("an executor that refuses what it takes", orders())
+        return (close, lambda: queue.work()), wrong
+
+    tried("an executor that refuses what it takes", make)

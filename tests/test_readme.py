@@ -8,7 +8,7 @@ from configparser import ConfigParser
 
 import pytest
 from commands import copied_checkout, installs, masked, paste, run
-from documents import ROOT, executed, parse
+from documents import ROOT, blocks, executed, parse
 from docutils import nodes
 from servers.descriptions import OURS, SERVERS
 from servers.expectations import EMPTY, END_LATE, ERRORS, IN_TIME, LATE, STREAMS, UNFRAMED, expected
@@ -26,7 +26,7 @@ RUN = "python -m wsgi_after hello:application"
 
 
 BLOCKS = list(DOCUMENT.findall(nodes.literal_block))
-SNIPPETS = {name: block.astext() for block in BLOCKS for name in block["names"]}
+SNIPPETS = blocks("../README.rst")
 CONSOLE = "\n".join(block.astext() for block in BLOCKS if "console" in block["classes"])
 #: What the console blocks show: command → output.
 COMMANDS = dict(re.findall(r"(?ms)^\$ (.*?)$\n?(.*?)(?=^\$ |\Z)", CONSOLE))
@@ -50,9 +50,8 @@ def test_every_file_that_it_names_is_there():
 
 
 def test_every_example_is_run_by_a_test():
-    assert [*SNIPPETS] == [
-        *("one_line.py", "hello.py", "ways.py", "flask.py", "django.py", "pyramid.py"),
-    ]
+    ours = ["one_line.py", "hello.py", "ways.py"]
+    assert [*SNIPPETS] == [*ours, "flask.py", "django.py", "pyramid.py"]
     assert len([block for block in BLOCKS if "python" in block["classes"]]) == len(SNIPPETS)
     assert [*COMMANDS] == [INSTALL, RUN, TEST]
 
@@ -60,15 +59,9 @@ def test_every_example_is_run_by_a_test():
 # The commands.
 
 
-@pytest.fixture
-def hello(tmp_path):
-    """A directory with the first example."""
+def test_the_example_prints_what_is_shown(tmp_path):
     (tmp_path / "hello.py").write_text(SNIPPETS["hello.py"], encoding="utf-8")
-    return tmp_path
-
-
-def test_the_example_prints_what_is_shown(hello):
-    out = run(RUN, hello)
+    out = run(RUN, tmp_path)
     assert masked(out).strip() == masked(COMMANDS[RUN]).strip()
     assert "The client did not wait for the callback." in out
 
@@ -99,8 +92,9 @@ def test_the_one_line(capsys):
         environ["wsgi.after"](print, "after the response")
         return wsgiref.simple_server.demo_app(environ, start_response)
 
-    names = {"AfterResponseMiddleware": AfterResponseMiddleware, "application": hello}
-    called(executed(SNIPPETS["one_line.py"], **names)["application"])
+    one_line = SNIPPETS["one_line.py"]
+    names = executed(one_line, AfterResponseMiddleware=AfterResponseMiddleware, application=hello)
+    called(names["application"])
     assert capsys.readouterr().out == "after the response\n"
 
 
@@ -148,11 +142,10 @@ ROWS = {
 def test_the_table_of_servers_and_what_the_page_says_below_it_are_what_is_tested():
     says = {IN_TIME: "does not wait", END_LATE: "waits for the end", LATE: "waits for all of it"}
     columns = [["list_with_length"], STREAMS, EMPTY]
+    [found] = [table for table in DOCUMENT.findall(nodes.table) if "The client" in table.astext()]
     [_, *rows] = [
         [" ".join(entry.astext().split()) for entry in row.findall(nodes.entry)]
-        for found in DOCUMENT.findall(nodes.table)
         for row in found.findall(nodes.row)
-        if " ".join(found.astext().split()).startswith("The client of")
     ]
     assert [name for name, *_ in rows if name not in ROWS] == [
         *("gunicorn", "uWSGI", "waitress", "mod_wsgi")

@@ -15,20 +15,23 @@ from pyramid.config import Configurator
 from pyramid.response import Response
 from webtest import TestApp
 
-from wsgi_after import (
-    AfterResponseMiddleware,
-    after_this_response_or_now,
-    current_list,
-)
+from wsgi_after import AfterResponseMiddleware, after_this_response_or_now, current_list
 
 
-def responds(status, view):
+def respond(view, status="200 OK", **options):
+    """Serve a request whose app calls ``view(after)``; return its list."""
+
     def app(environ, start_response):
         view(environ["wsgi.after"])
         start_response(status, [])
         return [b"body"]
 
-    return AfterResponseMiddleware(app)
+    exchange = Exchange(AfterResponseMiddleware(app, **options))
+    exchange.finish()
+    return exchange.environ["wsgi.after"]
+
+
+# on_success
 
 
 @pytest.mark.parametrize(("status", "ok"), [("200 OK", True), ("302 F", True), ("404 N", False)])
@@ -37,11 +40,11 @@ def test_what_is_registered_on_success_keeps_its_place(status, ok, events):
         assert after.ok is None
         after(events.append, 1)
         assert after.on_success(events.append, 2) == events.append
+        after[-1]()  # the response has not started
         after(events.append, 3)
 
-    exchange = Exchange(responds(status, view))
-    exchange.finish()
-    assert (events, exchange.environ["wsgi.after"].ok) == ([1, 2, 3] if ok else [1, 3], ok)
+    after = respond(view, status)
+    assert (events, after.ok) == ([1, 2, 3] if ok else [1, 3], ok)
 
 
 def test_an_app_that_fails_in_its_body_is_no_success_for_good(events):
@@ -58,6 +61,9 @@ def test_an_app_that_fails_in_its_body_is_no_success_for_good(events):
     assert (events, after.ok, after.error) == ([], False, None)
 
 
+# once
+
+
 def test_a_call_is_made_once_whether_the_equal_one_waits_or_has_run(events):
     def view(after):
         after.once(events.append, [1])
@@ -69,21 +75,28 @@ def test_a_call_is_made_once_whether_the_equal_one_waits_or_has_run(events):
         after.remove(partial(events.append, 3))
         after.once(events.append, 3)
 
-    Exchange(responds("200 OK", view)).finish()
+    respond(view)
     assert events == [[1], 2, 3]
 
 
-def test_of_two_equal_entries_that_are_called_one_calls_the_function(events):
-    """As where two threads have taken one each."""
+def called_here(after, callback):
+    """As where two threads have taken one of two equal entries each."""
+    after.once(callback)
+    first = after.pop()
+    after.once(callback)
+    first()
+    after.pop()()
 
-    def view(after):
-        after.once(events.append, 1)
-        first = after.pop()
-        after.once(events.append, 1)
-        first()
-        after.pop()()
 
-    Exchange(responds("200 OK", view)).finish()
+def registered_twice(after, callback):
+    """As where two threads register equal calls at one instant."""
+    after.once(callback)
+    after.append(after[0])
+
+
+@pytest.mark.parametrize("view", [called_here, registered_twice])
+def test_of_two_equal_entries_one_calls_the_function(view, events):
+    respond(lambda after: view(after, partial(events.append, 1)))
     assert events == [1]
 
 
@@ -92,9 +105,32 @@ def test_one_that_depends_on_success_does_not_stand_for_one_that_does_not(events
         after.once(after.on_success, events.append, 1)
         after.once(events.append, 1)
 
-    Exchange(responds("200 OK", view)).finish()
-    Exchange(responds("500 E", view)).finish()
+    respond(view)
+    respond(view, "500 E")
     assert events == [1, 1]
+
+
+def test_equal_calls_have_one_hash(events):
+    def view(after):
+        after.once(events.append, [1])
+        after.on_success(events.append, [1])
+        assert {hash(entry) for entry in after} == {hash(events.append)}
+
+    respond(view)
+
+
+@pytest.mark.parametrize("method", ["on_success", "once"])
+def test_what_is_not_callable_is_refused(method):
+    def view(after):
+        other = after.once if method == "on_success" else after.on_success
+        for arguments in [(3,), (other,), (other, 3)]:
+            with pytest.raises(TypeError, match="must be callable"):
+                getattr(after, method)(*arguments)
+
+    respond(view)
+
+
+# In executors, and in Pyramid
 
 
 class Leaves:
@@ -115,50 +151,35 @@ class Wrapped(partial):
 
 
 @pytest.mark.parametrize(("status", "jobs"), [("200 OK", 1), ("500 E", 0)])
-def test_it_is_decided_before_a_hand_over(status, jobs, capsys):
+def test_it_is_decided_before_a_hand_over(status, jobs):
     executor = Leaves()
 
-    def app(environ, start_response):
-        after = environ["wsgi.after"]
+    def view(after):
         after.on_success(after.once, print, "one")
         after[:] = [Wrapped(after[0])]
         after.once(after.on_success, print, "one")
-        start_response(status, [])
-        return []
 
-    Exchange(AfterResponseMiddleware(app, executor=executor)).finish()
+    respond(view, status, executor=executor)
     assert len(executor.jobs) == jobs
 
 
-@pytest.mark.parametrize("method", ["on_success", "once"])
-def test_what_is_not_callable_is_refused(method):
+def write(path, text):
+    with open(path, "a") as file:
+        file.write(text)
+
+
+@pytest.mark.parametrize(("status", "expected"), [("200 OK", "once ok "), ("500 Error", "once ")])
+def test_in_a_pool_of_processes(status, expected, tmp_path):
+    path = str(tmp_path / "written")
+
     def view(after):
-        other = after.once if method == "on_success" else after.on_success
-        for arguments in [(3,), (other,), (other, 3)]:
-            with pytest.raises(TypeError, match="must be callable"):
-                getattr(after, method)(*arguments)
+        after.once(write, path, "once ")
+        after.on_success(write, path, "ok ")
+        after.once(write, path, "once ")
 
-    Exchange(responds("200 OK", view)).finish()
-
-
-def test_without_a_request_it_is_called_at_once_and_raises(events):
-    assert current_list() is None
-    after_this_response_or_now(events.append, 1)
-    with pytest.raises(ZeroDivisionError):
-        after_this_response_or_now(lambda: 1 / 0)
-    with pytest.raises(TypeError, match="must be callable"):
-        after_this_response_or_now(3)
-    assert events == [1]
-
-
-def test_in_a_request_it_waits_for_the_response(events):
-    def view(after):
-        assert current_list() is after
-        after_this_response_or_now(events.append, "callback")
-        events.append("view")
-
-    Exchange(responds("200 OK", view)).finish()
-    assert events == ["view", "callback"]
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        respond(view, status, executor=pool)
+    assert (tmp_path / "written").read_text() == expected
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, [1, 2]), (404, [2])])
@@ -178,28 +199,38 @@ def test_in_pyramid_whose_module_wraps_each_callback(status, expected, events):
     assert events == expected
 
 
-def write(path, text):
-    with open(path, "a") as file:
-        file.write(text)
+# after_this_response_or_now
 
 
-@pytest.mark.parametrize(("status", "expected"), [("200 OK", "once ok "), ("500 Error", "once ")])
-def test_in_a_pool_of_processes(status, expected, tmp_path):
-    path = str(tmp_path / "written")
+def test_without_a_request_it_is_called_at_once_and_raises(events):
+    assert current_list() is None
+    after_this_response_or_now(events.append, 1)
+    with pytest.raises(ZeroDivisionError):
+        after_this_response_or_now(lambda: 1 / 0)
+    with pytest.raises(TypeError, match="must be callable"):
+        after_this_response_or_now(3)
+    assert events == [1]
 
+
+def test_in_a_request_it_waits_for_the_response(events):
     def view(after):
-        after.once(write, path, "once ")
-        after.on_success(write, path, "ok ")
-        after.once(write, path, "once ")
+        assert current_list() is after
+        after_this_response_or_now(events.append, "callback")
+        events.append("view")
 
+    respond(view)
+    assert events == ["view", "callback"]
+
+
+def test_in_a_streaming_body_it_is_called_at_once(events):
     def app(environ, start_response):
-        view(environ["wsgi.after"])
-        start_response(status, [])
-        return []
+        start_response("200 OK", [])
+        after_this_response_or_now(events.append, "now")
+        events.append("later")
+        yield b"chunk"
 
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        Exchange(AfterResponseMiddleware(app, executor=pool)).finish()
-    assert (tmp_path / "written").read_text() == expected
+    Exchange(AfterResponseMiddleware(app)).finish()
+    assert events == ["now", "later"]
 
 
 FORKS = """
@@ -225,43 +256,3 @@ AfterResponseMiddleware(app)({}, print).close()
 def test_in_a_forked_child_it_is_called_at_once():
     """In a process of its own: another test may have loaded what hooks into forks."""
     assert subprocess.check_output([sys.executable, "-c", FORKS]).startswith(b"now")
-
-
-def test_in_a_streaming_body_it_is_called_at_once(events):
-    def app(environ, start_response):
-        start_response("200 OK", [])
-        after_this_response_or_now(events.append, "now")
-        events.append("later")
-        yield b"chunk"
-
-    Exchange(AfterResponseMiddleware(app)).finish()
-    assert events == ["now", "later"]
-
-
-def test_equal_calls_have_one_hash(events):
-    def view(after):
-        after.once(events.append, [1])
-        after.on_success(events.append, [1])
-        assert {hash(entry) for entry in after} == {hash(events.append)}
-
-    Exchange(responds("200 OK", view)).finish()
-
-
-def test_an_entry_that_is_not_due_does_nothing_at_its_turn(events):
-    def view(after):
-        after.on_success(events.append, 1)
-        after[0]()  # the response has not started
-
-    Exchange(responds("404 N", view)).finish()
-    assert events == []
-
-
-def test_an_entry_that_stands_in_the_list_twice_calls_once(events):
-    """As where two threads register equal calls at one instant."""
-
-    def view(after):
-        after.once(events.append, "once")
-        after.append(after[0])
-
-    Exchange(responds("200 OK", view)).finish()
-    assert events == ["once"]

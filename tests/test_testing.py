@@ -9,50 +9,28 @@ import weakref
 from contextvars import copy_context
 from functools import partial
 from importlib.metadata import entry_points
-from threading import Thread
 
 import pytest
-from conftest import Exchange, Marker, hello, make_environ
+from conftest import Exchange, Marker, hello, in_a_thread, make_environ, registers
 from documents import blocks
 
-from wsgi_after import AfterResponseMiddleware, after_this_response
+from wsgi_after import after_this_response
 from wsgi_after.lint import LintMiddleware
 from wsgi_after.testing import capture, strict
 
 
-def get(*callbacks, path="/path", raises=None):
+def get(*callbacks, path="/path", app=hello):
     """Make a request that registers these callbacks; return its environ."""
     environ = make_environ(PATH_INFO=path)
-
-    def app(environ, start_response):
-        environ["wsgi.after"].extend(callbacks)
-        if raises:
-            raise raises
-        return hello(environ, start_response)
-
-    Exchange(AfterResponseMiddleware(app), environ).finish()
+    Exchange(registers(*callbacks, app=app), environ).finish()
     return environ
 
 
-def after_len(environ, start_response):
-    environ["wsgi.after"].append(len)
-    return hello(environ, start_response)
-
-
-AFTER_LEN = AfterResponseMiddleware(after_len)
-
-
 def fail(error):
-    def callback():
+    def callback(*args):
         raise error
 
     return callback
-
-
-def in_thread(fn):
-    thread = Thread(target=fn)
-    thread.start()
-    thread.join()
 
 
 # capture().
@@ -68,12 +46,10 @@ def test_callbacks_are_collected_with_their_request_and_run_by_run(events):
         ("GET /first", [first]),
         ("GET /second", [first, second]),
     ]
-    assert captured.callbacks == [first, first, second]
-    assert events == []
+    assert (captured.callbacks, events) == ([first, first, second], [])
     captured.run()
     captured.run()
-    assert events == [1, 1, 2]
-    assert captured.callbacks == []
+    assert (captured.callbacks, events) == ([], [1, 1, 2])
     assert repr(captured[0]) == "<GET /first: <CallbackList []>>"
 
 
@@ -95,7 +71,7 @@ def test_a_callback_knows_its_request_and_registers_more_in_run(events):
 def test_of_a_request_whose_app_raised_too(events):
     error = ValueError("app")
     with capture() as captured, pytest.raises(ValueError, match="app"):
-        get(partial(events.append, 1), raises=error)
+        get(partial(events.append, 1), app=fail(error))
     assert captured[0].after.error is error
     captured[0].run()
     assert (events, captured[0].after.error) == ([1], None)
@@ -104,10 +80,9 @@ def test_of_a_request_whose_app_raised_too(events):
 def test_an_environ_that_is_sent_again_gets_a_list_of_its_own():
     environ = make_environ()
     with capture() as captured:
-        for _ in range(2):
-            Exchange(AFTER_LEN, environ).finish()
-    assert captured.callbacks == [len, len]
-    assert len(captured) == 2
+        for callback in (len, str):
+            Exchange(registers(callback), environ).finish()
+    assert [request.callbacks for request in captured] == [[len], [str]]
 
 
 def test_a_callback_that_makes_a_request_has_its_callbacks_run_by_run_too(events):
@@ -145,7 +120,7 @@ def test_of_nested_blocks_the_innermost_gets_the_request_and_outside_it_is_as_ev
 
 def test_a_thread_that_has_entered_no_block_belongs_to_the_last_of_the_process():
     with capture() as captured:
-        in_thread(partial(get, len))
+        in_a_thread(partial(get, len))
     assert len(captured) == 1
 
 
@@ -160,7 +135,7 @@ def test_threads_that_have_entered_blocks_of_their_own_do_not_mix():
 
     with capture() as captured:
         context = copy_context()
-        in_thread(other)
+        in_a_thread(other)
     assert ([r.request for r in captured], *found) == (["GET /one"], ["GET /other"])
 
 
@@ -175,7 +150,7 @@ def test_nothing_is_kept_once_they_ran():
     environ = make_environ(marker=Marker())
     marker = weakref.ref(environ["marker"])
     with capture() as captured:
-        AFTER_LEN(environ, lambda *args: None).close()
+        Exchange(registers(len), environ).finish()
         del environ
         captured.run()
         gc.collect()
@@ -184,11 +159,11 @@ def test_nothing_is_kept_once_they_ran():
 
 def test_a_list_that_lint_watches_is_watched_when_they_run():
     def app(environ, start_response):
-        environ["wsgi.after"].append(lambda: after_this_response(len))
+        environ["wsgi.after"].append(partial(after_this_response, len))
         return hello(environ, start_response)
 
     with capture() as captured:
-        Exchange(AfterResponseMiddleware(LintMiddleware(app))).finish()
+        get(app=LintMiddleware(app))
     with pytest.warns(UserWarning, match="does not take these arguments"):
         captured.run()
 
@@ -227,15 +202,11 @@ def test_without_a_failure_nothing_is_raised_and_outside_they_are_contained():
 async def coroutine_function(): ...
 
 
-def generator_function():
-    yield
-
-
 @pytest.mark.parametrize(
     ("entry", "match"),
     [
         (coroutine_function, "returned a coroutine"),
-        (generator_function, "returned a generator"),
+        (lambda: (_ for _ in ()), "returned a generator"),
         (1, "'int' object is not callable"),
     ],
 )
@@ -251,12 +222,8 @@ def test_an_exception_of_the_block_goes_on():
 
 
 def test_of_nested_strict_blocks_the_innermost_raises_in_threads_too():
-    def inner():
-        with pytest.raises(ValueError, match="callback"), strict():
-            in_thread(partial(get, fail(ValueError("callback"))))
-
-    with strict():
-        inner()
+    with strict(), pytest.raises(ValueError, match="callback"), strict():
+        in_a_thread(partial(get, fail(ValueError("callback"))))
 
 
 # The fixtures, and the page.

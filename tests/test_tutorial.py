@@ -27,8 +27,8 @@ def mails():
         yield server
 
 
-def write(directory, name, mail_port, sleep="pass"):
-    """``shop.py``, as this block of the page has it."""
+def write(directory, name="shop.py", mail_port=9, sleep="pass"):
+    """``shop.py``, as this block of the page has it; nobody listens on port 9."""
     source = PAGE[name].replace("8025", str(mail_port)).replace("time.sleep(2)", sleep)
     (directory / "shop.py").write_text(source, encoding="utf-8")
 
@@ -39,9 +39,8 @@ def test_everything_on_the_page_is_run_by_a_test():
         *("test_shop.py", "pytest"),
     ]
     install = PAGE["begin"].splitlines()[-1]
-    assert (
-        install == "$ pip install ../wsgi_after gunicorn aiosmtpd pytest"
-    )  # as the tests' extra does
+    # As the tests' extra does:
+    assert install == "$ pip install ../wsgi_after gunicorn aiosmtpd pytest"
     assert shlex.split(COMMANDS["order"]) == ["curl", f"http://127.0.0.1:8000{ORDER}"]
 
 
@@ -74,24 +73,17 @@ def test_the_timeline(tmp_path, mails):
     assert len(mails.messages) == 1
 
 
-def test_without_a_mail_server_the_client_has_its_answer_and_the_log_the_error(tmp_path):
-    write(tmp_path, "shop.py", mail_port=9)  # where nobody listens
+def test_without_a_mail_server_the_log_has_the_error_and_that_the_callback_is_slow(tmp_path):
+    write(tmp_path, sleep="time.sleep(2)")
+    log = tmp_path / "log"
     with serving(COMMANDS["gunicorn"], tmp_path) as port:
         assert ask(port, ORDER) == (200, "Thank you.\n")
-        log = tmp_path / "log"
+        wait_until(lambda: "shop.send_mail of GET /order took 2." in log.read_text(), log)
         wait_until(lambda: "ConnectionRefusedError: " in log.read_text(), log)
     assert f"\n{PAGE['failed']}\nTraceback (most recent call last):\n" in log.read_text()
 
 
-def test_two_seconds_are_reported_as_slow(tmp_path):
-    write(tmp_path, "shop.py", mail_port=9, sleep="time.sleep(2)")
-    with serving(COMMANDS["gunicorn"], tmp_path) as port:
-        assert ask(port, ORDER) == (200, "Thank you.\n")
-        log = tmp_path / "log"
-        wait_until(lambda: "shop.send_mail of GET /order took 2." in log.read_text(), log)
-
-
 def test_the_test(tmp_path):
-    write(tmp_path, "shop.py", mail_port=9)
+    write(tmp_path)
     (tmp_path / "test_shop.py").write_text(PAGE["test_shop.py"], encoding="utf-8")
     assert run(COMMANDS["pytest"], tmp_path).splitlines()[-1].startswith("1 passed")

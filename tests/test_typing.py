@@ -8,22 +8,26 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import blocks, parse
-from docutils import nodes
+from documents import ROOT, TESTS, blocks
 
-CHECKS = Path(__file__).with_name("typing_checks.py")
+import wsgi_after
+
+CHECKS = TESTS / "typing_checks.py"
 CHECKERS = {
     "mypy": ["mypy", "--strict", "--python-version", "3.11", "--no-error-summary"],
     "pyright": ["pyright", "--pythonversion", "3.11", "--pythonpath", sys.executable],
 }
 
 
+def checked(checker, *paths):
+    """The process of the checker, run on these files."""
+    command = [sys.executable, "-m", *CHECKERS[checker], *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_type_checker_accepts_what_is_right_and_refuses_the_rest(checker):
-    command = [sys.executable, "-m", *CHECKERS[checker], str(CHECKS)]
-    finished = subprocess.run(
-        command, capture_output=True, text=True, cwd=CHECKS.parent.parent, check=False
-    )
+    finished = checked(checker, CHECKS)
     refused = set(re.findall(r"typing_checks\.py:(\d+):.*error", finished.stdout))
     lines = CHECKS.read_text().splitlines()
     expected = {str(n) for n, line in enumerate(lines, 1) if line.endswith("# error")}
@@ -31,8 +35,6 @@ def test_a_type_checker_accepts_what_is_right_and_refuses_the_rest(checker):
 
 
 def test_the_package_says_that_it_has_types():
-    import wsgi_after
-
     assert Path(wsgi_after.__file__).with_name("py.typed").exists()
 
 
@@ -54,9 +56,7 @@ print(Iterable, StartResponse, WSGIEnvironment)
 
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_the_first_examples_pass_under_strict_once_they_have_signatures(checker, tmp_path):
-    found = parse("../README.rst").findall(nodes.literal_block)
-    readme = {name: block.astext() for block in found for name in block["names"]}
-    examples = {**readme, **blocks("wrap.rst")}
+    examples = blocks("../README.rst") | blocks("wrap.rst")
     paths = []
     for name in ("hello.py", "ways.py", "flask_app.py"):
         code = examples[name]
@@ -66,8 +66,5 @@ def test_the_first_examples_pass_under_strict_once_they_have_signatures(checker,
         # Flask documents that its wsgi_app is assigned to; mypy refuses that for any method.
         flask = "# mypy: disable-error-code=method-assign\n" if name == "flask_app.py" else ""
         paths[-1].write_text(HEAD + flask + code)
-    command = [sys.executable, "-m", *CHECKERS[checker], *map(str, paths)]
-    finished = subprocess.run(
-        command, capture_output=True, text=True, cwd=CHECKS.parent.parent, check=False
-    )
+    finished = checked(checker, *paths)
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -8,73 +8,68 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
-from typing import Any
 
+import greenlet
 import pytest
-from conftest import Exchange
+from conftest import Exchange, hello, registers
 
 from wsgi_after import AfterResponseMiddleware, uwsgi
 from wsgi_after._core import hand_off
+
+ENVIRON = {"uwsgi.version": b"2", "PATH_INFO": "/me"}
 
 
 class Server:
     """uWSGI's module, and what uWSGI does with it."""
 
-    def __init__(self, **opt: object) -> None:
-        self.logvars: dict[str, str] = {}
+    def __init__(self, **opt):
+        self.logvars = {}
         self.module = SimpleNamespace(
             opt=opt, get_logvar=self.logvars.get, set_logvar=self.logvars.__setitem__
         )
 
-    def end(self, exchange: Any) -> None:
+    def end(self, exchange):
         """End a request: ``close()``, then clear the environ, then call the hook."""
         exchange.finish()
         exchange.environ.clear()
         self.call_hook()
 
-    def call_hook(self) -> None:
+    def call_hook(self):
         self.module.after_req_hook()
         self.logvars.clear()
 
 
 @pytest.fixture
 def start(monkeypatch):
-    """Make this process uWSGI's, with options; return the server, and its module of ours."""
+    """Make this process uWSGI's, with options; return the server."""
 
-    def start(hook: Any = None, **opt: object) -> tuple[Server, Any]:
+    def start(hook=None, **opt):
         server = Server(**opt)
         if hook is not None:
             server.module.after_req_hook = hook
         monkeypatch.setitem(sys.modules, "uwsgi", server.module)
         monkeypatch.setattr(hand_off, "find_slot", None)
-        for name, value in {
-            "seen": set(),
-            "pending": {},
-            "running": set(),
-            "previous": None,
-        }.items():
+        fresh = {"seen": set(), "pending": {}, "running": set(), "previous": None}
+        for name, value in fresh.items():
             monkeypatch.setattr(uwsgi, name, value)
         uwsgi.install()
-        return server, uwsgi
+        return server
 
     return start
 
 
-def request(events: list[Any], fails: bool = False) -> Any:
+def request(events, app=hello):
     """A request with a callback, behind a middleware that is made now."""
 
-    def app(environ, start_response):
+    def registering(environ, start_response):
         environ["wsgi.after"].append(lambda: events.append(environ.get("PATH_INFO")))
-        if fails:
-            raise ZeroDivisionError
-        start_response("200 OK", [])
-        return [b"body"]
+        return app(environ, start_response)
 
-    return Exchange(AfterResponseMiddleware(app), {"uwsgi.version": b"2", "PATH_INFO": "/me"})
+    return Exchange(AfterResponseMiddleware(registering), ENVIRON.copy())
 
 
 def test_the_first_request_runs_in_close_and_the_next_behind_it_with_its_environ(start, events):
-    server, _ = start()
+    server = start()
     for _ in range(2):
         exchange = request(events)
         exchange.finish()
@@ -91,57 +86,42 @@ def served(server, events, **options):
 
 
 def test_a_hook_that_was_there_is_called_behind_the_callbacks(start, events):
-    server, _ = start(hook=lambda: events.append("theirs"))
+    server = start(hook=lambda: events.append("theirs"))
     server.end(served(server, events))
     assert events == ["theirs", "/me", "theirs"]
 
 
 def test_a_hook_over_ours_that_calls_ours_runs_the_callbacks_once(start, events):
-    server, module = start()
+    server = start()
     ours = server.module.after_req_hook
     server.module.after_req_hook = lambda: (events.append("theirs"), ours())
-    module.install()  # as the next constructor does: theirs is now behind ours, and calls it
+    uwsgi.install()  # as the next constructor does: theirs is now behind ours, and calls it
     server.end(served(server, events))
     assert events == ["theirs", "/me", "theirs"]
 
 
-def test_a_hook_that_fails_does_not_keep_the_request(start, events):
+def test_a_hook_that_fails_does_not_keep_the_request(start):
     def fails():
         raise ZeroDivisionError
 
-    server, module = start(hook=fails)
+    server = start(hook=fails)
     with pytest.raises(ZeroDivisionError):
         server.call_hook()
-    assert module.running == set()
-
-
-def test_one_that_is_not_called_in_a_thread_takes_nothing_there(start, events):
-    start()
-    exchange = request(events)
-    exchange.finish()
-    assert events == ["/me"]
+    assert uwsgi.running == set()
 
 
 def test_a_request_that_another_server_made_is_none_of_its_own(start, events):
-    server, _ = start()
-    server.call_hook()
-    exchange = request(events)
+    exchange = served(start(), events)
     del exchange.environ["uwsgi.version"]
     exchange.finish()
     assert events == ["/me"]
 
 
 def test_a_request_within_a_callback_runs_in_close(start, events):
-    server, _ = start()
+    server = start()
     server.call_hook()
-
-    def app(environ, start_response):
-        environ["wsgi.after"].append(lambda: (request(events).finish(), events.append("outer")))
-        start_response("200 OK", [])
-        return []
-
-    exchange = Exchange(AfterResponseMiddleware(app), {"uwsgi.version": b"2", "PATH_INFO": "/"})
-    server.end(exchange)
+    callback = lambda: (request(events).finish(), events.append("outer"))  # noqa: E731
+    server.end(Exchange(registers(callback), ENVIRON.copy()))
     assert events == ["/me", "outer"]
 
 
@@ -149,16 +129,16 @@ def test_a_request_within_a_callback_runs_in_close(start, events):
     ("option", "expected"), [({}, []), ({"reload-on-exception": True}, ["/me"])]
 )
 def test_where_an_exception_ends_the_worker_it_runs_before(start, events, option, expected):
-    server, _ = start(**option)
+    server = start(**option)
     with pytest.raises(ZeroDivisionError):
-        served(server, events, fails=True)
+        served(server, events, app=lambda *args: 1 / 0)
     assert events == expected
     server.call_hook()
     assert len(events) == 1
 
 
 def test_an_environ_that_is_a_copy_is_left_as_it_is(start, events):
-    server, _ = start()
+    server = start()
     exchange = served(server, events)
     exchange.finish()
     server.call_hook()
@@ -167,21 +147,18 @@ def test_an_environ_that_is_a_copy_is_left_as_it_is(start, events):
 
 @pytest.mark.parametrize("option", ["async", "loop", "tornado"])
 def test_where_requests_take_turns_in_one_thread_nothing_is_set(start, option):
-    server, _ = start(**{option: b"4"})
+    server = start(**{option: b"4"})
     assert not hasattr(server.module, "after_req_hook")
 
 
 def test_with_ugreen_a_request_is_known_by_a_variable_for_the_log(start, events):
-    server, _ = start(**{"async": b"4", "ugreen": True})
+    server = start(**{"async": b"4", "ugreen": True})
     server.end(served(server, events))
     assert events == ["/me"]
 
 
 def test_with_gevent_only_the_greenlet_of_a_request_is_trusted(start, events):
-    import greenlet
-
-    server, _ = start(gevent=b"10")
-    server.call_hook()
+    server = start(gevent=b"10")
     served(server, events).finish()
 
     class OfUwsgi(greenlet.greenlet):
@@ -192,7 +169,7 @@ def test_with_gevent_only_the_greenlet_of_a_request_is_trusted(start, events):
 
 
 def test_in_another_process_it_sets_nothing(start):
-    _, module = start()
+    start()
     del sys.modules["uwsgi"]
-    module.install()
-    assert module.options() is None
+    uwsgi.install()
+    assert uwsgi.options() is None

@@ -76,8 +76,11 @@ def test_werkzeug_runs_them_on_close_and_loses_the_rest_when_one_raises(events):
 
 
 def test_django_sends_its_signal_on_close_and_loses_the_rest_when_one_raises(events):
-    receivers = [lambda **kwargs: events.append("first"), lambda **kwargs: 1 / 0]
-    receivers.append(lambda **kwargs: events.append("lost"))
+    receivers = [
+        lambda **kwargs: events.append("first"),
+        lambda **kwargs: 1 / 0,
+        lambda **kwargs: events.append("lost"),
+    ]
     for receiver in receivers:
         request_finished.connect(receiver)
     settings.configured or settings.configure()

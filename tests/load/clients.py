@@ -43,9 +43,9 @@ def new_seed() -> int:
 
 
 class Client(Connection):
-    """One that may take its time: ``pause`` is in seconds, before each piece it reads."""
+    """One that may take its time."""
 
-    pause = 0.0
+    pause = 0.0  # seconds, before each piece that it reads
 
     def receive(self) -> bool:
         time.sleep(self.pause)
@@ -119,10 +119,8 @@ class Crowd:
                 return leave(connection, chance)
             connection.pause = 0.01 if client < 0.5 and kind == "large" else 0
             connection.read_response("GET", lambda: None)
-        except (ConnectionResetError, BrokenPipeError):
-            return leave(connection, chance)
-        except TimeoutError:
-            if not kind.startswith("fails"):
+        except (ConnectionResetError, BrokenPipeError, TimeoutError) as error:
+            if isinstance(error, TimeoutError) and not kind.startswith("fails"):
                 raise
             return leave(connection, chance)
         head = bytes(connection.received.partition(b"\r\n\r\n")[0]).decode()
@@ -159,9 +157,8 @@ class Written:
             Counter(line[1] for line in lines if line[0] == word)
             for word in ("arrived", "ran", "nested")
         ]
-        return cls(
-            *counters, [line[1] for line in lines if line[0] == "ran" and line[1] != line[2]]
-        )
+        mixed = [line[1] for line in lines if line[0] == "ran" and line[1] != line[2]]
+        return cls(*counters, mixed)
 
     @property
     def lost(self) -> list[str]:

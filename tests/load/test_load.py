@@ -17,12 +17,16 @@ from servers.harness import running
 
 from .clients import SLOW_KINDS, Crowd, Written, new_seed, wait_until_all_ran
 
-PAGE = DOCS / "nothing-lost.rst"
 APP = Path(__file__).with_name("app.py").read_text()
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 REQUESTS = int(os.environ.get("LOAD_REQUESTS", 20_000 if os.environ.get("CI") else 4_000))
+THREADED_REQUESTS = int(os.environ.get("LOAD_REQUESTS", 2_000))
 
+MASTERS = ["gunicorn sync", "gunicorn gthread", "gunicorn gevent", "uWSGI --http-socket"]
+MOD_WSGI = ["mod_wsgi daemon", "mod_wsgi embedded"]
+SERVERS = [*MASTERS, "waitress", *MOD_WSGI]
 
-#: Servers of threads, with their options, and how many requests each gets in a run of all tests.
+#: Servers of threads, with their options.
 THREADED = {
     "gunicorn gthread": ["--workers=1"],
     "granian": ["--blocking-threads=4"],
@@ -30,8 +34,6 @@ THREADED = {
     "waitress": [],
     "cheroot": [],
 }
-THREADED_REQUESTS = int(os.environ.get("LOAD_REQUESTS", 2_000))
-HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def under_load(name, *options):
@@ -60,10 +62,6 @@ def under_load(name, *options):
 
     return dataclasses.replace(server, commands=commands, places=0)
 
-
-MASTERS = ["gunicorn sync", "gunicorn gthread", "gunicorn gevent", "uWSGI --http-socket"]
-MOD_WSGI = ["mod_wsgi daemon", "mod_wsgi embedded"]
-SERVERS = [*MASTERS, "waitress", *MOD_WSGI]
 
 #: How workers end while they are under load: options of the server, or the signal.
 RESTARTS: dict[str, dict[str, list[str] | signal.Signals]] = {
@@ -121,13 +119,18 @@ def send(what, name, options, requests, signals=None, **of_crowd):
     return len(written.arrived), written.lost, log
 
 
+def send_all(what, name, options, requests):
+    """Send them; nothing may be lost."""
+    arrived, lost, log = send(what, name, options, requests)
+    # Some clients left before they had said what they want, or before a worker took them.
+    assert arrived > 0.7 * requests, log
+    assert lost == [], log
+
+
 @pytest.mark.servers
 @pytest.mark.parametrize("name", SERVERS)
 def test_nothing_is_lost_under_load_with_faults(name):
-    arrived, lost, log = send("load", name, [], REQUESTS)
-    # Some clients left before they had said what they want, or before a worker took them.
-    assert arrived > 0.7 * REQUESTS, log
-    assert lost == [], log
+    send_all("load", name, [], REQUESTS)
 
 
 @pytest.mark.servers
@@ -135,9 +138,7 @@ def test_nothing_is_lost_under_load_with_faults(name):
 def test_nothing_is_lost_where_threads_of_one_process_serve(name):
     """Without the GIL where this Python has none: nothing that the server imports enables it."""
     what = "threads" if HAS_GIL else "threads without the GIL"
-    arrived, lost, log = send(what, name, THREADED[name], THREADED_REQUESTS)
-    assert arrived > 0.7 * THREADED_REQUESTS, log
-    assert lost == [], log
+    send_all(what, name, THREADED[name], THREADED_REQUESTS)
 
 
 @pytest.mark.servers
@@ -159,7 +160,8 @@ def test_a_restart_loses_nothing_where_requests_may_finish(how, name):
 
 
 def test_the_page_says_which_servers_may_lose_callbacks_at_a_restart():
-    assert restart_table() in PAGE.read_text(encoding="utf-8"), restart_table()
+    page = (DOCS / "nothing-lost.rst").read_text(encoding="utf-8")
+    assert restart_table() in page, restart_table()
 
 
 def restart_table():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import wsgi_after
@@ -66,20 +67,20 @@ NOT_RUN = {
 DOES = [*("nothing", "registers", "inserts", "removes", "clears", "takes long"), *NOT_RUN, *FAILS]
 
 
+@dataclass(eq=False, repr=False)
 class Callback:
     """An entry of a list.
 
-    :param seen: what app and server have seen so far.
-    :param ran: where it writes itself down: its name, whether its list is the current one, what
-        that says of the response, how much has been seen.
-    :param is_real: whether its list is one of the package.
+    It writes itself down: its name, whether its list is the current one, what that says of the
+    response, how much has been seen.
     """
 
-    def __init__(
-        self, after: Any, seen: list[Any], ran: list[Any], is_real: bool, name: str, does: str
-    ) -> None:
-        self.after, self.seen, self.ran, self.is_real = after, seen, ran, is_real
-        self.name, self.does = name, does
+    after: Any
+    seen: list[Any]  # what app and server have seen so far
+    ran: list[Any]  # where it writes itself down
+    is_real: bool  # whether its list is one of the package
+    name: str
+    does: str
 
     def __call__(self) -> object:
         after = self.after
@@ -104,8 +105,7 @@ class Callback:
         return None
 
     def nested(self) -> Callback:
-        name = f"{self.name}, nested"
-        return Callback(self.after, self.seen, self.ran, self.is_real, name, "nothing")
+        return replace(self, name=f"{self.name}, nested", does="nothing")
 
     def is_mine(self) -> bool:
         """Whether the current list is that of this request, where one is told to be current."""

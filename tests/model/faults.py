@@ -54,19 +54,18 @@ class Faulty(wsgi_after.AfterResponseMiddleware):
     """As it is, it has none."""
 
     Result = Passing
-    reads: tuple[
-        tuple[str, Any], ...
-    ] = ()  # what callbacks read of the list, in place of what is so
+    reads: tuple[Any, ...] = ()  # pairs: an attribute of the list, and what callbacks read there
 
     def __init_subclass__(cls) -> None:
-        FAULTS[" ".join(cls.__doc__.split()).rstrip(".")] = cls
+        if cls.__doc__:
+            FAULTS[sentence(cls)] = cls
 
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(self.call, **options)
         self.faultless = app
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
-        return self.wrap(super().__call__(environ, start_response))
+        return passing(super().__call__(environ, start_response), self.Result)
 
     def call(self, environ: Any, start_response: Any) -> Any:
         result = self.faultless(environ, start_response)
@@ -74,62 +73,102 @@ class Faulty(wsgi_after.AfterResponseMiddleware):
         return result
 
     def spoil(self, after: Any) -> None:
-        pass
-
-    def wrap(self, result: Any) -> Any:
-        return passing(result, self.Result)
+        """Do something to the list when the app has returned."""
 
 
-class Doubles(Faulty):
-    """A callback runs twice."""
-
-    def spoil(self, after):
-        after.extend(after[:1])
+def sentence(cls: type) -> str:
+    return " ".join(cls.__doc__.split()).rstrip(".")
 
 
-class Drops(Faulty):
-    """The last callback is lost."""
-
-    def spoil(self, after):
-        after[-1:] = []
+# What is done to the list
 
 
-class DropsOnExit(Faulty):
-    """The last callback is lost where one raises SystemExit."""
-
-    def spoil(self, after):
-        if any(getattr(fn, "does", None) == "exit" for fn in after[:-1]):
-            after.pop()
+def drop_on_exit(after):
+    if any(getattr(fn, "does", None) == "exit" for fn in after[:-1]):
+        after.pop()
 
 
-class Reverses(Faulty):
-    """The order is that of last to first."""
-
-    def spoil(self, after):
-        after.reverse()
-
-
-class AppWideLast(Faulty):
-    """App-wide callbacks come last."""
-
-    def spoil(self, after):
-        after.sort(key=lambda fn: getattr(fn, "keywords", None) is not None)
+def let_out(after):
+    for fn in after:
+        if getattr(fn, "does", None) == "base":
+            fn.does = "interrupt"
 
 
-class Ends(Faulty):
-    """Callbacks run when the app returns."""
+def iterate_over(after):
+    for index, fn in enumerate(after):
+        if getattr(fn, "does", None) == "returns a generator":
+            after[index] = lambda fn=fn: [*fn()]
 
-    def spoil(self, after):
-        wsgi_after.run_callbacks(after)
+
+def put_app_wide_last(after):
+    after.sort(key=lambda fn: getattr(fn, "keywords", None) is not None)
 
 
-class RunsAtExhaustion(Faulty):
+SPOILS = {
+    "A callback runs twice": lambda after: after.extend(after[:1]),
+    "The last callback is lost": lambda after: after.__setitem__(slice(-1, None), []),
+    "The last callback is lost where one raises SystemExit": drop_on_exit,
+    "The order is that of last to first": lambda after: after.reverse(),
+    "App-wide callbacks come last": put_app_wide_last,
+    "Callbacks run when the app returns": wsgi_after.run_callbacks,
+    "Any BaseException of a callback leaves close()": let_out,
+    "A generator that a callback returns is iterated over, and not reported": iterate_over,
+}
+READS = {
+    "Callbacks read no error": ("error", None),
+    "Callbacks read that all was sent": ("completed", True),
+    "Callbacks read another status": ("status", "200 Fine"),
+}
+FAULTS |= {
+    name: type("Spoils", (Faulty,), {"spoil": staticmethod(spoil)})
+    for name, spoil in SPOILS.items()
+}
+FAULTS |= {name: type("Reads", (Faulty,), {"reads": (reads,)}) for name, reads in READS.items()}
+
+
+# What the server gets
+
+
+class Around(Passing):
+    """In place of what a middleware without a fault returns."""
+
+    def __init_subclass__(cls) -> None:
+        if cls.__doc__:
+            FAULTS[sentence(cls)] = type("Returns", (Faulty,), {"Result": cls})
+
+
+class RunsAtExhaustion(Around):
     """Callbacks run when the body is exhausted."""
 
-    class Result(Passing):
-        def __iter__(self):
-            yield from self.result
+    def __iter__(self):
+        yield from self.result
+        self.result.close()
+
+
+class SkipsInThreads(Around):
+    """Nothing runs where another thread closes."""
+
+    def close(self):
+        if threading.current_thread() is threading.main_thread():
             self.result.close()
+
+
+class SwallowsInBody(Around):
+    """A BaseException of the body does not get to the server."""
+
+    def __iter__(self):
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            yield from self.result
+
+
+class EndsInCollector(Around):
+    """What is dropped is closed at once, wherever that is."""
+
+    def __del__(self):
+        self.result.close()
+
+
+# What the app returns, and calls
 
 
 class ClosesNot(Faulty):
@@ -141,61 +180,6 @@ class ClosesNot(Faulty):
 
     def call(self, environ, start_response):
         return passing(super().call(environ, start_response), self.Unclosed)
-
-
-class SkipsInThreads(Faulty):
-    """Nothing runs where another thread closes."""
-
-    class Result(Passing):
-        def close(self):
-            if threading.current_thread() is threading.main_thread():
-                self.result.close()
-
-
-class Swallows(Faulty):
-    """An exception of the app's call does not get to the server."""
-
-    def __call__(self, environ, start_response):
-        try:
-            return super().__call__(environ, start_response)
-        except BaseException:
-            return []
-
-
-class SwallowsInBody(Faulty):
-    """A BaseException of the body does not get to the server."""
-
-    class Result(Passing):
-        def __iter__(self):
-            with contextlib.suppress(SystemExit, KeyboardInterrupt):
-                yield from self.result
-
-
-class AddsHeader(Faulty):
-    """The server sees another header."""
-
-    def __call__(self, environ, start_response):
-        return super().__call__(
-            environ,
-            lambda status, headers, *rest: start_response(status, [*headers, ("X-A", "1")], *rest),
-        )
-
-
-class DropsExcInfo(Faulty):
-    """The exc_info does not get to the server."""
-
-    def __call__(self, environ, start_response):
-        return super().__call__(
-            environ, lambda status, headers, *rest: start_response(status, headers)
-        )
-
-
-class StartsEarly(Faulty):
-    """The response is started before the app does."""
-
-    def call(self, environ, start_response):
-        start_response("200 OK", [])
-        return super().call(environ, lambda *args: None)
 
 
 class ReadsAhead(Faulty):
@@ -213,15 +197,44 @@ class ReadsAhead(Faulty):
         return passing(super().call(environ, start_response), self.Read)
 
 
-class SharesList(Faulty):
-    """Two requests have the same callbacks."""
+class StartsEarly(Faulty):
+    """The response is started before the app does."""
 
-    kept = None
+    def call(self, environ, start_response):
+        start_response("200 OK", [])
+        return super().call(environ, lambda *args: None)
 
-    def spoil(self, after):
-        if self.kept:
-            after.extend(self.kept)
-        self.kept = [*after]
+
+# The call
+
+
+class Swallows(Faulty):
+    """An exception of the app's call does not get to the server."""
+
+    def __call__(self, environ, start_response):
+        try:
+            return super().__call__(environ, start_response)
+        except BaseException:
+            return []
+
+
+class AddsHeader(Faulty):
+    """The server sees another header."""
+
+    def __call__(self, environ, start_response):
+        def adding(status, headers, *rest):
+            return start_response(status, [*headers, ("X-A", "1")], *rest)
+
+        return super().__call__(environ, adding)
+
+
+class DropsExcInfo(Faulty):
+    """The exc_info does not get to the server."""
+
+    def __call__(self, environ, start_response):
+        return super().__call__(
+            environ, lambda status, headers, *rest: start_response(status, headers)
+        )
 
 
 class LeavesCurrent(Faulty):
@@ -234,22 +247,14 @@ class LeavesCurrent(Faulty):
             open_request({}).__enter__()
 
 
-class WrongError(Faulty):
-    """Callbacks read no error."""
+class SharesList(Faulty):
+    """Two requests have the same callbacks."""
 
-    reads = (("error", None),)
+    kept = ()
 
-
-class WrongCompleted(Faulty):
-    """Callbacks read that all was sent."""
-
-    reads = (("completed", True),)
-
-
-class WrongStatus(Faulty):
-    """Callbacks read another status."""
-
-    reads = (("status", "200 Fine"),)
+    def spoil(self, after):
+        after.extend(self.kept)
+        self.kept = [*after]
 
 
 class SharesAcrossCalls(Faulty):
@@ -271,29 +276,3 @@ class SharesNothing(Faulty):
     def __call__(self, environ, start_response):
         environ.pop("wsgi.after", None)
         return super().__call__(environ, start_response)
-
-
-class LetsOut(Faulty):
-    """Any BaseException of a callback leaves close()."""
-
-    def spoil(self, after):
-        for fn in after:
-            if getattr(fn, "does", None) == "base":
-                fn.does = "interrupt"
-
-
-class IteratesOver(Faulty):
-    """A generator that a callback returns is iterated over, and not reported."""
-
-    def spoil(self, after):
-        for index, fn in enumerate(after):
-            if getattr(fn, "does", None) == "returns a generator":
-                after[index] = lambda fn=fn: [*fn()]
-
-
-class EndsInCollector(Faulty):
-    """What is dropped is closed at once, wherever that is."""
-
-    class Result(Passing):
-        def __del__(self):
-            self.result.close()

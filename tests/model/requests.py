@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 import re
-import threading
 from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from wsgiref.util import FileWrapper
 
-from conftest import Exchange, hello, make_environ
+from conftest import Exchange, hello, in_a_thread, make_environ
 
 import wsgi_after
 from wsgi_after import AfterResponseMiddleware
@@ -77,23 +77,25 @@ def end_garbage() -> tuple[Any, Any]:
     return isinstance(real, type) and real, raised is not None and type(raised)
 
 
+@dataclass(eq=False, repr=False)
 class Side:
     """The server's view of one of the three, which is all that may be compared."""
 
-    def __init__(
-        self, number: int, expected: Expected, later: Later, is_late: bool, is_real: bool = False
-    ) -> None:
-        self.number, self.expected, self.later = number, expected, later
-        self.is_late, self.is_real = is_late, is_real
-        self.log: list[Any] = []  # what app and server see
-        self.started = self.sent = False
-        self.ran: list[Any] = []
-        self.after: Any = None
-        self.middleware: Any = None
-        self.environ: Any = None
-        self.result: Any = NOTHING
-        self.pass_: Any = None  # by iter()
-        self.direct: Any = None  # by next()
+    number: int
+    expected: Expected
+    later: Later
+    is_late: bool
+    is_real: bool = False
+    log: list[Any] = field(default_factory=list)  # what app and server see
+    ran: list[Any] = field(default_factory=list)
+    started: bool = False
+    sent: bool = False
+    after: Any = None
+    middleware: Any = None
+    environ: Any = None
+    result: Any = NOTHING
+    pass_: Any = None  # by iter()
+    direct: Any = None  # by next()
 
     def is_current(self, place: str) -> bool:
         """Whether the current list is that of this request while the app is called, or else none.
@@ -180,37 +182,29 @@ class Side:
         self.later.run(f"GET /{self.number}")
 
 
+@dataclass(kw_only=True, eq=False)
 class Stack:
-    """The app, thrice, each with the same middlewares: for any number of requests.
+    """The app, thrice, each with the same middlewares: for any number of requests."""
 
-    :param registers: how each callback is registered, and what it does.
-    :param app_wide: what each that runs after all requests does.
-    """
+    plan: Plan
+    registers: list[tuple[str, str]]  # how each callback is registered, and what it does
+    app_wide: list[str]  # what each that runs after all requests does
+    around: list[str]
+    inside: list[str]
+    executor: str
+    file_wrapper: str
 
-    def __init__(
-        self,
-        *,
-        plan: Plan,
-        registers: list[tuple[str, str]],
-        app_wide: list[str],
-        around: list[str],
-        inside: list[str],
-        executor: str,
-        file_wrapper: str,
-    ) -> None:
-        self.plan, self.registers = plan, registers
-        self.executor, self.later = executor, Later()
-        self.file_wrapper = FILE_WRAPPERS[file_wrapper]
-        for_all = [partial(for_each, f"app-wide {i}", does) for i, does in enumerate(app_wide)]
-        app = stacked(inside, self.app)
-        real = AfterResponseMiddleware(app, executor=EXECUTORS[executor](self.later))
-        for fn in for_all:
+    def __post_init__(self) -> None:
+        self.later = Later()
+        fns = [partial(for_each, f"app-wide {i}", does) for i, does in enumerate(self.app_wide)]
+        app = stacked(self.inside, self.app)
+        real = AfterResponseMiddleware(app, executor=EXECUTORS[self.executor](self.later))
+        for fn in fns:
             real.after_response(fn)
-        told = stacked(inside, self.app, OF_REFERENCE)
-        middlewares = told, Reference(told, for_all, executor), real
-        self.applications = [(each, stacked(around, each)) for each in middlewares]
-        #: Whether the app is called where its body is read.
-        self.is_late = LATE in inside
+        told = stacked(self.inside, self.app, OF_REFERENCE)
+        middlewares = told, Reference(told, fns, self.executor), real
+        self.applications = [(each, stacked(self.around, each)) for each in middlewares]
+        self.is_late = LATE in self.inside  # whether the app is called where its body is read
 
     def app(self, environ: dict[str, Any], start_response: Any) -> Any:
         side = environ["model.side"]
@@ -228,13 +222,12 @@ class Request:
         self.is_closed = self.is_garbage = False
         self.names = len(stack.registers)
         self.expected = Expected()
-        self.sides = self.bare, self.reference, self.real = (
-            Side(number, self.expected, Later(), stack.is_late),
-            Side(number, self.expected, Later(), stack.is_late),
-            Side(number, self.expected, stack.later, stack.is_late, is_real=True),
-        )
+        common = {"number": number, "expected": self.expected, "is_late": stack.is_late}
+        self.bare, self.reference = Side(later=Later(), **common), Side(later=Later(), **common)
+        self.real = Side(later=stack.later, is_real=True, **common)
+        self.sides = self.bare, self.reference, self.real
         applications = iter(stack.applications)
-        self.step(lambda side: side.call(*next(applications), stack.file_wrapper))
+        self.step(lambda side: side.call(*next(applications), FILE_WRAPPERS[stack.file_wrapper]))
         self.is_open = self.real.result is not NOTHING and self.real.result is not None
 
     def step(self, do: Any, in_thread: bool = False, bare: bool = True) -> None:
@@ -341,10 +334,4 @@ class Request:
 
 def here_or_there(fn: Any, in_thread: bool, *args: Any) -> Any:
     """Call ``fn`` in this thread, or in one of its own."""
-    if not in_thread:
-        return fn(*args)
-    returned: list[Any] = []
-    thread = threading.Thread(target=lambda: returned.append(fn(*args)))
-    thread.start()
-    thread.join()
-    return returned[0]
+    return in_a_thread(fn, *args) if in_thread else fn(*args)
