@@ -13,9 +13,8 @@ from urllib.parse import quote
 
 import pytest
 from commands import ask, ask_json, environment, serving
-from documents import parse
-from docutils import nodes
 from servers.harness import wait_until
+from servers.tables import table
 
 pytestmark = pytest.mark.servers
 
@@ -45,22 +44,13 @@ RAN = {
     "errors in both": 1,
 }
 ONLY_CALLBACKS = {"callbacks query", "the only callback fails"}
-COUNT = {"none": 0, "one": 1}
 
 
-def cells():
-    """The table of the page: for each set-up, how many connections are left, by database."""
-    for table in parse("django.rst").findall(nodes.table):
-        head, *rows = [[cell.astext() for cell in row] for row in table.findall(nodes.row)]
-        if "psycopg's pool" in head:
-            return {
-                set_up: dict(zip(head[1:], map(COUNT.get, row), strict=True))
-                for set_up, *row in rows
-            }
-    raise LookupError
-
-
-CELLS = cells()
+#: The table of the page: for each set-up, how many connections are left, by database.
+CELLS = {
+    set_up: {database: ["none", "one"].index(left) for database, left in row.items()}
+    for set_up, row in table("django.rst", "psycopg's pool").items()
+}
 
 
 @pytest.fixture
