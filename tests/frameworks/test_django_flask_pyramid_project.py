@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import sys
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -305,21 +305,8 @@ application = AfterResponseMiddleware(application, executor=pool)
 
 
 @contextmanager
-def sqlite(path):
-    """A database as Django's settings have it, and a connection to it."""
-    import sqlite3
-
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")  # one wait for the disk a row, not three
-        options = {"timeout": 60}
-        yield (
-            {"ENGINE": "django.db.backends.sqlite3", "NAME": str(path), "OPTIONS": options},
-            connection,
-        )
-
-
-@contextmanager
-def of_server(server, directory):
+def database_of(server, directory):
+    """One as Django's settings have it, and a connection to it."""
     import psycopg
 
     name = f"shop_{directory.name}".lower().replace("-", "_")
@@ -330,40 +317,35 @@ def of_server(server, directory):
         yield {"ENGINE": "django.db.backends.postgresql", **found}, connection
 
 
-@pytest.mark.servers  # for the time that it takes: SQLite has its writers wait for the disk
+@pytest.mark.servers
 @pytest.mark.parametrize(
-    ("database", "wsgi", "age", "left"),
+    ("pooled", "wsgi", "age", "left"),
     [
-        ("sqlite", ALONE, 0, 0),
-        ("postgresql", ALONE, 0, 0),
-        ("postgresql", WRAPPED, 0, 0),
-        ("postgresql", POOL, 0, 0),
-        ("postgresql", POOL, None, 0),  # the requests themselves do not use the database
-        ("postgresql", ALONE, None, THREADS),  # Django keeps one for each thread of the server
-        ("postgresql", WRAPPED, 60, THREADS),
-        ("psycopg's pool", ALONE, 0, THREADS),  # Django's pool keeps them, one for each at most
-        ("psycopg's pool", WRAPPED, 0, THREADS),
-        ("psycopg's pool", POOL, 0, THREADS),
+        (False, ALONE, 0, 0),
+        (False, WRAPPED, 0, 0),
+        (False, POOL, 0, 0),
+        (False, POOL, None, 0),  # the requests themselves do not use the database
+        (False, ALONE, None, THREADS),  # Django keeps one for each thread of the server
+        (False, WRAPPED, 60, THREADS),
+        (True, ALONE, 0, THREADS),  # Django's pool keeps them, one for each at most
+        (True, WRAPPED, 0, THREADS),
+        (True, POOL, 0, THREADS),
     ],
     ids=[
-        *("sqlite", "alone", "wrapped", "pool", "pool, kept", "alone, kept", "wrapped, kept"),
+        *("alone", "wrapped", "pool", "pool, kept", "alone, kept", "wrapped, kept"),
         *("psycopg's pool, alone", "psycopg's pool, wrapped", "psycopg's pool, pool"),
     ],
 )
 def test_in_django_a_thousand_callbacks_write_a_thousand_rows(
-    example, request, tmp_path, database, wsgi, age, left
+    example, postgresql, tmp_path, pooled, wsgi, age, left
 ):
     project = example("django")
     (project / "load").mkdir()
     requests = 100 if left else REQUESTS
     paths = [f"/{number}" for number in range(requests)]
     extra = {"DJANGO_SETTINGS_MODULE": "load.settings"}
-    with (
-        sqlite(tmp_path / "load.sqlite3")
-        if database == "sqlite"
-        else of_server(request.getfixturevalue("postgresql"), tmp_path)
-    ) as (settings, connection):
-        if database == "psycopg's pool":  # a connection that is not given back is missed at once
+    with database_of(postgresql, tmp_path) as (settings, connection):
+        if pooled:  # a connection that is not given back is missed at once
             settings["OPTIONS"] = {"pool": {"min_size": 1, "max_size": THREADS, "timeout": 20}}
         text = SETTINGS.format(database=settings, age=age)
         for name, source in {"settings": text, "urls": URLS, "wsgi": wsgi}.items():
@@ -385,7 +367,6 @@ def test_in_django_a_thousand_callbacks_write_a_thousand_rows(
             emails = "SELECT email FROM shop_order"
             wait_until(lambda: len(ask_for(emails)) >= requests, log)
             assert sorted(ask_for(emails)) == sorted(f"{path[1:]}@example.com" for path in paths)
-            if database != "sqlite":
-                # The last row may be there a moment before the end of its callback.
-                wait_until(lambda: open_connections() <= left, log)
-                assert (open_connections() > 0) == (left > 0)
+            # The last row may be there a moment before the end of its callback.
+            wait_until(lambda: open_connections() <= left, log)
+            assert (open_connections() > 0) == (left > 0)

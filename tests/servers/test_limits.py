@@ -23,14 +23,10 @@ from wsgi_after import AfterResponseMiddleware
 from wsgi_after.flask import AfterResponse
 
 from .control import Watch
-from .descriptions import module, package
+from .descriptions import GRANIAN, HYPERCORN, package
 from .harness import control, require, running, wait_until
 
 PAGE = (DOCS / "limits.rst").read_text(encoding="utf-8")
-GRANIAN = module(
-    *("granian", "--interface=wsgi", "--host=127.0.0.1", "--port={port}", "kinds:application")
-)
-HYPERCORN = module("hypercorn", "--bind=127.0.0.1:{port}", "wsgi:kinds:application")
 servers = pytest.mark.servers
 WAIT = 30  # seconds, for what takes none
 

@@ -14,12 +14,11 @@ import threading
 from contextlib import nullcontext
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from queue import Queue
 from types import SimpleNamespace
 
 import pytest
-from documents import DOCS, blocks, executed
+from documents import blocks, executed
 
 from wsgi_after import AfterResponseMiddleware
 
@@ -278,18 +277,3 @@ def test_closed_has_the_client_of_a_server_wait():
         tried = attempt(where, "wrapped", "generator", Expected(LATE))
         logged = where.log.read_text().count("Clients wait for callbacks")
     assert (tried.timing, tried.watches[0].events, logged) == (LATE, CALLBACKS, 1)
-
-
-#: Lines that the page names, by file, with what they have to do.
-NAMED = {
-    "apig_wsgi/__init__.py": {278: "close()"},
-    "serverless_wsgi.py": dict.fromkeys([247, 303, 351], "Response.from_app"),
-}
-
-
-@pytest.mark.parametrize("file", NAMED)
-def test_the_lines_that_the_page_names_do_what_it_says(file):
-    name = file.split("/")[0].removesuffix(".py")
-    lines = Path(importlib.util.find_spec(name).origin).read_text().splitlines()
-    assert f"({file}:{min(NAMED[file])}" in (DOCS / "serverless.rst").read_text()
-    assert [text for line, text in NAMED[file].items() if text not in lines[line - 1]] == []

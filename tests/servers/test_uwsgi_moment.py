@@ -16,16 +16,15 @@ from itertools import chain, count
 
 import pytest
 from documents import parse
-from docutils import nodes
 
 from wsgi_after import probe
 
 from .client import Connection
-from .control import Watch
 from .descriptions import DEBIAN_UWSGI, PYPI_UWSGI, nginx_uwsgi, not_on_3_15, uwsgi, uwsgi_command
-from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
+from .expectations import CALLBACKS, IN_HTTP_1_0, KINDS
 from .harness import Server, control, find, require, running, wait_until
-from .measure import asked_in_http_1_0, attempt, ran_elsewhere
+from .measure import ask_in_http_1_0, nobody_waits
+from .tables import table
 
 pytestmark = [pytest.mark.servers, not_on_3_15]
 
@@ -47,7 +46,6 @@ FRONTS = {
     "nginx": nginx_uwsgi,
 }
 BUILDS = {"PyPI's": PYPI_UWSGI, "Debian's": DEBIAN_UWSGI}
-OLD = ["list_without_length", "generator", "error_before_return"]  # in HTTP/1.0
 
 
 def server(mode, *options, app="kinds", source=None, front="--http-socket", build="PyPI's"):
@@ -71,19 +69,12 @@ def test_in_each_mode_no_client_waits_and_callbacks_run_in_the_requests_own_thre
     mode, front, build
 ):
     """Whatever the response: error pages, too. tests/servers/test_who_waits.py has more."""
-    timings = {kind: GONE if kind == "hang_up" else IN_TIME for kind in KINDS}
-    del timings["two_requests"]  # only --http keeps a connection, and that is in the matrix
     with running(server(mode, front=front, build=build)) as where:
-        found = {
-            kind: attempt(where, "wrapped", kind, Expected(timing))
-            for kind, timing in timings.items()
-        }
-        old = [asked_in_http_1_0(where, kind, WAIT) for kind in OLD]
-    watches = [*(watch for tried in found.values() for watch in tried.watches), *old]
-    assert {kind: tried.timing for kind, tried in found.items()} == timings
-    assert [watch.had for watch in old] == [(False, True)] * len(OLD)
-    assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
-    assert ran_elsewhere(watches) == []
+        for kind in KINDS:
+            if kind != "two_requests":  # only --http keeps a connection: that is in the matrix
+                nobody_waits(where, kind)
+        had = {kind: ask_in_http_1_0(where, kind, WAIT).had for kind in IN_HTTP_1_0}
+    assert had == dict.fromkeys(IN_HTTP_1_0, (False, True))
 
 
 def test_debians_version_is_the_one_that_the_page_names():
@@ -111,8 +102,6 @@ def caller():
 
 def app(environ, start_response):
     path = environ["PATH_INFO"]
-    if path.endswith("about"):
-        return kinds.about(environ, start_response)
     def callback():
         line = f"{path} {environ.get('PATH_INFO')} {environ.get('QUERY_STRING')} {caller()}\\n"
         os.write(2, line.encode())
@@ -121,13 +110,13 @@ def app(environ, start_response):
     start_response("200 OK", [])
     return iter(body) if path.endswith("0") else body
 
-application = AfterResponseMiddleware(app)
+wrapped = AfterResponseMiddleware(app)
+application = kinds.beside_about(wrapped)
 
-@application.after_response
+@wrapped.after_response
 def app_wide(environ):
-    if not environ["PATH_INFO"].endswith("about"):
-        line = f"wide {environ['PATH_INFO']} {environ['QUERY_STRING']} {caller()}\\n"
-        os.write(2, line.encode())
+    line = f"wide {environ['PATH_INFO']} {environ['QUERY_STRING']} {caller()}\\n"
+    os.write(2, line.encode())
 """
 
 
@@ -177,8 +166,6 @@ import uwsgi
 from wsgi_after import AfterResponseMiddleware
 
 def app(environ, start_response):
-    if environ["PATH_INFO"].endswith("about"):
-        return kinds.about(environ, start_response)
     def callback():
         stack = [frame.name for frame in traceback.extract_stack()]
         os.write(2, f"stack {json.dumps(stack)}\\n".encode())
@@ -191,7 +178,7 @@ def theirs():
     os.write(2, b"theirs\\n")
 
 %s
-application = AfterResponseMiddleware(app)
+application = kinds.beside_about(AfterResponseMiddleware(app))
 %s
 """
 
@@ -264,10 +251,8 @@ def test_a_worker_that_is_reloaded_at_an_exception_loses_nothing():
     """The server ends it before it would call the hook."""
     options = ("--reload-on-exception",)
     with running(server("one process", *options)) as where:
-        watches: list[Watch] = []
-        for _ in range(3):
-            watch = control().watch(0)
-            watches.append(watch)
+        watches = [control().watch(0) for _ in range(3)]
+        for watch in watches:
             with suppress(OSError), Connection(where.port) as client:
                 client.request(f"/wrapped/error_before_return?{watch.query}", connection="close")
                 client.read_to_end()
@@ -286,8 +271,6 @@ from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
 def app(environ, start_response):
-    if environ["PATH_INFO"].endswith("about"):
-        return kinds.about(environ, start_response)
     way = environ["PATH_INFO"][1:]
     def callback():
         os.write(2, f"begins {way}\\n".encode())
@@ -310,12 +293,11 @@ def at_exit():
 
 uwsgi.atexit = at_exit
 
+@kinds.beside_about
 def application(environ, start_response):
-    return ways.get(environ["PATH_INFO"], app_about)(environ, start_response)
-
-app_about = AfterResponseMiddleware(app)
+    return ways[environ["PATH_INFO"]](environ, start_response)
 """
-WAYS = ("close", "hook", "pool")
+WAYS = {"close": "in close()", "hook": "in the hook", "pool": "in a pool"}
 GRACEFUL = ("--hook-master-start=unix_signal:15 gracefully_kill_them_all",)
 HARAKIRI = ("--harakiri=1",)
 #: What ends a worker: options, and the signal to the master. In the order of the page's table.
@@ -327,16 +309,8 @@ ENDS = {
     "harakiri": (HARAKIRI, None),
     "harakiri, with harakiri-no-arh": ((*HARAKIRI, "--harakiri-no-arh"), None),
 }
-
-
-def outcomes():
-    """What the page says: by what ends the worker, and where the callback runs."""
-    [table] = [
-        [[" ".join(cell.astext().split()) for cell in row] for row in found.findall(nodes.row)]
-        for found in parse("uwsgi.rst").findall(nodes.table)
-        if "harakiri" in found.astext()
-    ]
-    return {row[0]: dict(zip(WAYS, row[1:], strict=True)) for row in table[1:]}
+#: What the page says: by what ends the worker, and where the callback runs.
+OUTCOMES = table("uwsgi.rst", "in the hook")
 
 
 def begin(where, way):
@@ -370,8 +344,8 @@ def test_what_becomes_of_a_callback_when_its_worker_ends(end, way):
         is_lost = f"ends {way}" not in log
         if end in {"SIGHUP", "max-requests"} or (is_lost and "harakiri" in end):  # it has ended
             wait_until(lambda: where.about()["place"][0] != worker, where.log, seconds=20)
-    assert [*outcomes()] == [*ENDS]
-    assert ("is lost" if is_lost else "finishes") == outcomes()[end][way]
+    assert [*OUTCOMES] == [*ENDS]
+    assert ("is lost" if is_lost else "finishes") == OUTCOMES[end][WAYS[way]]
     if sign == "SIGTERM":  # with die-on-term, a worker that is busy does not come to atexit
         assert ("atexit" in log) is (way == "pool" or options == GRACEFUL)
 
