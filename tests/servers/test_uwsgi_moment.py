@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -12,14 +11,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import chain, count
+from itertools import chain
 
 import pytest
 from documents import parse
 
 from wsgi_after import probe
 
-from .client import Connection
+from .client import Connection, fetch
 from .descriptions import DEBIAN_UWSGI, PYPI_UWSGI, nginx_uwsgi, not_on_3_15, uwsgi, uwsgi_command
 from .expectations import CALLBACKS, IN_HTTP_1_0, KINDS
 from .harness import Server, control, find, require, running, wait_until
@@ -87,19 +86,24 @@ def test_debians_version_is_the_one_that_the_page_names():
 # Whose request it is
 
 
-COUNTS = """
+#: What called a callback: uWSGI's hook, or close().
+CALLER = """
 import os
 import sys
 import kinds
+import uwsgi
 from wsgi_after import AfterResponseMiddleware
 
 def caller():
-    # What called the callback: uWSGI's hook, or close().
     frame = sys._getframe()
     while frame is not None and frame.f_code.co_name != "hook":
         frame = frame.f_back
     return "close" if frame is None else "hook"
+"""
 
+COUNTS = (
+    CALLER
+    + """
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     def callback():
@@ -118,18 +122,14 @@ def app_wide(environ):
     line = f"wide {environ['PATH_INFO']} {environ['QUERY_STRING']} {caller()}\\n"
     os.write(2, line.encode())
 """
+)
 
 
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_of_2000_requests_at_once_each_runs_once_in_the_hook_and_sees_itself(mode, build):
-    numbers = count()
-
-    def ask(_):
-        number = next(numbers)
-        with Connection(where.port) as client:
-            client.request(f"/r{number}?q{number}", connection="close")
-            client.read_to_end()
+    def ask(number):
+        fetch(where.port, f"/r{number}?q{number}")
 
     with running(server(mode, app="other", source=COUNTS, build=build)) as where:
         with ThreadPoolExecutor(64) as pool:
@@ -145,54 +145,41 @@ def test_of_2000_requests_at_once_each_runs_once_in_the_hook_and_sees_itself(mod
 
 
 def where_it_runs(where, path="/"):
-    """The stack of a callback: its names tell whether ``close()`` or the hook called it."""
-    so_far = where.log.read_text().count("\nstack ")
-    with Connection(where.port) as client:
-        client.request(path, connection="close")
-        client.read_to_end()
+    """What calls the callback of a request."""
+    so_far = where.log.read_text().count("called by ")
+    fetch(where.port, path)
 
-    def stacks():
-        return re.findall(r"^stack (.*)$", where.log.read_text(), re.MULTILINE)[so_far:]
+    def found():
+        return re.findall(r"^called by (\w+)$", where.log.read_text(), re.MULTILINE)[so_far:]
 
-    wait_until(stacks, where.log)
-    [found] = map(json.loads, stacks())
-    return "hook" if "hook" in found else "close"
+    wait_until(found, where.log)
+    [place] = found()
+    return place
 
 
-STACK = """
-import json, os, sys, traceback
-import kinds
-import uwsgi
-from wsgi_after import AfterResponseMiddleware
-
+def tells(before="", after=""):
+    """An app whose callback tells what calls it, with lines before and after the middleware."""
+    return f"""{CALLER}
 def app(environ, start_response):
-    def callback():
-        stack = [frame.name for frame in traceback.extract_stack()]
-        os.write(2, f"stack {json.dumps(stack)}\\n".encode())
-        %s
-    environ["wsgi.after"].append(callback)
+    environ["wsgi.after"](lambda: os.write(2, f"called by {{caller()}}\\n".encode()))
     start_response("200 OK", [("Content-Length", "0")])
     return []
 
 def theirs():
     os.write(2, b"theirs\\n")
 
-%s
+{before}
 application = kinds.beside_about(AfterResponseMiddleware(app))
-%s
+{after}
 """
-
-
-def stack(in_callback="pass", before="", after=""):
-    return STACK % (in_callback, before, after)
 
 
 @pytest.mark.parametrize(
     ("source", "place", "theirs"),
     [
-        (stack(), "hook", False),
-        (stack(before="uwsgi.after_req_hook = theirs"), "hook", True),
-        (stack(after="uwsgi.after_req_hook = theirs"), "close", True),
+        (tells(), "hook", False),
+        (tells(before="uwsgi.after_req_hook = theirs"), "hook", True),
+        (tells(after="uwsgi.after_req_hook = theirs"), "close", True),
     ],
     ids=["ours", "chained", "replaced"],
 )
@@ -203,7 +190,7 @@ def test_a_hook_that_is_there_is_called_and_one_over_ours_is_noticed(source, pla
 
 
 def test_without_greenlets_asynchronous_requests_use_close():
-    running_one = server("one process", "--async=4", app="other", source=stack())
+    running_one = server("one process", "--async=4", app="other", source=tells())
     with running(running_one) as where:
         assert where_it_runs(where) == "close"
 
@@ -213,7 +200,7 @@ def mounted(*options, second):
     mounts = ("--manage-script-name", "--mount=/=other.py", "--mount=/second=second.py")
 
     def commands(where):
-        where.write("other.py", stack())
+        where.write("other.py", tells())
         where.write("second.py", second)
         listen = f"--http-socket=127.0.0.1:{where.port}"
         command = uwsgi_command(listen, *options, *mounts)
@@ -234,7 +221,7 @@ IMPORT = "--import=wsgi_after.uwsgi"
     ],
 )
 def test_mounted_apps_need_one_interpreter_and_an_import(options, found):
-    with running(mounted(*options, second=stack())) as where:
+    with running(mounted(*options, second=tells())) as where:
         where.about()
         assert [where_it_runs(where, path) for path in ("/", "/second/") * 2] == found
 
