@@ -16,8 +16,13 @@ from django.db import connections
 from django.test.utils import override_settings
 from django.urls import path
 from flask import Flask
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import NullPool
 
 from wsgi_after.flask import AfterResponse, AfterResponseClient
+
+from .models import Base
 
 settings.configured or settings.configure(SECRET_KEY="x")  # which Django 4.2 wants for errors
 django.setup()  # or it warns of what uses a database
@@ -35,6 +40,14 @@ def flask_app(name="shop", **options):
     app.test_client_class = AfterResponseClient
     AfterResponse(app, **options)
     return app
+
+
+@pytest.fixture
+def sessions(tmp_path):
+    """Sessions of a database that has a table of rows."""
+    engine = create_engine(f"sqlite:///{tmp_path}/rows.db", poolclass=NullPool)
+    Base.metadata.create_all(engine)
+    return sessionmaker(engine)
 
 
 @pytest.fixture

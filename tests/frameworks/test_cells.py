@@ -14,20 +14,17 @@ from timeit import timeit
 
 import pytest
 import transaction
-import zope.sqlalchemy
 from conftest import Exchange
 from documents import blocks
 from flask import Flask, g, request, session
-from flask_login import LoginManager, UserMixin, current_user, login_user
+from flask_login import current_user
 from flask_sqlalchemy import SQLAlchemy
 from pyramid.config import Configurator
 from pyramid.response import Response
 from pyramid.session import SignedCookieSessionFactory
 from pyramid.threadlocal import get_current_request
 from servers.tables import table
-from sqlalchemy import Integer, create_engine, func, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Integer, func, select, text
 from webtest import TestApp
 from werkzeug.test import EnvironBuilder
 
@@ -36,6 +33,8 @@ from wsgi_after.executor import BoundedThreadPoolExecutor
 from wsgi_after.flask import AfterResponse, AfterResponseClient, after_this_response
 from wsgi_after.moment import KEY as MOMENT
 from wsgi_after.moment import Slot
+
+from .models import Row, with_a_user, with_dbsession
 
 tenant = local()
 
@@ -84,14 +83,7 @@ FLASK = table("flask.rst", "g")
 def test_each_cell_of_flasks_page_is_what_a_callback_finds(set_up, tmp_path):
     app = Flask("shop")
     app.secret_key = "secret"
-    app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path}/shop.db"
-    db = SQLAlchemy(app)
-
-    class User(UserMixin, db.Model):
-        id = db.Column(Integer, primary_key=True)
-        visits = db.Column(Integer, default=0)
-
-    LoginManager(app).user_loader(lambda id: db.session.get(User, int(id)))
+    db, visit = with_a_user(app, f"sqlite:///{tmp_path}/shop.db")
     if set_up != "middleware alone":
         AfterResponse(app)
     looks = {
@@ -101,7 +93,7 @@ def test_each_cell_of_flasks_page_is_what_a_callback_finds(set_up, tmp_path):
         "form": lambda: request.form["name"] == "ada",
         "upload": lambda: request.files["file"].read() == b"content",
         "current_user": lambda: current_user.visits == 1,
-        "rows": lambda: db.session.scalar(select(func.count(User.id))) == 1,
+        "rows": lambda: db.session.scalar(text("SELECT count(*) FROM user")) == 1,
         "thread-local": lambda: tenant.name == "ada",
     }
     found = {}
@@ -111,19 +103,13 @@ def test_each_cell_of_flasks_page_is_what_a_callback_finds(set_up, tmp_path):
 
     @app.post("/")
     def order():
-        login_user(db.session.scalars(select(User)).one())
-        current_user.visits += 1
-        db.session.commit()
+        visit()
         session["cart"], g.name, tenant.name = "full", request.form["name"], "ada"
         plain = set_up == "plain entry"
         register = request.environ["wsgi.after"] if plain else after_this_response
         register(look)
         return "Ordered"
 
-    with app.app_context():
-        db.create_all()
-        db.session.add(User())
-        db.session.commit()
     try:
         if set_up == "test client":
             app.test_client_class = AfterResponseClient
@@ -213,31 +199,10 @@ def test_teardown_of_an_unused_session_costs_less_than_a_tenth_of_the_smallest_q
     assert min(shares) < 0.1  # a busy machine may slow some of them down
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Row(Base):
-    __tablename__ = "cells"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
 PYRAMID = table("pyramid.rst", "row, default")
 
 
-@pytest.fixture
-def sessions(tmp_path):
-    engine = create_engine(f"sqlite:///{tmp_path}/rows.db", poolclass=NullPool)
-    Base.metadata.create_all(engine)
-    return sessionmaker(engine)
-
-
 def pyramid_app(set_up, sessions, callback, **settings):
-    def dbsession(request):
-        made = sessions()
-        zope.sqlalchemy.register(made, transaction_manager=request.tm)
-        return made
-
     def view(request):
         assert request.params["name"] == "ada"
         request.dbsession.scalar(select(func.count(Row.id)))
@@ -246,12 +211,11 @@ def pyramid_app(set_up, sessions, callback, **settings):
         return Response("Ordered")
 
     with Configurator(settings=settings) as config:
-        config.include("pyramid_tm")
+        with_dbsession(config, sessions)
         if set_up != "middleware alone":
             config.include("wsgi_after.pyramid")
         config.set_session_factory(SignedCookieSessionFactory("secret"))
         config.set_security_policy(Remote())
-        config.add_request_method(dbsession, reify=True)
         config.add_route("order", "/")
         config.add_view(view, route_name="order")
         return config.make_wsgi_app()

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 import pytest
 from commands import ask, environment, run, serving
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import Client, RequestFactory
 from django.test.utils import override_settings
@@ -368,18 +368,6 @@ async def note_language_asynchronously():
     note_language.call()
 
 
-@pytest.fixture
-def database(sqlite):
-    """Make a database of SQLite, with these options, the one of the project."""
-
-    def make(**options):
-        sqlite("default", **options)
-        connection.cursor().execute("CREATE TABLE notes (text TEXT)")
-        connection.close()
-
-    return make
-
-
 def rows():
     with connection.cursor() as cursor:
         cursor.execute("SELECT text FROM notes ORDER BY rowid")
@@ -389,35 +377,15 @@ def rows():
 @tasks.task
 def insert(text):
     connection.cursor().execute("INSERT INTO notes VALUES (%s)", [text])
-    opened_in.append(connection.connection and connections["default"])
-
-
-opened_in = []
-
-
-@pytest.mark.parametrize("age", [0, None])
-@pytest.mark.parametrize("where", ["alone", "wrapped", "pool"])
-def test_tasks_write_and_leave_no_connection_open_that_django_would_close(
-    handler, database, where, age
-):
-    database(CONN_MAX_AGE=age)
-    opened_in.clear()
-    app = handler(enqueues(partial(insert.enqueue, "first"), partial(insert.enqueue, "second")))
-    with ThreadPoolExecutor(1) as pool:
-        executor = pool if where == "pool" else None
-        app = app if where == "alone" else AfterResponseMiddleware(app, executor=executor)
-        exchange(app).finish()
-    [used] = {*opened_in}
-    assert (used.connection is None) == (where == "pool" or age == 0)
-    assert rows() == ["first", "second"]
 
 
 @pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
 @pytest.mark.parametrize("atomic", ["ATOMIC_REQUESTS", "atomic()"])
 def test_in_a_transaction_enqueue_does_not_ask_what_becomes_of_it_but_on_commit_does(
-    handler, database, events, atomic, commits
+    handler, sqlite, events, atomic, commits
 ):
-    database(ATOMIC_REQUESTS=atomic == "ATOMIC_REQUESTS")
+    sqlite("default", ATOMIC_REQUESTS=atomic == "ATOMIC_REQUESTS")
+    connection.cursor().execute("CREATE TABLE notes (text TEXT)")
 
     def view(request):
         with transaction.atomic() if atomic == "atomic()" else nullcontext():

@@ -93,16 +93,16 @@ def test_the_second_time_nothing_is_added(app, get, events):
 # What a callback finds.
 
 
-@pytest.mark.parametrize("each", [False, True], ids=["this response", "each response"])
-def test_the_context_is_that_of_the_request(app, after, events, each):
+def test_the_context_is_that_of_the_request(app, after, events):
+    """Of functions for each response; test_cells.py has those for one."""
+
     def look():
         form = request.form["name"]
         events.append((current_app.name, g.user, request.method, form, session["visits"]))
         events.append(url_for("index", page=2))
 
-    if each:
-        app.after_response(look)
-    after(*[] if each else [look], method="POST", data={"name": "grace"})
+    app.after_response(look)
+    after(method="POST", data={"name": "grace"})
     assert events == [("shop", "ada", "POST", "grace", 3), "/?page=2"]
     assert not has_app_context()
     assert not has_request_context()

@@ -12,7 +12,6 @@ import threading
 
 import pytest
 import transaction
-import zope.sqlalchemy
 from commands import ask, serving
 from conftest import Exchange, make_environ, registers, served
 from django.db.transaction import atomic
@@ -21,12 +20,9 @@ from documents import blocks
 from flask import Flask, Request, g, request, session
 from flask_executor import Executor
 from flask_login import LoginManager, UserMixin, current_user, login_user
-from flask_sqlalchemy import SQLAlchemy
 from pyramid.config import Configurator
 from pyramid.response import Response
-from sqlalchemy import Integer, create_engine, func, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
-from sqlalchemy.pool import NullPool
+from sqlalchemy import func, select
 from webtest import TestApp
 
 from wsgi_after import CallbackList
@@ -36,6 +32,7 @@ from wsgi_after.flask import AfterResponse, AfterResponseClient, after_this_resp
 from wsgi_after.testing import capture, wait_for_callbacks
 
 from .conftest import exchange, flask_app
+from .models import Row, with_a_user, with_dbsession
 
 HOOKS = blocks("hand-off.rst")["gunicorn.conf.py"]
 
@@ -100,23 +97,10 @@ def test_a_gauge_of_requests_counts_each_once_as_the_page_says(events):
 def shop():
     """An app with users, the first of whom is logged in and counted by each view."""
     app = flask_app()
-    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
-    db = SQLAlchemy(app)
-
-    class User(UserMixin, db.Model):  # type: ignore[name-defined, misc]
-        id = db.Column(Integer, primary_key=True)
-        visits = db.Column(Integer, default=0)
-
-    LoginManager(app).user_loader(lambda id: db.session.get(User, int(id)))
-    with app.app_context():
-        db.create_all()
-        db.session.add(User())
-        db.session.commit()
+    db, visit = with_a_user(app)
 
     def view(callbacks, prepare):
-        login_user(db.session.scalars(select(User)).one())
-        current_user.visits += 1
-        db.session.commit()
+        visit()
         for fn in [*callbacks, *([prepare()] if prepare else [])]:
             after_this_response(fn)
 
@@ -353,50 +337,32 @@ def test_so_it_does_in_any_transaction_that_is_open_when_the_request_is_over(han
 # Pyramid: request.dbsession in a callback.
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Visit(Base):
-    __tablename__ = "visits"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
 @pytest.fixture
-def visits(tmp_path):
+def stored_by(sessions):
     """Answer a request with this callback; return how many rows are stored."""
-    engine = create_engine(f"sqlite:///{tmp_path}/visits.db", poolclass=NullPool)
-    Base.metadata.create_all(engine)
-    sessions = sessionmaker(engine)
 
-    def dbsession(request):
-        session = sessions()
-        zope.sqlalchemy.register(session, transaction_manager=request.tm)
-        return session
-
-    def visits(callback, *, explicit=False, **environ):
+    def stored_by(callback, *, explicit=False, **environ):
         def view(request):
-            request.dbsession.scalar(select(func.count(Visit.id)))
+            request.dbsession.scalar(select(func.count(Row.id)))
             request.after(callback, request)
             return Response("hello")
 
         settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"} if explicit else {}
         with Configurator(settings=settings) as config:
-            config.include("pyramid_tm")
+            with_dbsession(config, sessions)
             config.include("wsgi_after.pyramid")
-            config.add_request_method(dbsession, reify=True)
             config.add_route("index", "/")
             config.add_view(view, route_name="index")
             TestApp(config.make_wsgi_app()).get("/", extra_environ=environ)
         transaction.abort()  # as the next request of the thread does
         with sessions() as session:
-            return session.scalar(select(func.count(Visit.id))) or 0
+            return session.scalar(select(func.count(Row.id))) or 0
 
-    return visits
+    return stored_by
 
 
 def add(request):
-    request.dbsession.add(Visit())
+    request.dbsession.add(Row())
 
 
 def add_and_fail(request):
@@ -429,17 +395,17 @@ def add_in_a_transaction(request):
     ],
 )
 def test_a_row_on_request_dbsession_is_stored_or_told(
-    callback, explicit, stored, said, visits, told
+    callback, explicit, stored, said, stored_by, told
 ):
-    assert visits(callback, explicit=explicit) == stored
+    assert stored_by(callback, explicit=explicit) == stored
     assert told() == said
 
 
-def test_a_transaction_that_a_test_has_begun_around_the_request_stays_its_own(visits):
+def test_a_transaction_that_a_test_has_begun_around_the_request_stays_its_own(stored_by):
     """As Pyramid's cookiecutter tests: everything is rolled back at the end."""
     manager = transaction.TransactionManager()
     manager.begin()
-    rows = visits(add, **{"tm.active": True, "tm.manager": manager})
+    rows = stored_by(add, **{"tm.active": True, "tm.manager": manager})
     manager.abort()
     assert rows == 0
 
