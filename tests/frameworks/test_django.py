@@ -197,7 +197,7 @@ TWO = {"kept": "k;v", "dropped": "d"}
     ],
     ids=["nothing", "sets", "takes away", "deletes", "the rest"],
 )
-def test_what_a_response_callback_changes_arrives_in_the_response_of_django(
+def test_a_response_callback_changes_djangos_response(
     handler, prepare, status, headers, cookies, seen_before
 ):
     """A middleware before the entry sees it, too."""
@@ -281,9 +281,7 @@ def notes():
 @pytest.mark.parametrize("age", [0, 60, None])
 @WRAPPED
 @pytest.mark.parametrize("opened", [True, False], ids=["opened by the view", "by the callback"])
-def test_callbacks_write_and_leave_no_connection_open_that_django_would_close(
-    handler, databases, atomic, age, wrapped, opened
-):
+def test_callbacks_write_and_leave_nothing_open(handler, databases, atomic, age, wrapped, opened):
     databases(CONN_MAX_AGE=age, ATOMIC_REQUESTS=atomic)
 
     def view(request):
@@ -367,9 +365,7 @@ def test_a_request_without_callbacks_gives_an_executor_no_job(handler, databases
     assert (events, notes()) == ([], [["view"]] * 2 + [[False] * 2])
 
 
-def test_waitress_does_not_run_callbacks_in_the_thread_of_its_connections(
-    handler, databases, events
-):
+def test_waitress_runs_no_callbacks_in_its_io_thread(handler, databases, events):
     """But in a thread that lives only for them, and leaves no connection open."""
     databases(CONN_MAX_AGE=None)
     ran = threading.Event()

@@ -77,9 +77,7 @@ def query(port, path="/", **arguments):
 
 
 @pytest.mark.parametrize(("set_up", "command", "wrapped"), SERVERS)
-def test_each_cell_of_the_page_is_what_a_thread_leaves_open(
-    postgresql, directory, set_up, command, wrapped
-):
+def test_each_cell_is_what_a_thread_leaves_open(postgresql, directory, set_up, command, wrapped):
     """A view and a callback use other connections meanwhile: no callback closes those."""
     # One thread is left to serve the requests: what it has ended when it answers for /state.
     threads = 2 if set_up == "pool" else 3
@@ -144,7 +142,7 @@ def left_open(postgresql, directory, port, set_up, alias, kind):
     return len(kept)
 
 
-def test_each_cell_of_the_page_is_what_the_test_client_leaves_open(postgresql, directory):
+def test_each_cell_is_what_the_test_client_leaves_open(postgresql, directory):
     """And a test's transaction goes on, whatever the view and its callbacks do."""
     variables = {"SET_UP": "test client", "POSTGRESQL_PORT": postgresql.port}
     command = [sys.executable, "django_connections_tests.py"]

@@ -371,9 +371,7 @@ def test_a_session_or_a_message_that_is_changed_after_the_response_is_reported(h
 # Coroutine functions.
 
 
-def test_after_response_runs_a_coroutine_function_and_a_plain_append_reports_it(
-    handler, events, caplog
-):
+def test_a_coroutine_function_runs_and_a_plain_append_reports_it(handler, events, caplog):
     async def callback(*args):
         events.append(args)
 
@@ -438,9 +436,7 @@ def test_after_commit_waits_for_the_outermost_commit_and_the_response(handler, s
     assert events == ["view", "callback"]
 
 
-def test_after_commit_does_nothing_if_its_savepoint_or_the_transaction_is_rolled_back(
-    handler, sqlite, events
-):
+def test_after_commit_does_nothing_after_a_rollback(handler, sqlite, events):
     sqlite("default")
 
     def view(request):

@@ -122,9 +122,7 @@ def test_what_a_callback_changes_in_the_session_is_not_stored(app):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_teardown_functions_run_after_each_callback_and_are_told_of_its_error(
-    app, after, events, fails
-):
+def test_teardown_functions_run_after_each_callback(app, after, events, fails):
     app.teardown_request(lambda error: events.append(("request", error)))
     app.teardown_appcontext(lambda error: events.append(("app", error)))
     error = ValueError("on purpose")
@@ -173,9 +171,7 @@ def fails():
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_functions_for_each_response_run_after_every_one(
-    app, get, events, view, path, status, method
-):
+def test_functions_for_each_response_run(app, get, events, view, path, status, method):
     app.after_response(lambda: events.append(request.environ["wsgi.after"].status))
     get(view, path, method=method)
     assert events == [status]
@@ -295,9 +291,7 @@ def test_an_app_that_answers_for_another_shares_its_list(events):
 
 
 @pytest.mark.usefixtures("throttles")
-def test_it_cannot_be_pickled_and_says_so_and_where_the_executor_tries_it_runs_in_close(
-    events, caplog
-):
+def test_what_cannot_be_pickled_runs_in_close_with_a_warning(events, caplog):
     class Queue:
         def submit(self, fn, *args):
             pickle.dumps((fn, args))

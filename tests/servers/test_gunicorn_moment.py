@@ -120,9 +120,7 @@ def test_with_threads_the_next_request_on_the_connection_does_not_wait(release):
 
 @servers
 @pytest.mark.parametrize(("release", "lingers"), [("20.0.4", False), ("27.0.1", True)])
-def test_callbacks_of_sync_begin_when_gunicorn_no_longer_waits_for_the_client_to_close(
-    release, lingers
-):
+def test_sync_lingers_before_its_callbacks_on_the_newest_release(release, lingers):
     with running(server("Sync", release=release)) as where:
         watch = control().watch(WAIT)
         with Connection(where.port) as client:
@@ -260,9 +258,7 @@ def raises(environ, start_response):
 
 @pytest.mark.parametrize(("app", "status"), [(hello, b"200"), (raises, b"500")])
 @pytest.mark.parametrize("name", ["Sync", "Gevent"])
-def test_a_callback_finds_the_connection_closed_behind_the_response(
-    name, app, status, make_worker, events
-):
+def test_a_callback_finds_the_connection_closed(name, app, status, make_worker, events):
     def registering(environ, start_response):
         environ["wsgi.after"].append(lambda: events.append(everything(client).split()[1]))
         return app(environ, start_response)
@@ -273,9 +269,7 @@ def test_a_callback_finds_the_connection_closed_behind_the_response(
     assert (events, wsgi_after.gunicorn.opened.get()) == ([status], None)
 
 
-def test_on_gevent_a_callback_finds_the_response_sent_on_a_connection_that_stays(
-    make_worker, events
-):
+def test_on_gevent_a_callback_finds_the_response_sent(make_worker, events):
     def registering(environ, start_response):
         environ["wsgi.after"].append(lambda: events.append(client.recv(1 << 16).split()[1]))
         return hello(environ, start_response)

@@ -121,7 +121,7 @@ def remember(environ):
     remembered.append(environ["PATH_INFO"])
 
 
-def test_without_their_broker_queues_cost_no_response(
+def test_queues_without_their_broker_cost_no_response(
     queue, executor, redis, tasks, tmp_path, caplog
 ):
     path = tmp_path / "written"

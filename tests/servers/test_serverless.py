@@ -149,9 +149,7 @@ def outcome(call, event):
 @pytest.mark.parametrize("event", [first_format, second_format, load_balancer])
 @pytest.mark.parametrize("kind", BODIES)
 @pytest.mark.parametrize("adapter", ["apig-wsgi", "serverless-wsgi", "closed"])
-def test_callbacks_run_before_the_handler_returns_and_change_nothing(
-    adapter, kind, event, app, events, monkeypatch
-):
+def test_callbacks_run_before_the_handler_returns(adapter, kind, event, app, events, monkeypatch):
     application = AfterResponseMiddleware(app)
     monkeypatch.setitem(sys.modules, "shop", SimpleNamespace(application=application))
     bare = outcome(handler(adapter.replace("closed", "serverless-wsgi"), app), event(kind))

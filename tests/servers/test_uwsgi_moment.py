@@ -64,9 +64,7 @@ def server(mode, *options, app="kinds", source=None, front="--http-socket", buil
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("mode", MODES)
-def test_in_each_mode_no_client_waits_and_callbacks_run_in_the_requests_own_thread(
-    mode, front, build
-):
+def test_no_client_waits_in_any_mode(mode, front, build):
     """Whatever the response: error pages, too. tests/servers/test_who_waits.py has more."""
     with running(server(mode, front=front, build=build)) as where:
         for kind in KINDS:
