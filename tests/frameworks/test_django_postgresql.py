@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import pytest
 from commands import ask, ask_json, environment, serving
@@ -70,8 +70,7 @@ def connected(postgresql, name):
 
 
 def query(port, path="/", **arguments):
-    pairs = (f"{name}={quote(value)}" for name, value in arguments.items())
-    status, text = ask(port, f"{path}?{'&'.join(pairs)}")
+    status, text = ask(port, f"{path}?{urlencode(arguments)}")
     assert status == 200, text
     return text
 

@@ -6,16 +6,15 @@ import io
 import logging
 import pickle
 import re
-import subprocess
-import sys
 import threading
 
 import pytest
 import transaction
 from commands import ask, serving
 from conftest import Exchange, make_environ, registers, served
-from django.db.transaction import atomic
+from django.db.transaction import atomic, on_commit
 from django.http import HttpResponse
+from django.test import Client, TestCase
 from documents import blocks
 from flask import Flask, Request, g, request, session
 from flask_executor import Executor
@@ -279,31 +278,6 @@ def test_flask_executor_runs_the_callbacks_in_its_pool(early, events, told):
 
 # Django: on_commit in a TestCase.
 
-SETTINGS = """
-SECRET_KEY, ROOT_URLCONF, ALLOWED_HOSTS = "x", "test_it", ["*"]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
-MIDDLEWARE = ["wsgi_after.django.AfterResponseMiddleware"]
-"""
-
-ON_COMMIT = """
-from django.db import transaction
-from django.http import HttpResponse
-from django.test import TestCase
-from django.urls import path
-from wsgi_after.django import after_response
-
-def view(request):
-    transaction.on_commit(lambda: after_response(request, print))
-    return HttpResponse()
-
-urlpatterns = [path("", view)]
-
-class Tests(TestCase):
-    def test_it(self):
-        with self.captureOnCommitCallbacks(execute=True):
-            self.client.get("/")
-"""
-
 
 TOO_LATE = (
     "after_response() was called within a transaction, when the response had been closed and the "
@@ -314,14 +288,18 @@ TOO_LATE = (
 )
 
 
-def test_after_response_in_on_commit_of_a_test_case_names_the_cause(tmp_path):
-    (tmp_path / "settings.py").write_text(SETTINGS, encoding="utf-8")
-    (tmp_path / "test_it.py").write_text(ON_COMMIT, encoding="utf-8")
-    command = [sys.executable, "-m", "django", "test", "--pythonpath=.", "--settings=settings"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert [line for line in ended.stderr.splitlines() if line.startswith("RuntimeError")] == [
-        f"RuntimeError: {TOO_LATE}"
-    ]
+def test_after_response_in_on_commit_of_a_test_case_names_the_cause(handler, sqlite):
+    sqlite("default")
+
+    def view(request):
+        on_commit(lambda: after_response(request, print))
+        return HttpResponse("hello")
+
+    handler(view)
+    captured = TestCase.captureOnCommitCallbacks(execute=True)
+    with pytest.raises(RuntimeError) as raised, atomic(), captured:
+        Client().get("/")
+    assert str(raised.value) == TOO_LATE
 
 
 def test_so_it_does_in_any_transaction_that_is_open_when_the_request_is_over(handler, sqlite):

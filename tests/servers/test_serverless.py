@@ -23,7 +23,7 @@ from documents import blocks, executed
 from wsgi_after import AfterResponseMiddleware
 
 from .descriptions import BY_NAME, module
-from .expectations import CALLBACKS, LATE, Expected
+from .expectations import BODY_ERRORS, CALLBACKS, LATE, Expected
 from .harness import control, end, prepared, require, running, start
 from .measure import attempt
 
@@ -90,7 +90,6 @@ BODIES = {
     "error_in_first_chunk": partial(failing, 0),
     "error_in_mid_body": partial(failing, 1),
 }
-BODY_ERRORS = ["error_in_first_chunk", "error_in_mid_body"]
 STATUS = {"redirect": "302 Found", "no_content": "204 No Content", "not_modified": "304 Not Mod"}
 
 
