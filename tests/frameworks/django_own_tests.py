@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import sys
 import unittest
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
@@ -63,7 +61,7 @@ class InRequest:
 
     failing: dict[str, str]
 
-    def run(self: Any, result: Any = None) -> Any:
+    def run(self, result=None):
         # Not expectedFailure(), which Django does not see on a test that is asynchronous.
         self.__unittest_expecting_failure__ = self._testMethodName in self.failing
         environ: dict[str, Any] = {}
@@ -76,27 +74,27 @@ class InRequest:
         return done
 
 
-def stand_in() -> type:
+def stand_in():
     """Our backend, with what the tests of ``DummyBackend`` use between them: no other can pass."""
     from wsgi_after.django import AfterResponseBackend
 
     class Backend(AfterResponseBackend):
-        def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        def __init__(self, alias, params):
             super().__init__(alias, params)
             self.results: list[Any] = []
 
-        def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
+        def enqueue(self, task, args, kwargs):
             result = super().enqueue(task, args, kwargs)
             self.results.append(result)
             return result
 
-        def clear(self) -> None:
+        def clear(self):
             self.results.clear()
 
     return Backend
 
 
-def cases(module: ModuleType, in_request: bool, failing: dict[str, str]) -> Iterator[type]:
+def cases(module, in_request, failing):
     """The test cases of a module."""
     for case in list(vars(module).values()):
         if isinstance(case, type) and case.__module__ == module.__name__:
@@ -106,7 +104,7 @@ def cases(module: ModuleType, in_request: bool, failing: dict[str, str]) -> Iter
             yield type(case.__name__, (InRequest, case), mixin) if in_request else case
 
 
-def main(directory: str, how: str) -> bool:
+def main(directory, how):
     """Whether they pass, but for those that are expected to fail, all of which have to."""
     replaced, in_request, failing = HOW[how]
     sys.path.insert(0, directory)

@@ -10,12 +10,12 @@ import json
 import shutil
 import subprocess
 import sys
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from commands import ask_json, environment, serving
+from servers.client import fetch
 
 COMMANDS = {
     "gunicorn": "gunicorn --bind 127.0.0.1:8000 -k gthread --threads 1 thread_apps:application",
@@ -43,7 +43,7 @@ def port(request, tmp_path_factory):
 def test_the_next_request_of_the_thread_finds_it_clean(port, framework):
     found = {}
     for kind in KINDS:
-        get(port, f"/{framework}/{kind}")
+        fetch(port, quote(f"/{framework}/{kind}"))
         found[kind] = ask_json(port, "/state")
     assert found == dict.fromkeys(KINDS, CLEAN)
 
@@ -98,14 +98,3 @@ pool.shutdown()
 def test_a_child_that_a_view_forked_leaves_as_it_meant_to(framework):
     """It runs none of the callbacks, and what it raises is not replaced by another error."""
     assert output(FORK, framework) == ["child 7", "cleaned"] * 2
-
-
-def get(port, path):
-    client = HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        client.request("GET", quote(path))
-        client.getresponse().read()
-    except HTTPException:  # the server broke the stream off
-        pass
-    finally:
-        client.close()

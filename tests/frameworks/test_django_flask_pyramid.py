@@ -176,7 +176,7 @@ FILE_WRAPPERS = {
 @pytest.mark.parametrize("file_wrapper", FILE_WRAPPERS)
 @pytest.mark.parametrize("kind", STATUS)
 @pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "wrapped"])
-def test_callbacks_run_once_when_the_response_is_closed_and_know_what_became_of_it(
+def test_callbacks_run_once_at_close_and_know_the_response(
     framework, events, kind, file_wrapper, wrapped
 ):
     def tell(after):
@@ -204,9 +204,7 @@ def test_callbacks_run_once_when_the_response_is_closed_and_know_what_became_of_
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-def test_a_stream_may_register_and_its_callbacks_run_if_the_client_leaves(
-    framework, events, leaves
-):
+def test_a_stream_registers_callbacks_that_run_if_the_client_leaves(framework, events, leaves):
     def view(after, environ):
         def stream():
             after(events.append, "by the stream")
@@ -260,9 +258,7 @@ def test_all_ways_to_register_reach_one_list(framework, events):
     assert events == ["first", "second", "third", "last"] * 2
 
 
-def test_arguments_go_through_and_one_that_fails_is_logged_by_its_name_and_the_others_run(
-    framework, events, caplog
-):
+def test_arguments_go_through_and_a_failure_is_logged(framework, events, caplog):
     def fails(*args, **kwargs):
         events.append((args, kwargs))
         raise ValueError
@@ -370,9 +366,7 @@ def test_anything_but_a_list_is_refused(framework):
     ],
     indirect=["framework"],
 )
-def test_the_list_of_a_middleware_outside_is_used_and_the_innermost_executor(
-    framework, events, inner
-):
+def test_an_outer_list_is_used_and_the_innermost_executor(framework, events, inner):
     def view(after, environ):
         after(lambda: note("view", framework.current(environ) is environ))
         return framework.respond("text")

@@ -9,13 +9,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import pytest
 from commands import ask, ask_json, environment, serving
-from documents import parse
-from docutils import nodes
 from servers.harness import wait_until
+from servers.tables import table
 
 pytestmark = pytest.mark.servers
 
@@ -45,22 +44,13 @@ RAN = {
     "errors in both": 1,
 }
 ONLY_CALLBACKS = {"callbacks query", "the only callback fails"}
-COUNT = {"none": 0, "one": 1}
 
 
-def cells():
-    """The table of the page: for each set-up, how many connections are left, by database."""
-    for table in parse("django.rst").findall(nodes.table):
-        head, *rows = [[cell.astext() for cell in row] for row in table.findall(nodes.row)]
-        if "psycopg's pool" in head:
-            return {
-                set_up: dict(zip(head[1:], map(COUNT.get, row), strict=True))
-                for set_up, *row in rows
-            }
-    raise LookupError
-
-
-CELLS = cells()
+#: The table of the page: for each set-up, how many connections are left, by database.
+CELLS = {
+    set_up: {database: ["none", "one"].index(left) for database, left in row.items()}
+    for set_up, row in table("django.rst", "psycopg's pool").items()
+}
 
 
 @pytest.fixture
@@ -80,16 +70,13 @@ def connected(postgresql, name):
 
 
 def query(port, path="/", **arguments):
-    pairs = (f"{name}={quote(value)}" for name, value in arguments.items())
-    status, text = ask(port, f"{path}?{'&'.join(pairs)}")
+    status, text = ask(port, f"{path}?{urlencode(arguments)}")
     assert status == 200, text
     return text
 
 
 @pytest.mark.parametrize(("set_up", "command", "wrapped"), SERVERS)
-def test_each_cell_of_the_page_is_what_a_thread_leaves_open(
-    postgresql, directory, set_up, command, wrapped
-):
+def test_each_cell_is_what_a_thread_leaves_open(postgresql, directory, set_up, command, wrapped):
     """A view and a callback use other connections meanwhile: no callback closes those."""
     # One thread is left to serve the requests: what it has ended when it answers for /state.
     threads = 2 if set_up == "pool" else 3
@@ -154,7 +141,7 @@ def left_open(postgresql, directory, port, set_up, alias, kind):
     return len(kept)
 
 
-def test_each_cell_of_the_page_is_what_the_test_client_leaves_open(postgresql, directory):
+def test_each_cell_is_what_the_test_client_leaves_open(postgresql, directory):
     """And a test's transaction goes on, whatever the view and its callbacks do."""
     variables = {"SET_UP": "test client", "POSTGRESQL_PORT": postgresql.port}
     command = [sys.executable, "django_connections_tests.py"]

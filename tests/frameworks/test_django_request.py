@@ -6,24 +6,23 @@ import os
 import pickle
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 
 import django
 import pytest
-from conftest import Exchange, make_environ
 from django.contrib import messages
 from django.core.cache import cache
 from django.core.files.uploadedfile import TemporaryUploadedFile
 from django.core.signals import request_finished
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import Client, RequestFactory, TestCase
 from django.urls import get_urlconf, set_urlconf
 from django.utils import timezone, translation
-from documents import blocks, parse
-from docutils import nodes
+from documents import blocks
+from servers.tables import table
 
 from wsgi_after import AfterResponseMiddleware, CallbackList
 from wsgi_after import after_this_response as core_after
@@ -36,12 +35,13 @@ from wsgi_after.moment import KEY as MOMENT
 from wsgi_after.moment import Slot
 from wsgi_after.testing import capture
 
+from .conftest import exchange
+
 ENTRY = "wsgi_after.django.AfterResponseMiddleware"
 WITH_ID = f"{__name__}.WithRequestId"
 SESSIONS = {"SESSION_ENGINE": "django.contrib.sessions.backends.cache"}
 SESSION = "django.contrib.sessions.middleware.SessionMiddleware"
 MESSAGES = "django.contrib.messages.middleware.MessageMiddleware"
-FINDS = ["language", "zone", "upload", "session", "connection", "user", "request id"]
 ids = SimpleNamespace(current=None)
 
 
@@ -75,50 +75,31 @@ def upload():
     return made
 
 
-@pytest.fixture
-def database(tmp_path, monkeypatch):
-    named = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "shop"}}
-    monkeypatch.setitem(vars(connections), "settings", connections.configure_settings(named))
-    connections.close_all()
-    for each in connections.all(initialized_only=True):
-        del connections[each.alias]
-    yield
-    connections.close_all()
-    for each in connections.all(initialized_only=True):
-        del connections[each.alias]
+def serve(app, slot=None):
+    """Have one request answered, and its callbacks run.
 
-
-def clean():
-    translation.deactivate()
-    timezone.deactivate()
-
-
-def serve(app, environ, slot=None):
-    Exchange(app, environ).finish()
-    if slot is not None:
+    :param slot: that of a server with a moment of its own.
+    """
+    exchange(app, **({MOMENT: slot} if slot else {})).finish()
+    if slot:
         slot.run()
 
 
-def environ_of(**extra):
-    return make_environ(PATH_INFO="/", SCRIPT_NAME="", **extra)
+CELLS = table("django.rst", "request id")
 
 
-@pytest.mark.parametrize(
-    "set_up", ["entry", "wsgi.py alone", "both", "moment", "pool", "test client"]
-)
-def test_each_cell_of_the_page_is_what_a_callback_finds(handler, database, set_up):
+@pytest.mark.parametrize("set_up", CELLS)
+def test_each_cell_of_the_page_is_what_a_callback_finds(handler, sqlite, set_up):
     """Of one request, of which everything is kept by its callback's own thread and moment."""
-    found = {}
-    opened = []
+    sqlite("default")
+    found, opened = {}, []
 
     def callback(request):
         found["language"] = translation.get_language() == "de"
         found["zone"] = timezone.get_current_timezone_name() == "Asia/Tokyo"
-        try:
+        found["upload"] = False
+        with suppress(ValueError):
             found["upload"] = request.FILES["order"].read() == b"content"
-        except ValueError as error:
-            found["upload"] = False
-            error.add_note("seen by this test")
         found["session"] = request.session["cart"] == "full"
         found["connection"] = connection.connection is opened[0]
         found["user"] = request.user.username == "ada"
@@ -141,28 +122,14 @@ def test_each_cell_of_the_page_is_what_a_callback_finds(handler, database, set_u
         if set_up == "test client":
             Client().get("/")
         elif set_up in ("entry", "moment"):
-            serve(app, environ_of(**({MOMENT: slot} if slot else {})), slot)
+            serve(app, slot)
         else:
-            executor = pool if set_up == "pool" else None
-            serve(AfterResponseMiddleware(app, executor=executor), environ_of())
+            serve(AfterResponseMiddleware(app, executor=pool if set_up == "pool" else None))
         assert pool.drain(30)
     finally:
-        clean()
-    assert [found[name] for name in FINDS] == cells()[set_up]
-
-
-def cells():
-    """The table of docs/django.rst: for each set-up, what is there."""
-    [table] = [
-        table
-        for table in parse("django.rst").findall(nodes.table)
-        if "request id" in table.astext()
-    ]
-    rows = [
-        [cell.astext() for cell in row.findall(nodes.entry)] for row in table.findall(nodes.row)
-    ]
-    assert rows[0][1:] == FINDS
-    return {row[0]: [cell == "yes" for cell in row[1:]] for row in rows[1:]}
+        translation.deactivate()
+        timezone.deactivate()
+    assert {name: "yes" if kept else "no" for name, kept in found.items()} == CELLS[set_up]
 
 
 PROJECT = """
@@ -249,27 +216,30 @@ if django.VERSION >= (5, 2):  # which django-simple-history needs
         assert ended.stdout.splitlines()[-1:] == ['[["one", "two"], ["ada", "ada"]]'], ended.stderr
 
 
-@pytest.mark.parametrize("slot", [None, Slot])
-def test_the_request_is_let_go_of_behind_the_callbacks_of_callbacks(handler, events, slot):
-    def receiver(**kwargs):
-        events.append("request_finished")
-        raise ValueError("of a receiver")
-
+@pytest.mark.usefixtures("request_finished_too")
+@pytest.mark.parametrize("set_up", ["alone", "wrapped", "moment"])
+def test_the_request_is_let_go_of_behind_the_callbacks_of_callbacks(handler, events, set_up):
     def view(request):
-        request._closes = events
         request.close = lambda: events.append("request.close")
         after_response(request, lambda: after_response(request, events.append, "nested"))
         after_response(request, events.append, "first")
         return HttpResponse("hello")
 
-    made = None if slot is None else slot()
-    app = AfterResponseMiddleware(handler(view))
-    request_finished.connect(receiver)
+    app = handler(view)
+    request_finished.connect(fail)
     try:
-        serve(app, environ_of(**({} if made is None else {MOMENT: made})), made)
+        if set_up == "alone":
+            with pytest.raises(ZeroDivisionError):
+                serve(app)
+        else:
+            serve(AfterResponseMiddleware(app), Slot() if set_up == "moment" else None)
     finally:
-        request_finished.disconnect(receiver)
+        request_finished.disconnect(fail)
     assert events == ["first", "nested", "request.close", "request_finished"]
+
+
+def fail(**kwargs):
+    raise ZeroDivisionError
 
 
 def test_around_is_not_asked_for_what_django_itself_does(handler, events):
@@ -282,60 +252,49 @@ def test_around_is_not_asked_for_what_django_itself_does(handler, events):
         request.environ["wsgi.after"].append(lambda: events.append("callback"))
         return HttpResponse("hello")
 
-    serve(AfterResponseMiddleware(handler(view), around=around), environ_of())
+    serve(AfterResponseMiddleware(handler(view), around=around))
     assert events == ["around", "callback"]
 
 
+@pytest.mark.usefixtures("request_finished_too")
 def test_with_an_executor_or_in_a_capture_or_without_callbacks_it_stays_in_close(handler, events):
-    def receiver(**kwargs):
-        events.append("request_finished")
-
     def view(request):
         after_response(request, events.append, "callback")
         return HttpResponse("hello")
 
-    request_finished.connect(receiver)
-    try:
-        jobs = []
-        executor = SimpleNamespace(submit=lambda fn, *args: jobs.append(partial(fn, *args)))
-        serve(AfterResponseMiddleware(handler(view), executor=executor), environ_of())
-        [job] = jobs
-        job()
-        with capture():
-            serve(AfterResponseMiddleware(handler(view)), environ_of())
-        serve(AfterResponseMiddleware(handler(lambda request: HttpResponse(""))), environ_of())
-    finally:
-        request_finished.disconnect(receiver)
+    jobs = []
+    executor = SimpleNamespace(submit=lambda fn, *args: jobs.append(partial(fn, *args)))
+    serve(AfterResponseMiddleware(handler(view), executor=executor))
+    [job] = jobs
+    job()
+    with capture():
+        serve(AfterResponseMiddleware(handler(view)))
+    serve(AfterResponseMiddleware(handler(lambda request: HttpResponse(""))))
     assert events == ["request_finished", "callback", "request_finished", "request_finished"]
+
+
+@pytest.mark.usefixtures("request_finished_too")
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_response_from_the_cache_does_not_run_callbacks_again(handler, events, wrapped):
+    def view(request):
+        after_response(request, lambda: events.append("callback"))  # which cannot be pickled
+        return HttpResponse("hello")
+
+    module = "django.middleware.cache"
+    around = f"{module}.UpdateCacheMiddleware", ENTRY, f"{module}.FetchFromCacheMiddleware"
+    caches = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    app = handler(view, *around, CACHES=caches)
+    app = AfterResponseMiddleware(app) if wrapped else app
+    cache.clear()
+    assert [exchange(app).finish() for _ in range(2)] == [[b"hello"]] * 2
+    cache.clear()
+    assert events == ["callback", "request_finished", "request_finished"]
 
 
 def test_the_list_of_a_server_gets_it_too_but_none_that_has_ended(events):
     ended, own = CallbackList([int]), [int]
     ended.clear()
     assert (put_last(ended, int), put_last(own, str), own) == (False, True, [int, str])
-
-
-def test_a_cached_response_of_a_wrapped_application_sends_request_finished_too(handler, events):
-    def receiver(**kwargs):
-        events.append("request_finished")
-
-    def view(request):
-        after_response(request, events.append, "callback")
-        return HttpResponse("hello")
-
-    module = "django.middleware.cache"
-    around = f"{module}.UpdateCacheMiddleware", ENTRY, f"{module}.FetchFromCacheMiddleware"
-    caches = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
-    app = AfterResponseMiddleware(handler(view, *around, CACHES=caches))
-    cache.clear()
-    request_finished.connect(receiver)
-    try:
-        serve(app, environ_of())
-        serve(app, environ_of())
-    finally:
-        request_finished.disconnect(receiver)
-        cache.clear()
-    assert events == ["callback", "request_finished", "request_finished"]
 
 
 def test_what_a_cache_pickles_needs_nothing_of_this_package(handler):
@@ -358,7 +317,7 @@ def test_where_another_thread_runs_a_callback_it_finds_the_urls_of_its_request(h
     pool = BoundedThreadPoolExecutor(max_workers=1, max_pending=2)
     app = AfterResponseMiddleware(handler(view), executor=pool)
     try:
-        serve(app, environ_of())
+        serve(app)
     finally:
         set_urlconf(None)
     pool.submit(lambda: events.append(get_urlconf()))
@@ -378,10 +337,10 @@ def test_a_closed_upload_is_named_where_it_is_read(handler, caplog):
         return HttpResponse("hello")
 
     pool = BoundedThreadPoolExecutor(max_workers=1, max_pending=1)
-    serve(AfterResponseMiddleware(handler(view), executor=pool), environ_of())
+    serve(AfterResponseMiddleware(handler(view), executor=pool))
     assert pool.drain(30)
     caplog.records.pop()
-    serve(handler(view), environ_of())  # not closed: no note
+    serve(handler(view))  # not closed: no note
     [closed, other] = [record.exc_info[1] for record in caplog.records]
     [note] = closed.__notes__
     assert not hasattr(other, "__notes__")
@@ -401,7 +360,7 @@ def test_a_session_or_a_message_that_is_changed_after_the_response_is_reported(h
         after_response(request, mail, request)
         return HttpResponse("hello")
 
-    serve(handler(view, ENTRY, SESSION, MESSAGES, **SESSIONS), environ_of())
+    serve(handler(view, ENTRY, SESSION, MESSAGES, **SESSIONS))
     told = [record.getMessage().rpartition(" after the response")[0] for record in caplog.records]
     assert [text.rpartition(".mail ")[2] for text in told] == [
         "changed request.session",
@@ -412,9 +371,7 @@ def test_a_session_or_a_message_that_is_changed_after_the_response_is_reported(h
 # Coroutine functions.
 
 
-def test_after_response_runs_a_coroutine_function_and_a_plain_append_reports_it(
-    handler, events, caplog
-):
+def test_a_coroutine_function_runs_and_a_plain_append_reports_it(handler, events, caplog):
     async def callback(*args):
         events.append(args)
 
@@ -423,7 +380,7 @@ def test_after_response_runs_a_coroutine_function_and_a_plain_append_reports_it(
         request.environ["wsgi.after"].append(callback)
         return HttpResponse("hello")
 
-    serve(handler(view), environ_of())
+    serve(handler(view))
     assert events == [(1,)]
     assert "coroutine" in caplog.text
 
@@ -467,22 +424,21 @@ def test_under_gevent_a_coroutine_function_fails_while_another_one_runs(tmp_path
 # After the commit.
 
 
-def test_after_commit_waits_for_the_outermost_commit_and_the_response(handler, database, events):
+def test_after_commit_waits_for_the_outermost_commit_and_the_response(handler, sqlite, events):
     def view(request):
         with transaction.atomic(), transaction.atomic():
             after_commit(request, events.append, "callback")
         events.append("view")
         return HttpResponse("hello")
 
-    databases = {"default": {**connections.settings["default"], "ATOMIC_REQUESTS": True}}
-    connections.settings["default"].update(databases["default"])
-    serve(handler(view), environ_of())
+    sqlite("default", ATOMIC_REQUESTS=True)
+    serve(handler(view))
     assert events == ["view", "callback"]
 
 
-def test_after_commit_does_nothing_if_its_savepoint_or_the_transaction_is_rolled_back(
-    handler, database, events
-):
+def test_after_commit_does_nothing_after_a_rollback(handler, sqlite, events):
+    sqlite("default")
+
     def view(request):
         with transaction.atomic():
             try:
@@ -496,12 +452,14 @@ def test_after_commit_does_nothing_if_its_savepoint_or_the_transaction_is_rolled
         return HttpResponse("hello")
 
     app = handler(view)
-    serve(app, environ_of())
-    serve(app, environ_of(QUERY_STRING="fail"))
+    serve(app)
+    exchange(app, QUERY_STRING="fail").finish()
     assert events == ["of the rest"]
 
 
-def test_after_commit_runs_at_once_where_the_response_is_over(handler, database, events):
+def test_after_commit_runs_at_once_where_the_response_is_over(handler, sqlite, events):
+    sqlite("default")
+
     async def callback():
         events.append("coroutine function")
 

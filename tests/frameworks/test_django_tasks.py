@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from functools import partial
-from http.client import HTTPConnection
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
-import django
 import pytest
 from commands import ask, environment, run, serving
-from conftest import Exchange, make_environ, served
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.core.handlers.wsgi import WSGIHandler
-from django.core.signals import request_finished
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import Client, RequestFactory
 from django.test.utils import override_settings
-from django.urls import path
 from django.utils import timezone, translation
 from documents import blocks
-from mail import MailServer
 
 from wsgi_after import AfterResponseMiddleware, after_this_response
 from wsgi_after.django import AfterResponseMiddleware as Entry
 from wsgi_after.django import after_response
 from wsgi_after.testing import capture, strict
+
+from .conftest import exchange
 
 try:
     from django import tasks
@@ -48,10 +40,7 @@ except ImportError:
     reason = "neither Django 6.0 nor django-tasks is installed"
     tasks = pytest.importorskip("django_tasks", reason=reason)
 
-settings.configured or settings.configure(SECRET_KEY="x")
-django.setup()
-
-from wsgi_after.django import AfterResponseBackend  # noqa: E402
+from wsgi_after.django import AfterResponseBackend
 
 checks, exceptions, signals = (
     import_module(f"{tasks.__name__}.{name}") for name in ("checks", "exceptions", "signals")
@@ -60,48 +49,48 @@ InvalidTask = getattr(exceptions, "InvalidTask", None) or exceptions.InvalidTask
 ENTRY = "wsgi_after.django.AfterResponseMiddleware"
 BACKEND = "wsgi_after.django.AfterResponseBackend"
 
-happened: list[Any] = []  # what tasks do, which have to be functions of a module
+happened = []  # what tasks do, which have to be functions of a module
 
 
 @tasks.task
-def note(*args: Any, **kwargs: Any) -> None:
+def note(*args, **kwargs):
     happened.append((*args, *kwargs.items()))
 
 
 @tasks.task
-async def note_asynchronously(text: str) -> None:
+async def note_asynchronously(text):
     happened.append(text)
 
 
 @tasks.task(takes_context=True)
-def note_context(context: Any, text: str) -> None:
+def note_context(context, text):
     happened.append((text, context.attempt, context.task_result.status))
 
 
 @tasks.task
-def fail(kind: str) -> None:
+def fail(kind):
     raise {"ValueError": ValueError, "SystemExit": SystemExit, "interrupt": KeyboardInterrupt}[
         kind
     ]("on purpose")
 
 
 @tasks.task
-async def fail_asynchronously() -> None:
+async def fail_asynchronously():
     raise ValueError("on purpose")
 
 
 @tasks.task
-def return_what_is_no_json() -> object:
+def return_what_is_no_json():
     return object()
 
 
 @tasks.task
-def enqueue_another() -> None:
+def enqueue_another():
     happened.append(note.enqueue("nested").status)
 
 
 @pytest.fixture
-def events() -> Iterator[list[Any]]:
+def events():
     """What tasks do, among all that happened."""
     happened.clear()
     yield happened
@@ -109,33 +98,22 @@ def events() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def handler() -> Iterator[Callable[..., Any]]:
-    """Make Django's WSGI application of a view and its settings, in force to the test's end."""
-    with ExitStack() as stack:
+def handler(handler):
+    """Make an application with the backend for tasks, with these options of it."""
 
-        def make(
-            view: Callable[..., Any], options: dict[str, Any] | None = None, **extra: Any
-        ) -> WSGIHandler:
-            named = {
-                "ALLOWED_HOSTS": ["*"],
-                "MIDDLEWARE": [ENTRY],
-                "ROOT_URLCONF": type("Urls", (), {"urlpatterns": [path("", view)]}),
-                "TASKS": configured(OPTIONS=options or {}),
-                **extra,
-            }
-            stack.enter_context(override_settings(**named))
-            return WSGIHandler()
+    def make(view, options=None, **extra):
+        return handler(view, **{"TASKS": configured(OPTIONS=options or {}), **extra})
 
-        yield make
+    return make
 
 
-def configured(**parameters: Any) -> dict[str, Any]:
+def configured(**parameters):
     """A setting ``TASKS``."""
     return {"default": {"BACKEND": BACKEND, **parameters}}
 
 
 @pytest.fixture
-def signalled(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def signalled(events, monkeypatch):
     """Note the signals of tasks: status, and the hours of enqueued_at, started_at, finished_at.
 
     Each look at the clock takes one hour.
@@ -144,10 +122,10 @@ def signalled(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     hours = iter(range(1, 24))
     monkeypatch.setattr(timezone, "now", lambda: began + timedelta(hours=next(hours)))
 
-    def hour(time: datetime | None) -> int | None:
+    def hour(time):
         return None if time is None else time.hour
 
-    def receive(name: str, sender: type, task_result: Any, **kwargs: Any) -> None:
+    def receive(name, sender, task_result, **kwargs):
         result = task_result
         assert (sender, result.last_attempted_at) == (AfterResponseBackend, result.started_at)
         times = map(hour, (result.enqueued_at, result.started_at, result.finished_at))
@@ -161,29 +139,23 @@ def signalled(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         getattr(signals, f"task_{name}").disconnect(receiver)
 
 
-@contextmanager
-def results() -> Iterator[list[Any]]:
-    """The results of the tasks that finish in the block."""
-    finished: list[Any] = []
+@pytest.fixture
+def results():
+    """The results of the tasks that finish."""
+    finished = []
 
-    def receiver(task_result: Any, **kwargs: Any) -> None:
+    def receiver(task_result, **kwargs):
         finished.append(task_result)
 
     signals.task_finished.connect(receiver)
-    try:
-        yield finished
-    finally:
-        signals.task_finished.disconnect(receiver)
+    yield finished
+    signals.task_finished.disconnect(receiver)
 
 
-def exchange(app: Any, **environ: Any) -> Exchange:
-    return Exchange(app, make_environ(PATH_INFO="/", SCRIPT_NAME="", **environ))
-
-
-def enqueues(*enqueued: Callable[[], object]) -> Callable[..., HttpResponse]:
+def enqueues(*enqueued):
     """A view that calls these."""
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         for enqueue in enqueued:
             enqueue()
         return HttpResponse("hello", headers={"Content-Length": "5"})
@@ -194,54 +166,22 @@ def enqueues(*enqueued: Callable[[], object]) -> Callable[..., HttpResponse]:
 # In a request.
 
 
-def test_a_task_runs_after_the_response_in_one_order_with_the_other_callbacks(
-    handler: Any, events: list[Any]
-) -> None:
-    def view(request: Any) -> HttpResponse:
+@pytest.mark.usefixtures("request_finished_too")
+def test_a_task_runs_after_the_response_in_one_order_with_the_other_callbacks(handler, events):
+    def view(request):
         after_response(request, events.append, "first")
         result = note.enqueue("second", and_="more")
         after_this_response(events.append, "third")
         events.append(result.status)
         return HttpResponse("hello")
 
-    def receiver(**kwargs: Any) -> None:
-        events.append("request_finished")
-
-    request_finished.connect(receiver)
-    try:
-        request = exchange(handler(view))
-        assert [*request.result] == [b"hello"]
-        events.append("response")
-        request.result.close()
-    finally:
-        request_finished.disconnect(receiver)
+    request = exchange(handler(view))
+    assert [*request.result] == [b"hello"]
+    events.append("response")
+    request.result.close()
     assert events == [
         *("READY", "response", "first", ("second", ("and_", "more")), "third", "request_finished")
     ]
-
-
-def test_on_a_server_the_client_has_the_response_before_the_task_runs(
-    handler: Any, events: list[Any]
-) -> None:
-    client_has_it.clear()
-    task_ran.clear()
-    with served(handler(enqueues(partial(wait_for_the_client.enqueue, 7)))) as port:
-        client = HTTPConnection("127.0.0.1", port, timeout=30)
-        client.request("GET", "/")
-        body = client.getresponse().read()
-        client.close()
-        client_has_it.set()
-        assert task_ran.wait(30)
-    assert (body, events) == (b"hello", [(7, True)])
-
-
-client_has_it, task_ran = threading.Event(), threading.Event()
-
-
-@tasks.task
-def wait_for_the_client(number: int) -> None:
-    happened.append((number, client_has_it.wait(30)))
-    task_ran.set()
 
 
 @pytest.mark.usefixtures("signalled")
@@ -255,9 +195,7 @@ def wait_for_the_client(number: int) -> None:
     ],
     ids=["function", "coroutine function", "takes_context", "wrong arguments"],
 )
-def test_signals_tell_times_and_statuses(
-    handler: Any, events: list[Any], task: Any, ran: list[Any], end: str
-) -> None:
+def test_signals_tell_times_and_statuses(handler, events, task, ran, end):
     request = exchange(handler(enqueues(partial(task.enqueue, "text"))))
     events.append("response")
     request.finish()
@@ -270,20 +208,18 @@ def test_signals_tell_times_and_statuses(
     ]
 
 
-def test_the_result_that_enqueue_returns_stays_as_it_was(handler: Any, events: list[Any]) -> None:
-    given: list[Any] = [[1]]
-    returned: list[Any] = []
+def test_the_result_that_enqueue_returns_stays_as_it_was(handler, events, results):
+    given, returned = [[1]], []
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         returned.append(note.enqueue(given))
         returned[0].args[0].append("changed")
         given.append("changed")
         return HttpResponse("hello")
 
-    with results() as finished:
-        exchange(handler(view)).finish()
+    exchange(handler(view)).finish()
     assert events == [([[1]],)]
-    [mine], [theirs] = returned, finished
+    [mine], [theirs] = returned, results
     assert (mine.id, mine.task, mine.backend) == (theirs.id, note, "default")
     assert (mine.status, mine.worker_ids, mine.finished_at) == ("READY", [], None)
     assert (theirs.status, len(theirs.worker_ids), theirs.return_value) == ("SUCCESSFUL", 1, None)
@@ -299,18 +235,12 @@ def test_the_result_that_enqueue_returns_stays_as_it_was(handler: Any, events: l
     ],
     ids=["Exception", "SystemExit", "coroutine function", "no JSON"],
 )
-def test_what_a_task_raises_is_in_its_result_and_in_both_logs_and_the_others_run(
-    handler: Any,
-    events: list[Any],
-    caplog: pytest.LogCaptureFixture,
-    enqueue: Any,
-    error: type[BaseException],
-    text: str,
-) -> None:
-    with results() as finished:
-        exchange(handler(enqueues(enqueue, partial(note.enqueue, "other")))).finish()
+def test_a_failure_is_in_the_result_and_in_both_logs(
+    handler, events, results, caplog, enqueue, error, text
+):
+    exchange(handler(enqueues(enqueue, partial(note.enqueue, "other")))).finish()
     assert events == [("other",)]
-    failed, _ = finished
+    failed, _ = results
     [task_error] = failed.errors
     assert (failed.status, task_error.exception_class) == ("FAILED", error)
     assert text in task_error.traceback.splitlines()[-1]
@@ -325,9 +255,7 @@ def test_what_a_task_raises_is_in_its_result_and_in_both_logs_and_the_others_run
 
 
 @pytest.mark.usefixtures("signalled")
-def test_a_keyboard_interrupt_goes_on_behind_the_others_and_is_not_recorded(
-    handler: Any, events: list[Any]
-) -> None:
+def test_a_keyboard_interrupt_goes_on_behind_the_others_and_is_not_recorded(handler, events):
     view = enqueues(partial(fail.enqueue, "interrupt"), partial(note.enqueue, "other"))
     request = exchange(handler(view))
     events.clear()
@@ -341,12 +269,12 @@ def test_a_keyboard_interrupt_goes_on_behind_the_others_and_is_not_recorded(
     ]
 
 
-def test_a_task_that_a_task_enqueues_runs_last(handler: Any, events: list[Any]) -> None:
+def test_a_task_that_a_task_enqueues_runs_last(handler, events):
     exchange(handler(enqueues(enqueue_another.enqueue, partial(note.enqueue, "other")))).finish()
     assert events == ["READY", ("other",), ("nested",)]
 
 
-def test_each_thread_runs_the_tasks_of_its_requests(handler: Any, events: list[Any]) -> None:
+def test_each_thread_runs_the_tasks_of_its_requests(handler, events):
     """Django makes a backend for each thread."""
     app = handler(enqueues(note_thread.enqueue))
     for name in ("first", "second", "third"):
@@ -356,8 +284,13 @@ def test_each_thread_runs_the_tasks_of_its_requests(handler: Any, events: list[A
     assert events == ["first", "second", "third"]
 
 
-def test_an_asynchronous_view_enqueues_too(handler: Any, events: list[Any]) -> None:
-    async def view(request: Any) -> HttpResponse:
+@tasks.task
+def note_thread():
+    happened.append(threading.current_thread().name)
+
+
+def test_an_asynchronous_view_enqueues_too(handler, events):
+    async def view(request):
         events.append((await note.aenqueue("aenqueue")).status)
         events.append(note.enqueue("enqueue").status)
         return HttpResponse("hello")
@@ -366,15 +299,13 @@ def test_an_asynchronous_view_enqueues_too(handler: Any, events: list[Any]) -> N
     assert events == ["READY", "READY", ("aenqueue",), ("enqueue",)]
 
 
-def test_a_receiver_of_task_enqueued_that_raises_prevents_the_task(
-    handler: Any, events: list[Any]
-) -> None:
-    def view(request: Any) -> HttpResponse:
+def test_a_receiver_of_task_enqueued_that_raises_prevents_the_task(handler, events):
+    def view(request):
         with pytest.raises(ZeroDivisionError):
             note.enqueue("text")
         return HttpResponse("hello")
 
-    def receiver(**kwargs: Any) -> None:
+    def receiver(**kwargs):
         raise ZeroDivisionError
 
     app = handler(view)
@@ -387,7 +318,7 @@ def test_a_receiver_of_task_enqueued_that_raises_prevents_the_task(
 
 
 @pytest.mark.usefixtures("events")
-def test_what_the_backend_does_not_support_is_refused_as_django_does() -> None:
+def test_what_the_backend_does_not_support_is_refused_as_django_does():
     with override_settings(TASKS=configured(QUEUES=["default", "mail"])):
         note.using(queue_name="mail")
         for unsupported in ({"priority": 1}, {"run_after": timezone.now()}, {"queue_name": "x"}):
@@ -412,10 +343,8 @@ def test_what_the_backend_does_not_support_is_refused_as_django_does() -> None:
 # What a task finds.
 
 
-def test_a_task_has_the_language_and_the_time_zone_of_its_request(
-    handler: Any, events: list[Any]
-) -> None:
-    def view(request: Any) -> HttpResponse:
+def test_a_task_has_the_language_and_the_time_zone_of_its_request(handler, events):
+    def view(request):
         translation.activate("de")
         timezone.activate("Asia/Tokyo")
         return enqueues(note_language.enqueue, note_language_asynchronously.enqueue)(request)
@@ -429,77 +358,33 @@ def test_a_task_has_the_language_and_the_time_zone_of_its_request(
 
 
 @tasks.task
-def note_language() -> None:
+def note_language():
     happened.append((translation.get_language(), timezone.get_current_timezone_name()))
 
 
 @tasks.task
-async def note_language_asynchronously() -> None:
+async def note_language_asynchronously():
     note_language.call()
 
 
-@pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Make a database of SQLite, with these options, the one of the project."""
-
-    def make(**options: Any) -> None:
-        named = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "sqlite3", **options}
-        configured = connections.configure_settings({"default": named})
-        monkeypatch.setitem(vars(connections), "settings", configured)
-        connection.cursor().execute("CREATE TABLE notes (text TEXT)")
-        connection.close()
-
-    forget_connection()
-    yield make
-    forget_connection()
-
-
-def forget_connection() -> None:
-    for known in connections.all(initialized_only=True):
-        known.close()
-        del connections[known.alias]
-
-
-def rows() -> list[str]:
+def rows():
     with connection.cursor() as cursor:
         cursor.execute("SELECT text FROM notes ORDER BY rowid")
         return [text for (text,) in cursor.fetchall()]
 
 
 @tasks.task
-def insert(text: str) -> None:
+def insert(text):
     connection.cursor().execute("INSERT INTO notes VALUES (%s)", [text])
-    opened_in.append(connection.connection and connections["default"])
-
-
-opened_in: list[Any] = []
-
-
-@pytest.mark.parametrize("age", [0, None])
-@pytest.mark.parametrize("where", ["alone", "wrapped", "pool"])
-def test_tasks_write_and_leave_no_connection_open_that_django_would_close(
-    handler: Any, database: Any, where: str, age: int | None
-) -> None:
-    database(CONN_MAX_AGE=age)
-    opened_in.clear()
-    app = handler(enqueues(partial(insert.enqueue, "first"), partial(insert.enqueue, "second")))
-    with ThreadPoolExecutor(1) as pool:
-        executor = pool if where == "pool" else None
-        app = app if where == "alone" else AfterResponseMiddleware(app, executor=executor)
-        exchange(app).finish()
-    [used] = {*opened_in}
-    assert (used.connection is None) == (where == "pool" or age == 0)
-    assert rows() == ["first", "second"]
 
 
 @pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
 @pytest.mark.parametrize("atomic", ["ATOMIC_REQUESTS", "atomic()"])
-def test_in_a_transaction_enqueue_does_not_ask_what_becomes_of_it_but_on_commit_does(
-    handler: Any, database: Any, events: list[Any], atomic: str, commits: bool
-) -> None:
-    database(ATOMIC_REQUESTS=atomic == "ATOMIC_REQUESTS")
+def test_only_on_commit_waits_for_the_transaction(handler, sqlite, events, atomic, commits):
+    sqlite("default", ATOMIC_REQUESTS=atomic == "ATOMIC_REQUESTS")
+    connection.cursor().execute("CREATE TABLE notes (text TEXT)")
 
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         with transaction.atomic() if atomic == "atomic()" else nullcontext():
             insert.call("row")
             note_rows.enqueue("enqueue")
@@ -515,51 +400,28 @@ def test_in_a_transaction_enqueue_does_not_ask_what_becomes_of_it_but_on_commit_
 
 
 @tasks.task
-def note_rows(text: str) -> None:
+def note_rows(text):
     happened.append((text, rows()))
 
 
 # With executor=.
 
 
-def test_an_executor_runs_tasks_in_its_thread(handler: Any, events: list[Any]) -> None:
-    with ThreadPoolExecutor(1, thread_name_prefix="pool") as pool:
-        app = handler(enqueues(note_thread.enqueue, note_thread.enqueue))
-        exchange(AfterResponseMiddleware(app, executor=pool)).finish()
-    assert events == ["pool_0"] * 2
+def test_an_executor_may_pickle_tasks(handler, events, results):
+    executor = SimpleNamespace(submit=lambda *job: jobs.append(pickle.dumps(job)))
+    jobs, returned = [], []
 
-
-@tasks.task
-def note_thread() -> None:
-    happened.append(threading.current_thread().name)
-
-
-class Pickles:
-    """An executor that sends its jobs away, as one in another process does."""
-
-    def submit(self, fn: Callable[..., object], *args: object) -> None:
-        self.sent = pickle.dumps((fn, args))
-
-    def run(self) -> None:
-        fn, args = pickle.loads(self.sent)
-        fn(*args)
-
-
-def test_an_executor_may_pickle_tasks(handler: Any, events: list[Any]) -> None:
-    executor = Pickles()
-    returned: list[Any] = []
-
-    def view(request: Any) -> HttpResponse:
+    def view(request):
         returned.append(note.using(queue_name="mail").enqueue(["text"], number=7))
         note_context.enqueue("context")
         return HttpResponse("hello")
 
     app = handler(view, TASKS=configured(QUEUES=["default", "mail"]))
     exchange(AfterResponseMiddleware(app, executor=executor)).finish()
-    with results() as finished:
-        executor.run()
+    fn, *args = pickle.loads(jobs[0])
+    fn(*args)
     assert events == [(["text"], ("number", 7)), ("context", 1, "RUNNING")]
-    [sent, _] = finished
+    [sent, _] = results
     assert (sent.id, sent.enqueued_at) == (returned[0].id, returned[0].enqueued_at)
     assert (sent.task.queue_name, sent.status) == ("mail", "SUCCESSFUL")
 
@@ -568,7 +430,7 @@ def test_an_executor_may_pickle_tasks(handler: Any, events: list[Any]) -> None:
 
 
 @pytest.mark.usefixtures("signalled")
-def test_outside_a_request_a_task_runs_at_once(handler: Any, events: list[Any]) -> None:
+def test_outside_a_request_a_task_runs_at_once(handler, events):
     view = enqueues(lambda: events.append(enqueue_another.enqueue().status))
     handler(view)
     view(RequestFactory().get("/"))
@@ -586,9 +448,7 @@ def test_outside_a_request_a_task_runs_at_once(handler: Any, events: list[Any]) 
 
 
 @pytest.mark.usefixtures("events")
-def test_a_failure_outside_a_request_is_contained_as_in_one(
-    handler: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failure_outside_a_request_is_contained_as_in_one(handler, caplog):
     handler(HttpResponse)
     assert fail.enqueue("SystemExit").status == "FAILED"
     assert (
@@ -601,33 +461,31 @@ def test_a_failure_outside_a_request_is_contained_as_in_one(
 
 
 @pytest.mark.usefixtures("signalled")
-def test_outside_a_request_an_option_has_enqueue_raise(handler: Any, events: list[Any]) -> None:
+def test_outside_a_request_an_option_has_enqueue_raise(handler, events):
     handler(HttpResponse, options={"outside_request": "raise"})
     with pytest.raises(RuntimeError, match=rf"The task {__name__}\.note was enqueued outside"):
         note.enqueue("text")
     assert events == []
 
 
-def test_a_streaming_body_is_outside(handler: Any, events: list[Any]) -> None:
-    def view(request: Any) -> StreamingHttpResponse:
+def test_a_streaming_body_is_outside(handler, events):
+    def view(request):
         return StreamingHttpResponse(note.enqueue(text).status for text in ["text"])
 
     assert exchange(handler(view)).finish() == [b"SUCCESSFUL"]
     assert events == [("text",)]
 
 
-def test_a_thread_that_outlives_its_request_is_outside_then(
-    handler: Any, events: list[Any]
-) -> None:
+def test_a_thread_that_outlives_its_request_is_outside_then(handler, events):
     """Though it took the context of the request with it."""
-    contexts: list[Any] = []
+    contexts = []
     exchange(handler(lambda request: contexts.append(copy_context()) or HttpResponse())).finish()
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(contexts[0].run, note.enqueue, "text").result()
     assert (events, result.status) == ([("text",)], "SUCCESSFUL")
 
 
-def test_another_value_of_the_option_is_refused(handler: Any) -> None:
+def test_another_value_of_the_option_is_refused(handler):
     handler(HttpResponse, options={"outside_request": "ignore"})
     with pytest.raises(ImproperlyConfigured, match='"run" or "raise" was expected'):
         note.enqueue("text")
@@ -653,9 +511,7 @@ COMMON = "django.middleware.common.CommonMiddleware"
         ([f"{__name__}.enqueues"], {"outside": "x"}, ["wsgi_after.W001", "wsgi_after.W002"]),
     ],
 )
-def test_the_check_warns_if_the_middleware_is_absent_and_of_unknown_options(
-    middleware: list[str], options: dict[str, str], ids: list[str]
-) -> None:
+def test_the_check_warns_of_mistakes(middleware, options, ids):
     with override_settings(MIDDLEWARE=middleware, TASKS=configured(OPTIONS=options)):
         warnings = list(checks.check_tasks())
     assert [(warning.id, warning.level) for warning in warnings] == [(id, 30) for id in ids]
@@ -665,7 +521,7 @@ def test_the_check_warns_if_the_middleware_is_absent_and_of_unknown_options(
 # Tests.
 
 
-def test_capture_shows_the_tasks_and_runs_them(handler: Any, events: list[Any]) -> None:
+def test_capture_shows_the_tasks_and_runs_them(handler, events):
     handler(enqueues(partial(note.enqueue, "text", number=7)))
     with capture() as captured:
         Client().get("/")
@@ -679,7 +535,7 @@ def test_capture_shows_the_tasks_and_runs_them(handler: Any, events: list[Any]) 
     assert (events, callback.task_result.status) == ([("text", ("number", 7))], "SUCCESSFUL")
 
 
-def test_a_task_that_fails_fails_a_strict_test(handler: Any) -> None:
+def test_a_task_that_fails_fails_a_strict_test(handler):
     handler(enqueues(partial(fail.enqueue, "ValueError")))
     with pytest.raises(ValueError, match="on purpose"), strict():
         Client().get("/")
@@ -688,7 +544,7 @@ def test_a_task_that_fails_fails_a_strict_test(handler: Any) -> None:
 # Who does not use it.
 
 
-def test_a_django_without_tasks_imports_the_rest() -> None:
+def test_a_django_without_tasks_imports_the_rest():
     """And who does not ask for the backend does not import it."""
     code = """
 import sys
@@ -707,38 +563,6 @@ except ImportError as error:
     assert printed.splitlines() == ["[]", "False", halted]
 
 
-def test_a_request_that_enqueues_nothing_does_what_it_does_without_the_backend(
-    handler: Any,
-) -> None:
-    """Call by call. A request that does enqueue shows that a call of the backend is seen."""
-
-    def calls(app: Any) -> list[str]:
-        exchange(app).finish()  # what happens only once has happened
-        seen: list[str] = []
-
-        def profile(frame: Any, event: str, argument: Any) -> None:
-            if event == "call":
-                seen.append(f"{frame.f_code.co_filename}:{frame.f_code.co_name}")
-
-        request = partial(exchange, app)
-        gc.disable()  # a collection calls finalizers of other tests
-        sys.setprofile(profile)
-        try:
-            request().finish()
-        finally:
-            sys.setprofile(None)
-            gc.enable()
-        return seen
-
-    view = enqueues()
-    immediate = f"{tasks.__name__}.backends.immediate.ImmediateBackend"
-    without = calls(handler(view, TASKS={"default": {"BACKEND": immediate}}))
-    assert calls(handler(view)) == without
-    used = calls(handler(enqueues(partial(note.enqueue, "text"))))
-    ours = import_module("wsgi_after.django_tasks").__file__
-    assert [any(ours in call for call in seen) for seen in (without, used)] == [False, True]
-
-
 # The page.
 
 PAGE = blocks("django-tasks.rst")
@@ -747,7 +571,7 @@ COMMANDS = {name: text.removeprefix("$ ") for name, text in PAGE.items() if name
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path):
     """A directory with the files of the page, changed for the backport as the page says."""
     for name, text in FILES.items():
         if name == "settings.py" and tasks.__name__ == "django_tasks":
@@ -756,7 +580,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_everything_on_the_page_is_run_by_a_test() -> None:
+def test_everything_on_the_page_is_run_by_a_test():
     assert list(FILES) == [
         *("settings.py", "tasks.py", "urls.py", "strict_settings.py", "orders.py"),
         "test_orders.py",
@@ -767,7 +591,7 @@ def test_everything_on_the_page_is_run_by_a_test() -> None:
     assert COMMANDS["install"] == 'pip install ../wsgi_after "django>=6.0"'  # or the backport
 
 
-def test_the_page_leads_to_a_mail(project: Path, mail_server: MailServer) -> None:
+def test_the_page_leads_to_a_mail(project, mail_server):
     settings = (project / "settings.py").read_text("utf-8")
     settings = settings.replace("8025", str(mail_server.port))
     (project / "settings.py").write_text(settings, "utf-8")
@@ -779,7 +603,7 @@ def test_the_page_leads_to_a_mail(project: Path, mail_server: MailServer) -> Non
     assert "wsgi_after.W" not in (project / "log").read_text("utf-8")
 
 
-def test_the_tests_of_the_page_pass(project: Path) -> None:
+def test_the_tests_of_the_page_pass(project):
     assert "Ran 5 tests" in run(COMMANDS["test"], project)
 
 
@@ -794,7 +618,7 @@ class Shop(AppConfig):
 """
 
 
-def test_the_check_is_one_of_manage_py_if_an_app_imports_the_tasks(project: Path) -> None:
+def test_the_check_is_one_of_manage_py_if_an_app_imports_the_tasks(project):
     (project / "shop").mkdir()
     (project / "shop" / "apps.py").write_text(APP, "utf-8")
     with (project / "settings.py").open("a", encoding="utf-8") as file:
@@ -806,7 +630,7 @@ def test_the_check_is_one_of_manage_py_if_an_app_imports_the_tasks(project: Path
     )
 
 
-def test_with_the_other_settings_of_the_page_the_last_of_its_tests_raises(project: Path) -> None:
+def test_with_the_other_settings_of_the_page_the_last_of_its_tests_raises(project):
     command = COMMANDS["test"].replace("--settings settings", "--settings strict_settings")
     with pytest.raises(AssertionError, match=r"was enqueued outside a request(.|\n)*errors=1\)"):
         run(command, project)
@@ -820,7 +644,7 @@ def test_with_the_other_settings_of_the_page_the_last_of_its_tests_raises(projec
     reason="DJANGO_TESTS does not name the directory tests/ of Django's source distribution",
 )
 @pytest.mark.parametrize("stands_for", ["immediate", "dummy", "base"])
-def test_the_tests_that_django_has_for_backends_pass(stands_for: str) -> None:
+def test_the_tests_that_django_has_for_backends_pass(stands_for):
     script = Path(__file__).with_name("django_own_tests.py")
     command = [sys.executable, "-W", "error", script, os.environ["DJANGO_TESTS"], stands_for]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)

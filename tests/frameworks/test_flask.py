@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import io
 import pickle
 import weakref
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pytest
 from flask import (
@@ -24,21 +21,14 @@ from flask import (
     url_for,
 )
 
-from wsgi_after import AfterResponseMiddleware
 from wsgi_after.flask import AfterResponse, AfterResponseClient, after_this_response
 
-
-def make_app(name="shop", **options):
-    app = Flask(name)
-    app.secret_key = "secret"
-    app.test_client_class = AfterResponseClient
-    AfterResponse(app, **options)
-    return app
+from .conftest import flask_app
 
 
 @pytest.fixture
 def app():
-    return make_app()
+    return flask_app()
 
 
 @pytest.fixture
@@ -103,16 +93,16 @@ def test_the_second_time_nothing_is_added(app, get, events):
 # What a callback finds.
 
 
-@pytest.mark.parametrize("each", [False, True], ids=["this response", "each response"])
-def test_the_context_is_that_of_the_request(app, after, events, each):
+def test_the_context_is_that_of_the_request(app, after, events):
+    """Of functions for each response; test_cells.py has those for one."""
+
     def look():
         form = request.form["name"]
         events.append((current_app.name, g.user, request.method, form, session["visits"]))
         events.append(url_for("index", page=2))
 
-    if each:
-        app.after_response(look)
-    after(*[] if each else [look], method="POST", data={"name": "grace"})
+    app.after_response(look)
+    after(method="POST", data={"name": "grace"})
     assert events == [("shop", "ada", "POST", "grace", 3), "/?page=2"]
     assert not has_app_context()
     assert not has_request_context()
@@ -132,9 +122,7 @@ def test_what_a_callback_changes_in_the_session_is_not_stored(app):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_teardown_functions_run_after_each_callback_and_are_told_of_its_error(
-    app, after, events, fails
-):
+def test_teardown_functions_run_after_each_callback(app, after, events, fails):
     app.teardown_request(lambda error: events.append(("request", error)))
     app.teardown_appcontext(lambda error: events.append(("app", error)))
     error = ValueError("on purpose")
@@ -183,9 +171,7 @@ def fails():
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_functions_for_each_response_run_after_every_one(
-    app, get, events, view, path, status, method
-):
+def test_functions_for_each_response_run(app, get, events, view, path, status, method):
     app.after_response(lambda: events.append(request.environ["wsgi.after"].status))
     get(view, path, method=method)
     assert events == [status]
@@ -292,7 +278,7 @@ def test_apps_do_not_see_each_others_callbacks(events):
 
 def test_an_app_that_answers_for_another_shares_its_list(events):
     """As it is when apps are mounted, each under a prefix, in one environ."""
-    outer, inner = make_app("outer"), make_app("inner")
+    outer, inner = flask_app("outer"), flask_app("inner")
     for each in (outer, inner):
         each.after_response(lambda: events.append(current_app.name))
     outer.add_url_rule("/", view_func=lambda: Response.from_app(inner.wsgi_app, request.environ))
@@ -301,51 +287,16 @@ def test_an_app_that_answers_for_another_shares_its_list(events):
     assert events == ["outer", "inner"]
 
 
-def test_an_outer_middleware_alone_is_enough_for_after_this_response(events):
-    app = Flask("bare")
-    app.wsgi_app = AfterResponseMiddleware(app.wsgi_app)
-    note = partial(events.append, "ran")
-    app.add_url_rule("/", view_func=lambda: after_this_response(note) and "hello")
-    app.test_client().get("/", buffered=True)
-    assert events == ["ran"]
-
-
-# In a pool, and in another process.
-
-
-def test_in_a_pool_thread_what_the_view_has_read_is_there(events):
-    with ThreadPoolExecutor(1) as pool:
-        app = make_app(executor=pool)
-        app.teardown_appcontext(lambda error: events.append("teardown"))
-        name = app.name
-
-        def look(upload):
-            events.append((current_app.name, g.user, request.form["a"], session["visits"]))
-            events.append((request.args["b"], request.headers["X-Header"], upload.stream.closed))
-
-        @app.post("/")
-        def index():
-            g.user, session["visits"] = "ada", 3
-            after_this_response(look, request.files["file"])
-            return "hello"
-
-        data = {"a": "1", "file": (io.BytesIO(b"content"), "file.txt")}
-        app.test_client().post("/?b=2", data=data, headers={"X-Header": "3"})
-    files_are_closed = True
-    assert events == [
-        *("teardown", (name, "ada", "1", 3), ("2", "3", files_are_closed), "teardown")
-    ]
+# In another process.
 
 
 @pytest.mark.usefixtures("throttles")
-def test_it_cannot_be_pickled_and_says_so_and_where_the_executor_tries_it_runs_in_close(
-    events, caplog
-):
+def test_what_cannot_be_pickled_runs_in_close_with_a_warning(events, caplog):
     class Queue:
         def submit(self, fn, *args):
             pickle.dumps((fn, args))
 
-    app = make_app(executor=Queue())
+    app = flask_app(executor=Queue())
     app.after_response(lambda: events.append("ran"))
     app.test_client().get("/")
     assert events == ["ran"]
@@ -415,7 +366,7 @@ def test_a_request_that_is_handled_without_wsgi_has_no_callbacks(app, events):
 
 
 def test_an_app_is_freed():
-    app = make_app()
+    app = flask_app()
     app.after_response(lambda: None)
     app.test_client().get("/")
     reference = weakref.ref(app)
@@ -425,7 +376,7 @@ def test_an_app_is_freed():
 
 
 def test_on_error_is_told_of_the_function_that_failed(events):
-    app = make_app(on_error=lambda callback, error, after: events.append((callback.func, after)))
+    app = flask_app(on_error=lambda callback, error, after: events.append((callback.func, after)))
 
     @app.get("/")
     def view():

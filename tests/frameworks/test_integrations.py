@@ -87,9 +87,7 @@ def test_the_integration_for_bottle_refuses_what_would_not_run(page):
         ("nobody knows", "500 Internal Server Error"),
     ],
 )
-def test_the_tool_for_cherrypy_runs_callbacks_when_the_response_is_closed(
-    wrapped, email, status, events
-):
+def test_the_tool_for_cherrypy_runs_callbacks_at_close(wrapped, email, status, events):
     import cherrypy
 
     class Orders(executed(PAGE["cherrypy_orders.py"])["Orders"]):

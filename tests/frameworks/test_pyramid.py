@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,6 @@ from threading import current_thread
 
 import pyramid_retry
 import pytest
-import transaction
 from conftest import Exchange, hello, make_environ
 from paste.deploy import loadapp
 from pyramid.config import Configurator
@@ -21,7 +19,6 @@ from pyramid.threadlocal import get_current_registry, get_current_request
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response
 from wsgi_after import pyramid as wsgi_after_pyramid
-from wsgi_after.integration import bind
 
 
 def make_app(view, *includes, before=None, autocommit=False, commits=False, **settings):
@@ -162,15 +159,6 @@ def test_a_running_callback_cancels_another(events):
     assert events == [True, "kept"]
 
 
-def test_a_bound_callback_equals_its_original_and_pickles_as_it():
-    request = Request.blank("/")
-    callbacks = [print, print]
-    bind(callbacks, [], partial(wsgi_after_pyramid.InThreadlocals.of, request))
-    first, second = callbacks
-    assert ({first, second}, first == print, first == len) == ({first}, True, False)
-    assert pickle.loads(pickle.dumps(first)).func is print
-
-
 def test_a_bound_callback_that_is_called_by_itself_has_the_threadlocals():
     request = Request.blank("/")
     request.registry = get_current_registry()
@@ -251,38 +239,6 @@ def test_a_policy_that_fails_before_there_is_a_request_costs_nothing(events):
     with pytest.raises(ZeroDivisionError):
         Exchange(app)
     assert events == [None]
-
-
-def test_the_transaction_of_pyramid_tm_is_over_and_another_can_begin(events):
-    class Resource:
-        """Tells how its transaction ends."""
-
-        transaction_manager = None
-
-        def __init__(self, name):
-            self.name = name
-
-        def __getattr__(self, step):
-            if step in ("savepoint", "tpc_finish", "tpc_abort", "abort"):
-                return lambda transaction: events.append((self.name, step))
-            return lambda transaction: None
-
-        def sortKey(self):  # noqa: N802
-            return self.name
-
-    def callback(request):
-        events.append(("tm.active", "tm.active" in request.environ))
-        with transaction.TransactionManager(explicit=True) as own:
-            own.join(Resource("callback"))
-
-    def view(request):
-        request.tm.get().join(Resource("view"))
-        request.after(callback, request)
-        return Response()
-
-    hook = {"tm.manager_hook": "pyramid_tm.explicit_manager"}
-    Exchange(make_app(view, "pyramid_tm", "wsgi_after.pyramid", **hook)).finish()
-    assert events == [("view", "tpc_finish"), ("tm.active", False), ("callback", "tpc_finish")]
 
 
 # The filter of PasteDeploy, and the setting

@@ -5,36 +5,24 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-import subprocess
-import sys
+import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-from urllib.request import urlopen
 
 import pytest
 import transaction
-import zope.sqlalchemy
 from commands import ask, serving
-from conftest import Exchange, make_environ, registers
-from django.db import connections
-from django.db.transaction import atomic
+from conftest import Exchange, make_environ, registers, served
+from django.db.transaction import atomic, on_commit
 from django.http import HttpResponse
+from django.test import Client, TestCase
 from documents import blocks
 from flask import Flask, Request, g, request, session
 from flask_executor import Executor
 from flask_login import LoginManager, UserMixin, current_user, login_user
-from flask_sqlalchemy import SQLAlchemy
 from pyramid.config import Configurator
 from pyramid.response import Response
-from servers.harness import wait_until
-from sqlalchemy import Integer, create_engine, func, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
-from sqlalchemy.pool import NullPool
+from sqlalchemy import func, select
 from webtest import TestApp
-from werkzeug.serving import make_server
 
 from wsgi_after import CallbackList
 from wsgi_after.django import after_response
@@ -42,25 +30,20 @@ from wsgi_after.executor import BoundedThreadPoolExecutor
 from wsgi_after.flask import AfterResponse, AfterResponseClient, after_this_response
 from wsgi_after.testing import capture, wait_for_callbacks
 
+from .conftest import exchange, flask_app
+from .models import Row, with_a_user, with_dbsession
+
 HOOKS = blocks("hand-off.rst")["gunicorn.conf.py"]
 
 
-def make_app(name: str = "shop", **options: Any) -> Flask:
-    app = Flask(name)
-    app.secret_key = "secret"
-    app.test_client_class = AfterResponseClient
-    AfterResponse(app, **options)
-    return app
-
-
-def serve(app: Flask, view: Callable[[], object], **options: Any) -> None:
+def serve(app, view, **options):
     """Have a view of the app answer one request."""
     app.add_url_rule("/", view_func=lambda: view() or "hello", endpoint="view", methods=["POST"])
     assert app.test_client().post("/", **options).status_code == 200
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def told(caplog):
     """What the log says of each failure: its last line, which is a note if there is one."""
     formatter = logging.Formatter()
     return lambda: [formatter.format(record).splitlines()[-1] for record in caplog.records]
@@ -69,12 +52,12 @@ def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 # Flask: app.after_response where the context of a request is pushed.
 
 
-def test_another_app_can_be_set_up_while_the_context_of_an_app_is_pushed(events: list[str]) -> None:
+def test_another_app_can_be_set_up_while_the_context_of_an_app_is_pushed(events):
     """As in a test of pytest-flask, whose fixture pushes one, and in a view that makes an app."""
-    first = make_app("first")
+    first = flask_app("first")
 
-    def make_second() -> None:
-        second = make_app(f"second {len(events)}")
+    def make_second():
+        second = flask_app(f"second {len(events)}")
         second.after_response(lambda: events.append(request.path))
         second.test_client().get("/missing")
 
@@ -88,16 +71,16 @@ def test_another_app_can_be_set_up_while_the_context_of_an_app_is_pushed(events:
 # Flask: teardown functions run again after each callback.
 
 
-def test_a_gauge_of_requests_counts_each_once_as_the_page_says(events: list[int]) -> None:
-    app, running = make_app(), []
+def test_a_gauge_of_requests_counts_each_once_as_the_page_says(events):
+    app, running = flask_app(), []
 
     @app.before_request
-    def count_up() -> None:
+    def count_up():
         g.counted = True
         running.append(request)
 
     @app.teardown_request
-    def count_down(error: BaseException | None) -> None:
+    def count_down(error):
         if g.pop("counted", False):
             running.pop()
         events.append(len(running))
@@ -110,29 +93,13 @@ def test_a_gauge_of_requests_counts_each_once_as_the_page_says(events: list[int]
 
 
 @pytest.fixture
-def shop() -> Iterator[Any]:
+def shop():
     """An app with users, the first of whom is logged in and counted by each view."""
-    app = make_app()
-    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
-    db = SQLAlchemy(app)
+    app = flask_app()
+    db, visit = with_a_user(app)
 
-    class User(UserMixin, db.Model):  # type: ignore[name-defined, misc]
-        id = db.Column(Integer, primary_key=True)
-        visits = db.Column(Integer, default=0)
-
-    LoginManager(app).user_loader(lambda id: db.session.get(User, int(id)))
-    with app.app_context():
-        db.create_all()
-        db.session.add(User())
-        db.session.commit()
-
-    def view(
-        callbacks: tuple[Callable[[], object], ...],
-        prepare: Callable[[], Callable[[], object]] | None,
-    ) -> None:
-        login_user(db.session.scalars(select(User)).one())
-        current_user.visits += 1
-        db.session.commit()
+    def view(callbacks, prepare):
+        visit()
         for fn in [*callbacks, *([prepare()] if prepare else [])]:
             after_this_response(fn)
 
@@ -141,18 +108,18 @@ def shop() -> Iterator[Any]:
         db.engine.dispose()
 
 
-def test_each_callback_finds_current_user_loaded_anew(shop: Any, events: list[int]) -> None:
+def test_each_callback_finds_current_user_loaded_anew(shop, events):
     """The view has committed, and its database session is over, and so is that of a callback."""
     shop(*[lambda: events.append(current_user.visits)] * 2)
     assert events == [1, 1]
 
 
-def test_a_user_of_no_database_stays_the_one_of_the_view(events: list[bool]) -> None:
-    app, user = make_app(), UserMixin()
+def test_a_user_of_no_database_stays_the_one_of_the_view(events):
+    app, user = flask_app(), UserMixin()
     user.id = "ada"
     LoginManager(app).user_loader(lambda id: UserMixin())
 
-    def view() -> None:
+    def view():
         login_user(user)
         after_this_response(lambda: events.append(current_user._get_current_object() is user))
 
@@ -161,8 +128,8 @@ def test_a_user_of_no_database_stays_the_one_of_the_view(events: list[bool]) -> 
 
 
 @pytest.mark.parametrize("use", ["an object of the view", "current_user without its id"])
-def test_a_detached_object_is_explained(shop: Any, told: Callable[[], list[str]], use: str) -> None:
-    def view_and_callback() -> Callable[[], object]:
+def test_a_detached_object_is_explained(shop, told, use):
+    def view_and_callback():
         if use == "an object of the view":
             user = current_user._get_current_object()
             return lambda: user.visits
@@ -205,43 +172,39 @@ BLAMED = (
     ],
     ids=["read", "save", "iterate", "seek", "look up"],
 )
-def test_a_closed_upload_says_what_to_do(use: Any, told: Callable[[], list[str]]) -> None:
-    def view() -> None:
+def test_a_closed_upload_says_what_to_do(use, told):
+    def view():
         after_this_response(use, request.files["file"])
         after_this_response(use, request.files["file"])
 
-    serve(make_app(), view, data={"file": (io.BytesIO(b"content"), "name.txt")})
+    serve(flask_app(), view, data={"file": (io.BytesIO(b"content"), "name.txt")})
     assert told() == [UPLOAD, UPLOAD]
 
 
-class StaysOpen(io.BytesIO):
-    """A stream for uploads, of an app that closes it itself."""
-
-    def close(self) -> None:
-        pass
-
-
-class KeepsUploads(Request):
-    def _get_file_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return StaysOpen()
-
-
-def test_an_upload_that_is_not_closed_can_be_read(events: list[object]) -> None:
-    def view() -> None:
+def test_an_upload_that_is_not_closed_can_be_read(events):
+    def view():
         file = request.files["file"]
         after_this_response(lambda: events.append(file.read()))
 
-    app = make_app()
+    class StaysOpen(io.BytesIO):
+        def close(self):
+            """Leave that to the app."""
+
+    class KeepsUploads(Request):
+        def _get_file_stream(self, *args, **kwargs):
+            return StaysOpen()
+
+    app = flask_app()
     app.request_class = KeepsUploads
     serve(app, view, data={"file": (io.BytesIO(b"content"), "name.txt")})
     assert events == [b"content"]
 
 
-def test_an_upload_that_flask_has_closed_still_has_its_name(events: list[object]) -> None:
-    def view() -> None:
+def test_an_upload_that_flask_has_closed_still_has_its_name(events):
+    def view():
         after_this_response(lambda: events.append(request.files["file"].filename))
 
-    serve(make_app(), view, data={"file": (io.BytesIO(b"content"), "name.txt")})
+    serve(flask_app(), view, data={"file": (io.BytesIO(b"content"), "name.txt")})
     assert events == ["name.txt"]
 
 
@@ -255,43 +218,36 @@ def test_an_upload_that_flask_has_closed_still_has_its_name(events: list[object]
     ],
     ids=["data", "JSON", "form", "file"],
 )
-def test_a_pool_does_not_read_what_the_view_has_left(
-    read: Any, sent: Any, told: Callable[[], list[str]]
-) -> None:
+def test_a_pool_does_not_read_what_the_view_has_left(read, sent, told):
     with BoundedThreadPoolExecutor() as pool:
-        serve(make_app(executor=pool), lambda: after_this_response(read) and None, **sent)
+        serve(flask_app(executor=pool), lambda: after_this_response(read) and None, **sent)
     assert told() == [BODY]
 
 
-def test_a_pool_finds_what_the_view_has_read(events: list[object]) -> None:
-    def view() -> None:
-        request.get_json()
-        after_this_response(lambda: events.append(request.get_json()))
+@pytest.mark.parametrize(
+    ("read", "sent", "found"),
+    [(Request.get_json, {"json": {"id": 7}}, {"id": 7}), (Request.get_data, {}, b"")],
+    ids=["what the view has read", "an empty body"],
+)
+def test_a_pool_finds(read, sent, found, events):
+    def view():
+        if sent:
+            read(request)
+        after_this_response(lambda: events.append(read(request)))
 
     with BoundedThreadPoolExecutor() as pool:
-        serve(make_app(executor=pool), view, json={"id": 7})
-    assert events == [{"id": 7}]
+        serve(flask_app(executor=pool), view, **sent)
+    assert events == [found]
 
 
-def test_a_pool_reads_the_empty_body_of_a_request_without_one(events: list[object]) -> None:
-    with BoundedThreadPoolExecutor() as pool:
-        serve(
-            make_app(executor=pool),
-            lambda: after_this_response(lambda: events.append(request.get_data())) and None,
-        )
-    assert events == [b""]
-
-
-def test_the_client_is_not_blamed_for_a_body_that_the_server_dropped(
-    told: Callable[[], list[str]],
-) -> None:
+def test_the_client_is_not_blamed_for_a_body_that_the_server_dropped(told):
     body = io.BytesIO(b'{"id": 7}')
 
-    def view() -> None:
+    def view():
         after_this_response(body.close)  # as a server does
         after_this_response(request.get_json)
 
-    serve(make_app(), view, input_stream=body, content_length=9, content_type="application/json")
+    serve(flask_app(), view, input_stream=body, content_length=9, content_type="application/json")
     assert told() == [BLAMED]
 
 
@@ -299,19 +255,17 @@ def test_the_client_is_not_blamed_for_a_body_that_the_server_dropped(
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["Executor(app)", "init_app"])
-def test_flask_executor_runs_the_callbacks_in_its_pool(
-    early: bool, events: list[object], told: Callable[[], list[str]]
-) -> None:
+def test_flask_executor_runs_the_callbacks_in_its_pool(early, events, told):
     app = Flask("shop")
     executor = Executor(app) if early else Executor()
     AfterResponse(app, executor=executor)
     executor.init_app(app)
     app.test_client_class = AfterResponseClient
 
-    def note(what: str) -> None:
+    def note(what):
         events.append((what, threading.current_thread() is threading.main_thread()))
 
-    def view() -> None:
+    def view():
         g.name = "ada"
         after_this_response(lambda: note(f"{g.name} {request.path}"))
         request.environ["wsgi.after"](note, "plain")
@@ -324,31 +278,6 @@ def test_flask_executor_runs_the_callbacks_in_its_pool(
 
 # Django: on_commit in a TestCase.
 
-SETTINGS = """
-SECRET_KEY, ROOT_URLCONF, ALLOWED_HOSTS = "x", "test_it", ["*"]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
-MIDDLEWARE = ["wsgi_after.django.AfterResponseMiddleware"]
-"""
-
-ON_COMMIT = """
-from django.db import transaction
-from django.http import HttpResponse
-from django.test import TestCase
-from django.urls import path
-from wsgi_after.django import after_response
-
-def view(request):
-    transaction.on_commit(lambda: after_response(request, print))
-    return HttpResponse()
-
-urlpatterns = [path("", view)]
-
-class Tests(TestCase):
-    def test_it(self):
-        with self.captureOnCommitCallbacks(execute=True):
-            self.client.get("/")
-"""
-
 
 TOO_LATE = (
     "after_response() was called within a transaction, when the response had been closed and the "
@@ -359,35 +288,26 @@ TOO_LATE = (
 )
 
 
-def test_after_response_in_on_commit_of_a_test_case_names_the_cause(tmp_path: Path) -> None:
-    (tmp_path / "settings.py").write_text(SETTINGS, encoding="utf-8")
-    (tmp_path / "test_it.py").write_text(ON_COMMIT, encoding="utf-8")
-    command = [sys.executable, "-m", "django", "test", "--pythonpath=.", "--settings=settings"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert [line for line in ended.stderr.splitlines() if line.startswith("RuntimeError")] == [
-        f"RuntimeError: {TOO_LATE}"
-    ]
+def test_after_response_in_on_commit_of_a_test_case_names_the_cause(handler, sqlite):
+    sqlite("default")
+
+    def view(request):
+        on_commit(lambda: after_response(request, print))
+        return HttpResponse("hello")
+
+    handler(view)
+    captured = TestCase.captureOnCommitCallbacks(execute=True)
+    with pytest.raises(RuntimeError) as raised, atomic(), captured:
+        Client().get("/")
+    assert str(raised.value) == TOO_LATE
 
 
-@pytest.fixture
-def database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The alias of a database of Django's."""
-    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "shop"}
-    named = {"default": {}, "shop": database}
-    settings = connections.configure_settings(named)
-    monkeypatch.setitem(vars(connections), "settings", settings)
-    yield "shop"
-    connections["shop"].close()
-    del connections["shop"]
-
-
-def test_so_it_does_in_any_transaction_that_is_open_when_the_request_is_over(
-    handler: Any, database: str
-) -> None:
-    requests: list[Any] = []
+def test_so_it_does_in_any_transaction_that_is_open_when_the_request_is_over(handler, sqlite):
+    sqlite("shop")
+    requests = []
     app = handler(lambda request: requests.append(request) or HttpResponse("hello"))
-    Exchange(app, make_environ(PATH_INFO="/")).finish()
-    with atomic(database), pytest.raises(RuntimeError) as raised:
+    exchange(app).finish()
+    with atomic("shop"), pytest.raises(RuntimeError) as raised:
         after_response(requests[0], print)
     assert str(raised.value) == TOO_LATE
 
@@ -395,59 +315,41 @@ def test_so_it_does_in_any_transaction_that_is_open_when_the_request_is_over(
 # Pyramid: request.dbsession in a callback.
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Visit(Base):
-    __tablename__ = "visits"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
 @pytest.fixture
-def visits(tmp_path: Path) -> Any:
+def stored_by(sessions):
     """Answer a request with this callback; return how many rows are stored."""
-    engine = create_engine(f"sqlite:///{tmp_path}/visits.db", poolclass=NullPool)
-    Base.metadata.create_all(engine)
-    sessions = sessionmaker(engine)
 
-    def dbsession(request: Any) -> Any:
-        session = sessions()
-        zope.sqlalchemy.register(session, transaction_manager=request.tm)
-        return session
-
-    def visits(callback: Any, *, explicit: bool = False, **environ: Any) -> int:
-        def view(request: Any) -> Response:
-            request.dbsession.scalar(select(func.count(Visit.id)))
+    def stored_by(callback, *, explicit=False, **environ):
+        def view(request):
+            request.dbsession.scalar(select(func.count(Row.id)))
             request.after(callback, request)
             return Response("hello")
 
         settings = {"tm.manager_hook": "pyramid_tm.explicit_manager"} if explicit else {}
         with Configurator(settings=settings) as config:
-            config.include("pyramid_tm")
+            with_dbsession(config, sessions)
             config.include("wsgi_after.pyramid")
-            config.add_request_method(dbsession, reify=True)
             config.add_route("index", "/")
             config.add_view(view, route_name="index")
             TestApp(config.make_wsgi_app()).get("/", extra_environ=environ)
         transaction.abort()  # as the next request of the thread does
         with sessions() as session:
-            return session.scalar(select(func.count(Visit.id))) or 0
+            return session.scalar(select(func.count(Row.id))) or 0
 
-    return visits
-
-
-def add(request: Any) -> None:
-    request.dbsession.add(Visit())
+    return stored_by
 
 
-def add_and_fail(request: Any) -> None:
+def add(request):
+    request.dbsession.add(Row())
+
+
+def add_and_fail(request):
     add(request)
     request.dbsession.flush()
     raise LookupError("on purpose")
 
 
-def add_in_a_transaction(request: Any) -> None:
+def add_in_a_transaction(request):
     with request.tm:
         add(request)
 
@@ -471,22 +373,17 @@ def add_in_a_transaction(request: Any) -> None:
     ],
 )
 def test_a_row_on_request_dbsession_is_stored_or_told(
-    callback: Any,
-    explicit: bool,
-    stored: int,
-    said: list[str],
-    visits: Any,
-    told: Callable[[], list[str]],
-) -> None:
-    assert visits(callback, explicit=explicit) == stored
+    callback, explicit, stored, said, stored_by, told
+):
+    assert stored_by(callback, explicit=explicit) == stored
     assert told() == said
 
 
-def test_a_transaction_that_a_test_has_begun_around_the_request_stays_its_own(visits: Any) -> None:
+def test_a_transaction_that_a_test_has_begun_around_the_request_stays_its_own(stored_by):
     """As Pyramid's cookiecutter tests: everything is rolled back at the end."""
     manager = transaction.TransactionManager()
     manager.begin()
-    rows = visits(add, **{"tm.active": True, "tm.manager": manager})
+    rows = stored_by(add, **{"tm.active": True, "tm.manager": manager})
     manager.abort()
     assert rows == 0
 
@@ -494,7 +391,7 @@ def test_a_transaction_that_a_test_has_begun_around_the_request_stays_its_own(vi
 # gunicorn: a worker that ends has a pool.
 
 POOL = """
-import sys, time
+import time
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
@@ -506,86 +403,35 @@ def app(environ, start_response):
     return []
 
 def mail(path):
-    time.sleep(3600 if path == "/hour" else 0.5)
-    print("sent", path, file=sys.stderr, flush=True)
+    time.sleep(3600)
 
 pool = BoundedThreadPoolExecutor(max_workers=1)
 application = AfterResponseMiddleware(app, executor=pool)
 """
 
 
-@contextmanager
-def on_gunicorn(directory: Path, options: str = "") -> Iterator[int]:
-    """One worker of one thread, with that pool and the page's hooks; yields the port."""
-    (directory / "pool.py").write_text(POOL, encoding="utf-8")
-    (directory / "gunicorn.conf.py").write_text(HOOKS, encoding="utf-8")
-    command = f"gunicorn --bind 127.0.0.1:8000 --timeout 2 {options} pool:application"
-    with serving(command, directory) as port:
-        yield port
-
-
-def lines(directory: Path, start: str) -> list[str]:
-    """Those of the log that begin so."""
-    return [line for line in log_of(directory).splitlines() if line.startswith(start)]
-
-
-def log_of(directory: Path) -> str:
-    return (directory / "log").read_text(encoding="utf-8")
-
-
 @pytest.mark.servers
-def test_a_worker_that_max_requests_ends_sends_mails_for_longer_than_the_timeout(
-    tmp_path: Path,
-) -> None:
-    with on_gunicorn(tmp_path, "--max-requests 10") as port:
-        for number in range(10):
-            ask(port, f"/{number}")
-        sent = [f"sent /{number}" for number in range(10)]
-        wait_until(lambda: lines(tmp_path, "sent") == sent, tmp_path / "log")
-        assert "WORKER TIMEOUT" not in log_of(tmp_path)
-
-
-@pytest.mark.servers
-def test_a_worker_that_hangs_names_the_requests_whose_mails_are_lost(tmp_path: Path) -> None:
-    with on_gunicorn(tmp_path) as port:
+def test_a_worker_that_hangs_names_the_requests_whose_mails_are_lost(tmp_path):
+    (tmp_path / "pool.py").write_text(POOL, encoding="utf-8")
+    (tmp_path / "gunicorn.conf.py").write_text(HOOKS, encoding="utf-8")
+    command = "gunicorn --bind 127.0.0.1:8000 --timeout 2 pool:application"
+    with serving(command, tmp_path) as port:
         for path in ("/hour", "/1", "/2", "/hang"):
             ask(port, path)
-        assert [line.partition(":")[0] for line in lines(tmp_path, "The callbacks of")] == [
-            "The callbacks of GET /1 are lost",
-            "The callbacks of GET /2 are lost",
-        ]
+        log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^The callbacks of (.*) are lost:", log) == ["GET /1", "GET /2"]
 
 
 # A live server in a test.
 
 
-@contextmanager
-def live(app: Any) -> Iterator[Callable[[], None]]:
-    """A server with a thread for each request; yields how to send one, and read the response."""
-    with make_server("127.0.0.1", 0, app, threaded=True) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-
-        def get() -> None:
-            with urlopen(f"http://127.0.0.1:{server.server_port}/") as response:
-                response.read()
-
-        try:
-            yield get
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.mark.parametrize("in_pool", [False, True], ids=["close()", "pool"])
-def test_a_test_waits_until_a_live_server_has_run_the_callbacks(
-    in_pool: bool, events: list[str]
-) -> None:
+def test_a_test_waits_until_a_live_server_has_run_the_callbacks(in_pool, events):
     pool, gate = BoundedThreadPoolExecutor(), threading.Event()
     callbacks = [lambda: gate.wait(60), lambda: events.append("ran")]
     executor = {"executor": pool} if in_pool else {}
-    with live(registers(*callbacks, **executor)) as get:
-        get()
+    with served(registers(*callbacks, **executor)) as port:
+        ask(port, "/")
         with pytest.raises(TimeoutError, match=r"^After 0 seconds, the callbacks of 1 requests"):
             wait_for_callbacks(0)
         events.append("not yet")
@@ -594,11 +440,11 @@ def test_a_test_waits_until_a_live_server_has_run_the_callbacks(
         assert events == ["not yet", "ran"]
 
 
-def test_nothing_is_waited_for_that_is_not_to_come() -> None:
+def test_nothing_is_waited_for_that_is_not_to_come():
     """Requests that a capture() has, that went to another process, and a list made by hand."""
 
     class Sends:
-        def submit(self, *job: Any) -> None:
+        def submit(self, *job):
             pickle.dumps(job)
 
     by_hand = CallbackList([print])
@@ -609,7 +455,7 @@ def test_nothing_is_waited_for_that_is_not_to_come() -> None:
     assert (len(by_hand), len(captured)) == (1, 1)
 
 
-def test_a_response_that_nobody_closes_is_waited_for_and_named() -> None:
+def test_a_response_that_nobody_closes_is_waited_for_and_named():
     exchange = Exchange(registers(print))
     with pytest.raises(TimeoutError, match=r"\[\[<built-in function print>\]\]"):
         wait_for_callbacks(0)
@@ -617,22 +463,22 @@ def test_a_response_that_nobody_closes_is_waited_for_and_named() -> None:
     wait_for_callbacks(0)
 
 
-def dropped_in_a_cycle(callback: Any) -> None:
+def dropped_in_a_cycle(callback):
     """A response that nobody closes, for the garbage collector to find."""
-    cycle: list[Any] = [Exchange(registers(callback))]
+    cycle = [Exchange(registers(callback))]
     cycle.append(cycle)
 
 
 @pytest.mark.filterwarnings("ignore:The response of:ResourceWarning")
-def test_what_nobody_will_close_runs_first(events: list[str]) -> None:
+def test_what_nobody_will_close_runs_first(events):
     dropped_in_a_cycle(lambda: events.append("ran"))
     wait_for_callbacks(0)
     assert events == ["ran"]
 
 
 @pytest.mark.filterwarnings("ignore:The response of:ResourceWarning")
-def test_what_ends_the_test_run_goes_through() -> None:
-    def interrupt() -> None:
+def test_what_ends_the_test_run_goes_through():
+    def interrupt():
         raise KeyboardInterrupt
 
     dropped_in_a_cycle(interrupt)
@@ -640,8 +486,8 @@ def test_what_ends_the_test_run_goes_through() -> None:
         wait_for_callbacks(0)
 
 
-def test_a_callback_cannot_wait_for_itself(events: list[str]) -> None:
-    def wait() -> None:
+def test_a_callback_cannot_wait_for_itself(events):
+    def wait():
         with pytest.raises(RuntimeError, match=r"would wait for itself\. Call it in the test"):
             wait_for_callbacks()
         events.append("refused")

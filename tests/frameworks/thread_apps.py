@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from threading import get_ident, local
-from typing import Any
 
 import bottle
 import cherrypy
@@ -57,7 +55,7 @@ class Row(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-def use(after: Callable[..., object], kind: str) -> None:
+def use(after, kind):
     """What a request leaves in its thread; ``after`` has it cleaned."""
     thread.tenant = kind
     request_id.set(kind)
@@ -75,7 +73,7 @@ def use(after: Callable[..., object], kind: str) -> None:
         raise ValueError
 
 
-def clean(kind: str, ident: int) -> None:
+def clean(kind, ident):
     thread.tenant = None
     request_id.set(None)
     Session.remove()
@@ -85,7 +83,7 @@ def clean(kind: str, ident: int) -> None:
         print("cleaned", flush=True)
 
 
-def state(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+def state(environ, start_response):
     found = {
         "tenant": getattr(thread, "tenant", None),
         "request_id": request_id.get(),
@@ -97,7 +95,7 @@ def state(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [json.dumps(found).encode()]
 
 
-def session_state() -> str:
+def session_state():
     try:
         Session.scalar(text("SELECT 1"))
     except PendingRollbackError:
@@ -105,7 +103,7 @@ def session_state() -> str:
     return "usable"
 
 
-def stream(kind: str) -> Iterator[bytes]:
+def stream(kind):
     """A body that needs what is in the thread until it has ended."""
     for chunk in (b"one", b"two"):
         assert (thread.tenant, request_id.get()) == (kind, kind)
@@ -114,12 +112,12 @@ def stream(kind: str) -> Iterator[bytes]:
             raise ValueError(kind)
 
 
-def in_flask() -> Any:
+def in_flask():
     app = flask.Flask(__name__)
     AfterResponse(app)
 
     @app.get("/<kind>")
-    def view(kind: str) -> Any:
+    def view(kind):
         use(after_this_flask_response, kind)
         if kind == "redirect":
             return flask.redirect("/")
@@ -128,11 +126,11 @@ def in_flask() -> Any:
     return app
 
 
-def in_bottle() -> Any:
+def in_bottle():
     app = bottle.Bottle()
 
     @app.get("/<kind>")
-    def view(kind: str) -> Any:
+    def view(kind):
         use(after_this_response, kind)
         if kind == "redirect":
             bottle.redirect("/")
@@ -141,10 +139,10 @@ def in_bottle() -> Any:
     return AfterResponseMiddleware(app)
 
 
-def in_cherrypy() -> Any:
+def in_cherrypy():
     class Root:
         @cherrypy.expose
-        def default(self, kind: str) -> Any:
+        def default(self, kind):
             use(after_this_response, kind)
             if kind == "redirect":
                 raise cherrypy.HTTPRedirect("/")
@@ -156,9 +154,9 @@ def in_cherrypy() -> Any:
     return AfterResponseMiddleware(cherrypy.Application(Root(), ""))
 
 
-def in_falcon() -> Any:
+def in_falcon():
     class Resource:
-        def on_get(self, request: Any, response: Any, kind: str) -> None:
+        def on_get(self, request, response, kind):
             use(after_this_response, kind)
             if kind == "redirect":
                 raise falcon.HTTPFound("/")
@@ -172,8 +170,8 @@ def in_falcon() -> Any:
     return AfterResponseMiddleware(app)
 
 
-def in_pyramid() -> Any:
-    def view(request: Any) -> Any:
+def in_pyramid():
+    def view(request):
         kind = request.matchdict["kind"]
         use(request.after, kind)
         if kind == "redirect":
@@ -187,9 +185,9 @@ def in_pyramid() -> Any:
         return config.make_wsgi_app()
 
 
-def in_webob() -> Any:
+def in_webob():
     @webob.dec.wsgify
-    def app(request: Any) -> Any:
+    def app(request):
         kind = request.path_info_pop()
         use(after_this_response, kind)
         if kind == "redirect":
@@ -201,8 +199,8 @@ def in_webob() -> Any:
     return AfterResponseMiddleware(app)
 
 
-def django_view(request: Any, kind: str) -> Any:
-    def after(*args: Any) -> None:
+def django_view(request, kind):
+    def after(*args):
         after_response(request, *args)
 
     translation.activate("es")
@@ -216,7 +214,7 @@ def django_view(request: Any, kind: str) -> Any:
 urlpatterns = [path("<kind>", django_view)]
 
 
-def in_django() -> Any:
+def in_django():
     settings.configure(
         ROOT_URLCONF=sys.modules[__name__],
         ALLOWED_HOSTS=["*"],

@@ -37,6 +37,8 @@ ORDINARY = {
     "hang_up": GONE,
 }
 KINDS = list(ORDINARY)
+#: Those whose end the client waits for in HTTP/1.0, where a server closes the connection late.
+IN_HTTP_1_0 = ["list_without_length", "generator", "error_before_return"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .client import Connection
+from .client import WAIT, Connection
 from .control import PATIENCE, Watch
 from .descriptions import BY_NAME
 from .expectations import (
@@ -117,17 +117,35 @@ def attempt(where: Place, mode: str, kind: str, expected: Expected) -> Tried:
     return Tried(again.timing, again.wire, tried.watches + again.watches)
 
 
-def ran_elsewhere(watches: list[Watch]) -> list[Any]:
-    """Where callbacks ran, of those that ran in another place than that of the app's call."""
-    return [
-        report["here"][:3]
-        for watch in watches
-        for report in watch.reports
-        if "called" in report and report["here"][:3] != report["called"][:3]
-    ]
+def nobody_waits(
+    where: Place, kind: str, timing: str = IN_TIME, *, elsewhere: bool = False
+) -> bytes:
+    """Assert that no client waits, and that callbacks run once, in the thread of the app's call.
+
+    :param elsewhere: whether they may run in another one.
+    :return: what the client received.
+    """
+    timing = GONE if kind == "hang_up" else timing
+    tried = attempt(where, "wrapped", kind, Expected(timing))
+    assert (kind, tried.timing) == (kind, timing), where.log.read_text()[-3000:]
+    for reports in tried.reports:
+        check(reports, elsewhere=elsewhere or timing == UNCLOSED)
+    return tried.wire
 
 
-def asked_in_http_1_0(where: Place, kind: str, seconds: float) -> Watch:
+def check(reports: list[dict[str, Any]], *, elsewhere: bool = False) -> None:
+    """Assert that the callbacks of a request ran once, in the thread of the app's call."""
+    assert [report["event"] for report in reports] == CALLBACKS
+    here = [report["here"][:3] for report in reports]
+    assert elsewhere or here == [report["called"][:3] for report in reports]
+
+
+def received_bare(where: Place, kind: str) -> bytes:
+    """What a client of the bare app receives."""
+    return attempt(where, "bare", kind, Expected(IN_TIME)).wire
+
+
+def ask_in_http_1_0(where: Place, kind: str, seconds: float) -> Watch:
     """Ask once, in HTTP/1.0; return when the last callback has ended.
 
     :param seconds: how long a callback waits for the client to have the response.
@@ -137,7 +155,24 @@ def asked_in_http_1_0(where: Place, kind: str, seconds: float) -> Watch:
         client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
         client.read_to_end()
     watch.end.set()
-    assert watch.done.wait(seconds), where.log.read_text()
+    assert watch.done.wait(WAIT), where.log.read_text()
+    check(watch.reports)
+    return watch
+
+
+def ask_twice(where: Place, seconds: float) -> Watch:
+    """Ask on one connection with a callback, then without; the end is that of the second response.
+
+    :param seconds: how long the callback waits for that.
+    """
+    watch = control().watch(seconds)
+    with Connection(where.port) as client:
+        for path in (f"wrapped/list_with_length?{watch.query}", "bare/list_with_length"):
+            client.request(f"/{path}")
+            client.read_response("GET", lambda: None)
+        watch.end.set()
+        assert watch.done.wait(WAIT), where.log.read_text()
+    assert client.received.count(b"hello list") == 2
     return watch
 
 

@@ -10,12 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from documents import parse
-from docutils import nodes
 
 from .client import Connection
 from .descriptions import gunicorn, package
 from .harness import running, wait_until
+from .tables import table
 
 pytestmark = pytest.mark.servers
 
@@ -27,9 +26,7 @@ import kinds
 from wsgi_after import AfterResponseMiddleware
 
 def app(environ, start_response):
-    path = environ["PATH_INFO"].split("/")[-1]
-    if path == "about":
-        return kinds.about(environ, start_response)
+    path = environ["PATH_INFO"][1:]
 
     def say(what):
         os.write(2, f"{path} {what} {os.getpid()}\\n".encode())
@@ -48,7 +45,7 @@ def app(environ, start_response):
         raise RuntimeError("on purpose")
     return kinds.list_with_length(environ, start_response)
 
-application = AfterResponseMiddleware(app)
+application = kinds.beside_about(AfterResponseMiddleware(app))
 """
 TWO = "--workers=2"  # for a request each
 OURS = "--worker-class=wsgi_after.gunicorn."
@@ -121,21 +118,10 @@ def seen(end, options):
         return {path: (outcome(path), bool(said(path, "rest")), got[path]) for path in PATHS}
 
 
-def table(number):
-    """A table of the section: the cells of each row, by its first cell."""
-    found = [
-        [[" ".join(cell.astext().split()) for cell in row.findall(nodes.entry)] for row in rows]
-        for rows in (list(t.findall(nodes.row)) for t in parse("gunicorn.rst").findall(nodes.table))
-    ]
-    tables = [rows for rows in found if rows[0][0] == "What ends the worker"]
-    head, *rows = tables[number]
-    return {cells[0]: dict(zip(head[1:], cells[1:], strict=True)) for cells in rows}
-
-
 @pytest.mark.parametrize("end", ENDS)
 def test_what_becomes_of_callbacks_and_clients_when_a_worker_ends(end):
     """The callbacks of each class of ours fare as those in ``close()`` of gunicorn's."""
-    callbacks, clients = table(0), table(1)
+    callbacks, clients = (table("gunicorn.rst", "What ends the worker", n) for n in (0, 1))
     assert [*callbacks] == [*clients] == [*ENDS]
     with ThreadPoolExecutor() as pool:
         pairs = {
@@ -146,12 +132,10 @@ def test_what_becomes_of_callbacks_and_clients_when_a_worker_ends(end):
     expected = {}
     for name in CLASSES:
         outcome, error_page = callbacks[end][name], clients[end][name.partition(",")[0]]
+        ours = clients[end]["ours"]
         runs = outcome != "is lost"
         expected[name] = [
             {"response": (outcome, runs, "at once"), "error": (outcome, runs, error_page)},
-            {
-                "response": (outcome, runs, "at once"),
-                "error": (outcome, runs, clients[end]["ours"]),
-            },
+            {"response": (outcome, runs, "at once"), "error": (outcome, runs, ours)},
         ]
     assert found == expected

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -30,9 +32,9 @@ from wsgi_after.moment import KEY
 
 from .client import Connection
 from .descriptions import gunicorn, package
-from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
-from .harness import control, require, running
-from .measure import asked_in_http_1_0, attempt, ran_elsewhere, terminate
+from .expectations import CALLBACKS, IN_HTTP_1_0, KINDS
+from .harness import control, require, running, send
+from .measure import ask_in_http_1_0, ask_twice, nobody_waits, received_bare, terminate
 from .test_deployment_pages import start
 
 servers = pytest.mark.servers
@@ -90,55 +92,35 @@ def test_the_page_names_the_releases_that_run(release):
 
 
 @servers
-@servers_of_each_release
 @pytest.mark.parametrize("name", OPTIONS)
-def test_no_client_waits_and_callbacks_run_in_the_requests_own_thread(name, release):
-    """Whatever the response: error pages, too. Then SIGTERM lets a callback finish."""
-    timings = {kind: GONE if kind == "hang_up" else IN_TIME for kind in KINDS}
-    with running(server(name, release=release)) as where:
-        found = {
-            kind: attempt(where, "wrapped", kind, Expected(timings[kind], connection="keep-alive"))
-            for kind in KINDS
-        }
-        bare = attempt(where, "bare", "error_before_return", Expected(IN_TIME)).wire
+def test_no_client_waits_and_callbacks_run_in_the_requests_own_thread(name):
+    """On the oldest release; test_who_waits.py has the newest. SIGTERM lets a callback finish."""
+    with running(server(name, release="20.0.4")) as where:
+        received = {kind: nobody_waits(where, kind) for kind in KINDS}
+        bare = received_bare(where, "error_before_return")
         ended = terminate(where, "wrapped")
-    watches = [watch for tried in found.values() for watch in tried.watches]
-    assert {kind: tried.timing for kind, tried in found.items()} == timings
-    assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
-    assert ran_elsewhere(watches) == []
-    assert (found["error_before_return"].wire, ended) == (bare, "finishes")
+    assert (received["error_before_return"], ended) == (bare, "finishes")
 
 
 @servers
 @servers_of_each_release
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_response_in_http_1_0_ends_first(name, release):
-    kinds = ["list_without_length", "generator", "error_before_return"]
     with running(server(name, release=release)) as where:
-        had = {kind: asked_in_http_1_0(where, kind, WAIT).had for kind in kinds}
-    assert had == dict.fromkeys(kinds, (False, True))
+        had = {kind: ask_in_http_1_0(where, kind, WAIT).had for kind in IN_HTTP_1_0}
+    assert had == dict.fromkeys(IN_HTTP_1_0, (False, True))
 
 
 @servers
 @servers_of_each_release
 def test_with_threads_the_next_request_on_the_connection_does_not_wait(release):
     with running(server("GThread", release=release)) as where:
-        watch = control().watch(WAIT)
-        with Connection(where.port) as client:
-            for path in (f"wrapped/list_with_length?{watch.query}", "bare/list_with_length"):
-                client.request(f"/{path}")
-                client.read_response("GET", lambda: None)
-            answered = client.received.count(b"hello list")
-            watch.end.set()
-            assert watch.done.wait(WAIT)
-    assert (answered, watch.had) == (2, (False, True))
+        assert ask_twice(where, WAIT).had == (False, True)
 
 
 @servers
 @pytest.mark.parametrize(("release", "lingers"), [("20.0.4", False), ("27.0.1", True)])
-def test_callbacks_of_sync_begin_when_gunicorn_no_longer_waits_for_the_client_to_close(
-    release, lingers
-):
+def test_sync_lingers_before_its_callbacks_on_the_newest_release(release, lingers):
     with running(server("Sync", release=release)) as where:
         watch = control().watch(WAIT)
         with Connection(where.port) as client:
@@ -150,63 +132,39 @@ def test_callbacks_of_sync_begin_when_gunicorn_no_longer_waits_for_the_client_to
     assert (begun, watch.had, watch.events) == (not lingers, (False, True), CALLBACKS)
 
 
-WITH_A_POOL = """
+SLOW = """
 from concurrent.futures import ThreadPoolExecutor
 import kinds
 from wsgi_after import AfterResponseMiddleware
 
+def in_a_pool(*args):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(kinds.say, *args).result()
+
 def app(environ, start_response):
-    if environ["PATH_INFO"].endswith("about"):
-        return kinds.about(environ, start_response)
     query = kinds.query_of(environ)
-    def slow():
-        kinds.say(query, "slow")
-        with ThreadPoolExecutor() as pool:
-            pool.submit(kinds.say, query, "last").result()
-    environ["wsgi.after"].append(slow)
+    for event in ("slow", "slow", "slow"):
+        environ["wsgi.after"](kinds.say, query, event)
+    environ["wsgi.after"](in_a_pool, query, "last")
     return kinds.list_with_length(environ, start_response)
 
-application = AfterResponseMiddleware(app)
+application = kinds.beside_about(AfterResponseMiddleware(app))
 """
 
 
 @servers
 @servers_of_each_release
-def test_a_worker_that_ends_waits_for_its_callbacks_longer_than_its_timeout(release):
-    """At the end of it, they can still start threads."""
-    options = ("--max-requests=1", "--timeout=1", "--graceful-timeout=20")
-    with running(server("GThread", *options, app=WITH_A_POOL, release=release)) as where:
-        watch = control().watch(patience=4)
-        with Connection(where.port) as client:
-            client.request(f"/?{watch.query}", connection="close")
-            client.read_to_end()
-        assert watch.done.wait(WAIT), where.log.read_text()
-    assert watch.events == ["slow", "last"]
-
-
-THREE_SLOW_ONES = """
-import kinds
-from wsgi_after import AfterResponseMiddleware
-
-def app(environ, start_response):
-    if environ["PATH_INFO"].endswith("about"):
-        return kinds.about(environ, start_response)
-    for event in ("slow", "slow", "slow", "last"):
-        environ["wsgi.after"](kinds.say, kinds.query_of(environ), event)
-    return kinds.list_with_length(environ, start_response)
-
-application = AfterResponseMiddleware(app)
-"""
-
-
-@servers
-@servers_of_each_release
-def test_in_a_sync_worker_the_timeout_counts_for_each_callback(release):
-    with running(server("Sync", "--timeout=3", app=THREE_SLOW_ONES, release=release)) as where:
-        watch = control().watch(patience=1.5)
-        with Connection(where.port) as client:
-            client.request(f"/?{watch.query}", connection="close")
-            client.read_to_end()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("GThread", ["--max-requests=1", "--timeout=1", "--graceful-timeout=20"]),
+        ("Sync", ["--timeout=3"]),
+    ],
+)
+def test_slow_callbacks_run_for_longer_than_the_timeout(name, options, release):
+    """In a worker that ends, where they can still start threads; for Sync, it counts for each."""
+    with running(server(name, *options, app=SLOW, release=release)) as where:
+        watch = send(where, "", patience=1.5)
         assert watch.done.wait(WAIT), where.log.read_text()
         log = where.log.read_text()
     assert (watch.events, "WORKER TIMEOUT" in log) == (["slow", "slow", "slow", "last"], False)
@@ -240,8 +198,7 @@ def test_gunicorn_starts_with_the_worker_class_as_its_page_shows():
         ]
 
     with running(package("GThread", commands, "gunicorn")) as where:
-        tried = attempt(where, "wrapped", "error_before_return", Expected(IN_TIME))
-    assert (tried.timing, tried.watches[0].events) == (IN_TIME, CALLBACKS)
+        nobody_waits(where, "error_before_return")
 
 
 @servers
@@ -301,9 +258,7 @@ def raises(environ, start_response):
 
 @pytest.mark.parametrize(("app", "status"), [(hello, b"200"), (raises, b"500")])
 @pytest.mark.parametrize("name", ["Sync", "Gevent"])
-def test_a_callback_finds_the_connection_closed_behind_the_response(
-    name, app, status, make_worker, events
-):
+def test_a_callback_finds_the_connection_closed(name, app, status, make_worker, events):
     def registering(environ, start_response):
         environ["wsgi.after"].append(lambda: events.append(everything(client).split()[1]))
         return app(environ, start_response)
@@ -314,9 +269,7 @@ def test_a_callback_finds_the_connection_closed_behind_the_response(
     assert (events, wsgi_after.gunicorn.opened.get()) == ([status], None)
 
 
-def test_on_gevent_a_callback_finds_the_response_sent_on_a_connection_that_stays(
-    make_worker, events
-):
+def test_on_gevent_a_callback_finds_the_response_sent(make_worker, events):
     def registering(environ, start_response):
         environ["wsgi.after"].append(lambda: events.append(client.recv(1 << 16).split()[1]))
         return hello(environ, start_response)
@@ -336,7 +289,7 @@ def test_a_connection_without_a_request_has_no_slot(make_worker):
 
 
 def test_with_threads_the_connection_is_given_back_before_the_callbacks_run(make_worker, events):
-    given_back = threading.Event()
+    given_back = Event()
 
     def app(environ, start_response):
         environ["wsgi.after"].append(lambda: events.append(given_back.wait(WAIT)))
@@ -360,82 +313,67 @@ def test_the_future_of_a_request_has_what_was_raised(make_worker):
         assert isinstance(pool.submit(raises, {}, None).exception(WAIT), RuntimeError)
 
 
-def in_a_thread(worker, monkeypatch, notify):
-    """Run a worker, with this sign of life, in a thread, and return the thread."""
-    monkeypatch.setattr(worker, "init_signals", lambda: None)  # for the main thread only
-    monkeypatch.setattr(worker, "notify", notify)
-    thread = threading.Thread(target=worker.init_process)
-    thread.start()
-    return thread
+@pytest.fixture
+def gate():
+    """What the app, or a callback, says and waits for."""
+    return SimpleNamespace(running=Event(), release=Event(), done=Event())
+
+
+@pytest.fixture
+def end_while(make_worker, gate, events, monkeypatch):
+    """Send a request to a worker with threads, and end it when the gate says that it runs.
+
+    gunicorn's own end releases it, by the worker's sign of life; or else the end of the worker.
+    """
+
+    def end_while(app, graceful_timeout):
+        def notify():
+            if worker.poller.get_map() is None:  # gunicorn's own end is over
+                gate.release.set()
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            worker = make_worker("GThread", app, listener, graceful_timeout=graceful_timeout)
+            monkeypatch.setattr(worker, "init_signals", lambda: None)  # for the main thread only
+            monkeypatch.setattr(worker, "notify", notify)
+            thread = threading.Thread(target=worker.init_process)
+            thread.start()
+            with Connection(listener.getsockname()[1]) as client:
+                client.request("/")
+                assert gate.running.wait(WAIT)
+                worker.handle_exit(signal.SIGTERM, None)
+                thread.join(WAIT)
+                events.append("ended")
+                gate.release.set()
+                assert gate.done.wait(WAIT)
+
+    return end_while
 
 
 @pytest.mark.parametrize(
     ("graceful_timeout", "order"), [(20, ["callback", "ended"]), (0, ["ended", "callback"])]
 )
 def test_a_worker_with_threads_waits_for_callbacks_with_signs_of_life(
-    graceful_timeout, order, make_worker, events, monkeypatch
+    graceful_timeout, order, end_while, gate, events
 ):
-    running, release, done = (threading.Event() for _ in range(3))
-
-    def callback():
-        running.set()
-        release.wait(WAIT)
-        events.append("callback")
-        done.set()
-
     def app(environ, start_response):
-        environ["wsgi.after"].append(callback)
+        environ["wsgi.after"].extend([gate.running.set, partial(gate.release.wait, WAIT)])
+        environ["wsgi.after"].extend([lambda: events.append("callback"), gate.done.set])
         return hello(environ, start_response)
 
-    def notify():
-        if worker.poller.get_map() is None:  # gunicorn's own end is over
-            release.set()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        worker = make_worker("GThread", app, listener, graceful_timeout=graceful_timeout)
-        thread = in_a_thread(worker, monkeypatch, notify)
-        with Connection(port) as client:
-            client.request("/", connection="close")
-            client.read_to_end()
-        assert running.wait(WAIT)
-        worker.handle_exit(signal.SIGTERM, None)
-        thread.join(WAIT)
-        events.append("ended")
-        release.set()
-        assert done.wait(WAIT)
+    end_while(app, graceful_timeout)
     assert events == order
 
 
-def test_requests_and_callbacks_have_one_graceful_timeout_together(
-    make_worker, events, monkeypatch
-):
-    running, release, done = (threading.Event() for _ in range(3))
-
+def test_requests_and_callbacks_have_one_graceful_timeout_together(end_while, gate, events):
     def app(environ, start_response):
         connection = environ["gunicorn.socket"]  # which gunicorn has given up by then
-        environ["wsgi.after"].extend(
-            [connection.close, lambda: events.append("callback"), done.set]
-        )
-        running.set()
-        release.wait(WAIT)
+        environ["wsgi.after"].append(connection.close)
+        environ["wsgi.after"].extend([lambda: events.append("callback"), gate.done.set])
+        gate.running.set()
+        gate.release.wait(WAIT)
         return hello(environ, start_response)
 
-    def notify():
-        if worker.poller.get_map() is None:  # gunicorn's own end is over
-            release.set()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = make_worker("GThread", app, listener, graceful_timeout=1)
-        thread = in_a_thread(worker, monkeypatch, notify)
-        with Connection(listener.getsockname()[1]) as client:
-            client.request("/")
-            assert running.wait(WAIT)
-            worker.handle_exit(signal.SIGTERM, None)
-            thread.join(WAIT)
-            events.append("ended")
-            release.set()
-            assert done.wait(WAIT)
+    end_while(app, graceful_timeout=1)
     assert events == ["ended", "callback"]
 
 

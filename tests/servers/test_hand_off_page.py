@@ -12,8 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 from conftest import Exchange, hello, registers
-from documents import blocks, executed, parse
-from docutils import nodes
+from documents import blocks, executed
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
@@ -21,6 +20,7 @@ from wsgi_after.executor import BoundedThreadPoolExecutor
 from .descriptions import BY_NAME, PYTHON, gunicorn, uwsgi
 from .harness import Server, find, require, running, send
 from .measure import sigterm_in_a_pool
+from .tables import table
 
 PAGE = blocks("hand-off.rst")
 
@@ -55,13 +55,10 @@ def apply(fn, *args):
 @pytest.mark.servers
 @pytest.mark.parametrize("name", [name for name in BY_NAME if not name.startswith("nginx")])
 def test_its_table_says_what_becomes_of_a_job_at_sigterm(name):
-    [table] = parse("hand-off.rst").findall(nodes.table)
-    rows = [
-        [entry.astext() for entry in row.findall(nodes.entry)]
-        for row in list(table.findall(nodes.row))[1:]
-    ]
-    [fate] = [fate for server, fate, _ in rows if name.lower().startswith(server.lower())]
-    assert sigterm_in_a_pool(name) in fate
+    column = "a job in a pool at SIGTERM"
+    rows = table("hand-off.rst", column)
+    [row] = [row for server, row in rows.items() if name.lower().startswith(server.lower())]
+    assert sigterm_in_a_pool(name) in row[column]
 
 
 def test_the_pool_runs_the_callback(capsys):

@@ -23,14 +23,10 @@ from wsgi_after import AfterResponseMiddleware
 from wsgi_after.flask import AfterResponse
 
 from .control import Watch
-from .descriptions import module, package
-from .harness import control, require, running, wait_until
+from .descriptions import GRANIAN, HYPERCORN, package
+from .harness import control, require, running
 
 PAGE = (DOCS / "limits.rst").read_text(encoding="utf-8")
-GRANIAN = module(
-    *("granian", "--interface=wsgi", "--host=127.0.0.1", "--port={port}", "kinds:application")
-)
-HYPERCORN = module("hypercorn", "--bind=127.0.0.1:{port}", "wsgi:kinds:application")
 servers = pytest.mark.servers
 WAIT = 30  # seconds, for what takes none
 
@@ -90,32 +86,6 @@ def test_the_reloader_of_flask_kills_a_callback_that_is_running(tmp_path):
                 assert callback.recv(1) == b""  # its process is gone
         log = (tmp_path / "log").read_text()
     assert ("the next callback" in log, "wsgi_after" in log, "failed" in log) == (False,) * 3
-
-
-TWO = """
-import time
-from wsgi_after import AfterResponseMiddleware
-
-def app(environ, start_response):
-    environ["wsgi.after"](time.sleep, 60)
-    environ["wsgi.after"](print, "the next callback", flush=True)
-    start_response("200 OK", [("Content-Length", "5")])
-    return [b"Hello"]
-
-application = AfterResponseMiddleware(app)
-"""
-
-
-@servers
-def test_the_timeout_of_gunicorn_interrupts_a_callback_in_a_worker_of_one_thread(tmp_path):
-    (tmp_path / "two.py").write_text(TWO)
-    log = tmp_path / "log"
-    command = "gunicorn --bind 127.0.0.1:8000 --timeout 1 two:application"
-    with serving(command, tmp_path) as port:
-        assert ask(port, "/") == (200, "Hello")
-        wait_until(lambda: "Worker exiting" in log.read_text(), log)
-        shown = re.findall("WORKER TIMEOUT|the next callback|Worker exiting", log.read_text())
-    assert shown == ["WORKER TIMEOUT", "the next callback", "Worker exiting"]
 
 
 # Sessions

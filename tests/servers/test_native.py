@@ -12,9 +12,9 @@ import pytest
 from documents import DOCS, blocks
 
 from .descriptions import gunicorn, module, package
-from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
+from .expectations import IN_HTTP_1_0, KINDS
 from .harness import find, require, running
-from .measure import asked_in_http_1_0, attempt, terminate
+from .measure import ask_in_http_1_0, nobody_waits, received_bare, terminate
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("for-a-server.rst")
@@ -66,19 +66,13 @@ def where(request):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_client_waits_and_callbacks_run_once_in_the_requests_own_thread(where, kind):
-    timing = GONE if kind == "hang_up" else IN_TIME
-    bare, wrapped = (attempt(where, mode, kind, Expected(timing)) for mode in ("bare", "wrapped"))
-    reports = [report for reports in wrapped.reports for report in reports]
-    assert wrapped.timing == timing, where.log.read_text()[-3000:]
-    assert [report["event"] for report in reports] == CALLBACKS * len(wrapped.watches)
-    assert kind == "hang_up" or wrapped.wire == bare.wire
-    assert [report["here"][:3] for report in reports] == [r["called"][:3] for r in reports]
+    received = nobody_waits(where, kind)
+    assert kind == "hang_up" or received == received_bare(where, kind)
 
 
-@pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
+@pytest.mark.parametrize("kind", IN_HTTP_1_0)
 def test_a_response_in_http_1_0_ends_first(where, kind):
-    watch = asked_in_http_1_0(where, kind, WAIT)
-    assert watch.had == (False, True)
+    assert ask_in_http_1_0(where, kind, WAIT).had == (False, True)
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "waitress"])

@@ -8,7 +8,9 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from commands import PACKAGE_PARENT, environment, run
@@ -24,18 +26,6 @@ PAGE = blocks("hand-off.rst")
 pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("throttles")]
 
 
-class Redis:
-    """A redis-server, until it is killed."""
-
-    def __init__(self, process, port):
-        self.process = process
-        self.url = f"redis://127.0.0.1:{port}/0"
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait(10)
-
-
 @pytest.fixture
 def redis(tmp_path, monkeypatch):
     require([name for name in ("rq", "celery", "redis") if find_spec(name) is None])
@@ -46,9 +36,9 @@ def redis(tmp_path, monkeypatch):
         process = start([str(find("redis-server")), *options], tmp_path, output)
     try:
         wait_until(lambda: listens(port), log, process)
-        found = Redis(process, port)
-        monkeypatch.setenv("TEST_REDIS", found.url)
-        yield found
+        url = f"redis://127.0.0.1:{port}/0"
+        monkeypatch.setenv("TEST_REDIS", url)
+        yield SimpleNamespace(url=url, kill=partial(end, process))
     finally:
         end(process)
 
@@ -131,7 +121,7 @@ def remember(environ):
     remembered.append(environ["PATH_INFO"])
 
 
-def test_without_their_broker_queues_cost_no_response(
+def test_queues_without_their_broker_cost_no_response(
     queue, executor, redis, tasks, tmp_path, caplog
 ):
     path = tmp_path / "written"

@@ -17,7 +17,7 @@ from .expectations import (
     BODY_ERRORS,
     CALLBACKS,
     END_LATE,
-    GONE,
+    IN_HTTP_1_0,
     IN_TIME,
     KINDS,
     LATE,
@@ -25,7 +25,15 @@ from .expectations import (
     Expected,
 )
 from .harness import control, require, running, send
-from .measure import attempt, terminate
+from .measure import (
+    ask_in_http_1_0,
+    ask_twice,
+    attempt,
+    check,
+    nobody_waits,
+    received_bare,
+    terminate,
+)
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("for-a-server.rst")
@@ -75,42 +83,24 @@ def where(name):
         yield place
 
 
-def timing_of(name, kind):
-    if kind == "hang_up":
-        return GONE
-    return UNCLOSED if name == "twisted_serve.py" and kind in BODY_ERRORS else IN_TIME
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_client_waits_and_callbacks_run_once_in_the_requests_own_thread(where, name, kind):
-    timing = timing_of(name, kind)
-    bare, wrapped = (attempt(where, mode, kind, Expected(timing)) for mode in ("bare", "wrapped"))
-    reports = [report for reports in wrapped.reports for report in reports]
-    assert wrapped.timing == timing, where.log.read_text()[-3000:]
-    assert [report["event"] for report in reports] == CALLBACKS * len(wrapped.watches)
-    assert kind == "hang_up" or wrapped.wire == bare.wire
-    if timing != UNCLOSED:
-        assert [report["here"][:3] for report in reports] == [r["called"][:3] for r in reports]
+    timing = UNCLOSED if name == "twisted_serve.py" and kind in BODY_ERRORS else IN_TIME
+    received = nobody_waits(where, kind, timing)
+    assert kind == "hang_up" or received == received_bare(where, kind)
 
 
-@pytest.mark.parametrize("kind", ["list_without_length", "generator", "error_before_return"])
+@pytest.mark.parametrize("kind", IN_HTTP_1_0)
 def test_a_response_in_http_1_0_ends_first(where, name, kind):
     waits = name in ENDS_LATE
-    watch = control().watch(0.5 if waits else WAIT)
-    with Connection(where.port) as client:
-        client.socket.sendall(f"GET /wrapped/{kind}?{watch.query} HTTP/1.0\r\n\r\n".encode())
-        client.read_to_end()
-    watch.end.set()
-    assert watch.done.wait(WAIT), where.log.read_text()
-    assert watch.had == (False, not waits)
+    assert ask_in_http_1_0(where, kind, 0.5 if waits else WAIT).had == (False, not waits)
 
 
 def test_the_callbacks_run_in_close_where_the_response_is_closed_in_another_thread(where):
     tried = attempt(where, "thread", "list_with_length", Expected(END_LATE))
     [reports] = tried.reports
     assert tried.timing in {END_LATE, LATE}
-    assert [report["event"] for report in reports] == CALLBACKS
-    assert [report["here"][:3] for report in reports] == [r["called"][:3] for r in reports]
+    check(reports)
 
 
 #: Recipes in which the next request on a connection waits, because it runs in the same greenlet.
@@ -119,14 +109,7 @@ NEXT_WAITS = ["gevent_serve.py", "eventlet_serve.py", "eventlet_hooks.py"]
 
 def test_the_next_request_on_a_connection_waits_where_the_page_says_so(where, name):
     waits = name in NEXT_WAITS
-    watch = control().watch(0.5 if waits else WAIT)
-    with Connection(where.port) as client:
-        for path in (f"wrapped/list_with_length?{watch.query}", "bare/list_with_length"):
-            client.request(f"/{path}")
-            client.read_response("GET", lambda: None)
-        watch.end.set()
-        assert watch.done.wait(WAIT), where.log.read_text()
-    assert (client.received.count(b"hello list"), watch.had) == (2, (False, not waits))
+    assert ask_twice(where, 0.5 if waits else WAIT).had == (False, not waits)
 
 
 def test_the_callbacks_of_requests_at_the_same_time_run_once_each(where):
@@ -178,19 +161,25 @@ def test_mod_wsgi_publishes_that_a_request_has_finished_before_the_last_chunk():
     assert watch.had == (True, False)
 
 
-#: Lines that the page names, by file, with what they have to do.
+#: Lines of adapters and servers that a page names, by page and file, with what they have to do.
 NAMED = {
-    "tornado/wsgi.py": {178: "close()", 201: "write_headers", 202: "connection.finish()"},
-    "granian/wsgi.py": {64: "return resp.status"},
+    ("for-a-server.rst", "tornado/wsgi.py"): {
+        178: "close()",
+        201: "write_headers",
+        202: "connection.finish()",
+    },
+    ("for-a-server.rst", "granian/wsgi.py"): {64: "return resp.status"},
+    ("serverless.rst", "apig_wsgi/__init__.py"): {278: "close()"},
+    ("serverless.rst", "serverless_wsgi.py"): dict.fromkeys([247, 303, 351], "Response.from_app"),
 }
 
 
-@pytest.mark.parametrize("file", NAMED)
-def test_the_lines_that_the_page_names_do_what_it_says(file):
-    name = file.split("/")[0]
+@pytest.mark.parametrize(("page", "file"), NAMED)
+def test_the_lines_that_a_page_names_do_what_it_says(page, file):
+    named = NAMED[page, file]
+    name = file.split("/")[0].removesuffix(".py")
     found = importlib.util.find_spec(name)
     require([name] if found is None else [])
-    lines = (Path(found.origin).parent / file.split("/")[1]).read_text().splitlines()
-    page = " ".join((DOCS / "for-a-server.rst").read_text().split())
-    assert f"({file}:{min(NAMED[file])}" in page
-    assert [text for line, text in NAMED[file].items() if text not in lines[line - 1]] == []
+    lines = Path(found.origin).with_name(file.split("/")[-1]).read_text().splitlines()
+    assert f"({file}:{min(named)}" in " ".join((DOCS / page).read_text().split())
+    assert [text for line, text in named.items() if text not in lines[line - 1]] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -12,20 +11,19 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import chain, count
+from itertools import chain
 
 import pytest
 from documents import parse
-from docutils import nodes
 
 from wsgi_after import probe
 
-from .client import Connection
-from .control import Watch
+from .client import Connection, fetch
 from .descriptions import DEBIAN_UWSGI, PYPI_UWSGI, nginx_uwsgi, not_on_3_15, uwsgi, uwsgi_command
-from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
+from .expectations import CALLBACKS, IN_HTTP_1_0, KINDS
 from .harness import Server, control, find, require, running, wait_until
-from .measure import asked_in_http_1_0, attempt, ran_elsewhere
+from .measure import ask_in_http_1_0, nobody_waits
+from .tables import table
 
 pytestmark = [pytest.mark.servers, not_on_3_15]
 
@@ -47,7 +45,6 @@ FRONTS = {
     "nginx": nginx_uwsgi,
 }
 BUILDS = {"PyPI's": PYPI_UWSGI, "Debian's": DEBIAN_UWSGI}
-OLD = ["list_without_length", "generator", "error_before_return"]  # in HTTP/1.0
 
 
 def server(mode, *options, app="kinds", source=None, front="--http-socket", build="PyPI's"):
@@ -67,23 +64,14 @@ def server(mode, *options, app="kinds", source=None, front="--http-socket", buil
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("mode", MODES)
-def test_in_each_mode_no_client_waits_and_callbacks_run_in_the_requests_own_thread(
-    mode, front, build
-):
+def test_no_client_waits_in_any_mode(mode, front, build):
     """Whatever the response: error pages, too. tests/servers/test_who_waits.py has more."""
-    timings = {kind: GONE if kind == "hang_up" else IN_TIME for kind in KINDS}
-    del timings["two_requests"]  # only --http keeps a connection, and that is in the matrix
     with running(server(mode, front=front, build=build)) as where:
-        found = {
-            kind: attempt(where, "wrapped", kind, Expected(timing))
-            for kind, timing in timings.items()
-        }
-        old = [asked_in_http_1_0(where, kind, WAIT) for kind in OLD]
-    watches = [*(watch for tried in found.values() for watch in tried.watches), *old]
-    assert {kind: tried.timing for kind, tried in found.items()} == timings
-    assert [watch.had for watch in old] == [(False, True)] * len(OLD)
-    assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
-    assert ran_elsewhere(watches) == []
+        for kind in KINDS:
+            if kind != "two_requests":  # only --http keeps a connection: that is in the matrix
+                nobody_waits(where, kind)
+        had = {kind: ask_in_http_1_0(where, kind, WAIT).had for kind in IN_HTTP_1_0}
+    assert had == dict.fromkeys(IN_HTTP_1_0, (False, True))
 
 
 def test_debians_version_is_the_one_that_the_page_names():
@@ -96,23 +84,26 @@ def test_debians_version_is_the_one_that_the_page_names():
 # Whose request it is
 
 
-COUNTS = """
+#: What called a callback: uWSGI's hook, or close().
+CALLER = """
 import os
 import sys
 import kinds
+import uwsgi
 from wsgi_after import AfterResponseMiddleware
 
 def caller():
-    # What called the callback: uWSGI's hook, or close().
     frame = sys._getframe()
     while frame is not None and frame.f_code.co_name != "hook":
         frame = frame.f_back
     return "close" if frame is None else "hook"
+"""
 
+COUNTS = (
+    CALLER
+    + """
 def app(environ, start_response):
     path = environ["PATH_INFO"]
-    if path.endswith("about"):
-        return kinds.about(environ, start_response)
     def callback():
         line = f"{path} {environ.get('PATH_INFO')} {environ.get('QUERY_STRING')} {caller()}\\n"
         os.write(2, line.encode())
@@ -121,26 +112,22 @@ def app(environ, start_response):
     start_response("200 OK", [])
     return iter(body) if path.endswith("0") else body
 
-application = AfterResponseMiddleware(app)
+wrapped = AfterResponseMiddleware(app)
+application = kinds.beside_about(wrapped)
 
-@application.after_response
+@wrapped.after_response
 def app_wide(environ):
-    if not environ["PATH_INFO"].endswith("about"):
-        line = f"wide {environ['PATH_INFO']} {environ['QUERY_STRING']} {caller()}\\n"
-        os.write(2, line.encode())
+    line = f"wide {environ['PATH_INFO']} {environ['QUERY_STRING']} {caller()}\\n"
+    os.write(2, line.encode())
 """
+)
 
 
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_of_2000_requests_at_once_each_runs_once_in_the_hook_and_sees_itself(mode, build):
-    numbers = count()
-
-    def ask(_):
-        number = next(numbers)
-        with Connection(where.port) as client:
-            client.request(f"/r{number}?q{number}", connection="close")
-            client.read_to_end()
+    def ask(number):
+        fetch(where.port, f"/r{number}?q{number}")
 
     with running(server(mode, app="other", source=COUNTS, build=build)) as where:
         with ThreadPoolExecutor(64) as pool:
@@ -156,56 +143,41 @@ def test_of_2000_requests_at_once_each_runs_once_in_the_hook_and_sees_itself(mod
 
 
 def where_it_runs(where, path="/"):
-    """The stack of a callback: its names tell whether ``close()`` or the hook called it."""
-    so_far = where.log.read_text().count("\nstack ")
-    with Connection(where.port) as client:
-        client.request(path, connection="close")
-        client.read_to_end()
+    """What calls the callback of a request."""
+    so_far = where.log.read_text().count("called by ")
+    fetch(where.port, path)
 
-    def stacks():
-        return re.findall(r"^stack (.*)$", where.log.read_text(), re.MULTILINE)[so_far:]
+    def found():
+        return re.findall(r"^called by (\w+)$", where.log.read_text(), re.MULTILINE)[so_far:]
 
-    wait_until(stacks, where.log)
-    [found] = map(json.loads, stacks())
-    return "hook" if "hook" in found else "close"
+    wait_until(found, where.log)
+    [place] = found()
+    return place
 
 
-STACK = """
-import json, os, sys, traceback
-import kinds
-import uwsgi
-from wsgi_after import AfterResponseMiddleware
-
+def tells(before="", after=""):
+    """An app whose callback tells what calls it, with lines before and after the middleware."""
+    return f"""{CALLER}
 def app(environ, start_response):
-    if environ["PATH_INFO"].endswith("about"):
-        return kinds.about(environ, start_response)
-    def callback():
-        stack = [frame.name for frame in traceback.extract_stack()]
-        os.write(2, f"stack {json.dumps(stack)}\\n".encode())
-        %s
-    environ["wsgi.after"].append(callback)
+    environ["wsgi.after"](lambda: os.write(2, f"called by {{caller()}}\\n".encode()))
     start_response("200 OK", [("Content-Length", "0")])
     return []
 
 def theirs():
     os.write(2, b"theirs\\n")
 
-%s
-application = AfterResponseMiddleware(app)
-%s
+{before}
+application = kinds.beside_about(AfterResponseMiddleware(app))
+{after}
 """
-
-
-def stack(in_callback="pass", before="", after=""):
-    return STACK % (in_callback, before, after)
 
 
 @pytest.mark.parametrize(
     ("source", "place", "theirs"),
     [
-        (stack(), "hook", False),
-        (stack(before="uwsgi.after_req_hook = theirs"), "hook", True),
-        (stack(after="uwsgi.after_req_hook = theirs"), "close", True),
+        (tells(), "hook", False),
+        (tells(before="uwsgi.after_req_hook = theirs"), "hook", True),
+        (tells(after="uwsgi.after_req_hook = theirs"), "close", True),
     ],
     ids=["ours", "chained", "replaced"],
 )
@@ -216,7 +188,7 @@ def test_a_hook_that_is_there_is_called_and_one_over_ours_is_noticed(source, pla
 
 
 def test_without_greenlets_asynchronous_requests_use_close():
-    running_one = server("one process", "--async=4", app="other", source=stack())
+    running_one = server("one process", "--async=4", app="other", source=tells())
     with running(running_one) as where:
         assert where_it_runs(where) == "close"
 
@@ -226,7 +198,7 @@ def mounted(*options, second):
     mounts = ("--manage-script-name", "--mount=/=other.py", "--mount=/second=second.py")
 
     def commands(where):
-        where.write("other.py", stack())
+        where.write("other.py", tells())
         where.write("second.py", second)
         listen = f"--http-socket=127.0.0.1:{where.port}"
         command = uwsgi_command(listen, *options, *mounts)
@@ -247,7 +219,7 @@ IMPORT = "--import=wsgi_after.uwsgi"
     ],
 )
 def test_mounted_apps_need_one_interpreter_and_an_import(options, found):
-    with running(mounted(*options, second=stack())) as where:
+    with running(mounted(*options, second=tells())) as where:
         where.about()
         assert [where_it_runs(where, path) for path in ("/", "/second/") * 2] == found
 
@@ -264,10 +236,8 @@ def test_a_worker_that_is_reloaded_at_an_exception_loses_nothing():
     """The server ends it before it would call the hook."""
     options = ("--reload-on-exception",)
     with running(server("one process", *options)) as where:
-        watches: list[Watch] = []
-        for _ in range(3):
-            watch = control().watch(0)
-            watches.append(watch)
+        watches = [control().watch(0) for _ in range(3)]
+        for watch in watches:
             with suppress(OSError), Connection(where.port) as client:
                 client.request(f"/wrapped/error_before_return?{watch.query}", connection="close")
                 client.read_to_end()
@@ -286,8 +256,6 @@ from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
 def app(environ, start_response):
-    if environ["PATH_INFO"].endswith("about"):
-        return kinds.about(environ, start_response)
     way = environ["PATH_INFO"][1:]
     def callback():
         os.write(2, f"begins {way}\\n".encode())
@@ -310,12 +278,11 @@ def at_exit():
 
 uwsgi.atexit = at_exit
 
+@kinds.beside_about
 def application(environ, start_response):
-    return ways.get(environ["PATH_INFO"], app_about)(environ, start_response)
-
-app_about = AfterResponseMiddleware(app)
+    return ways[environ["PATH_INFO"]](environ, start_response)
 """
-WAYS = ("close", "hook", "pool")
+WAYS = {"close": "in close()", "hook": "in the hook", "pool": "in a pool"}
 GRACEFUL = ("--hook-master-start=unix_signal:15 gracefully_kill_them_all",)
 HARAKIRI = ("--harakiri=1",)
 #: What ends a worker: options, and the signal to the master. In the order of the page's table.
@@ -327,16 +294,8 @@ ENDS = {
     "harakiri": (HARAKIRI, None),
     "harakiri, with harakiri-no-arh": ((*HARAKIRI, "--harakiri-no-arh"), None),
 }
-
-
-def outcomes():
-    """What the page says: by what ends the worker, and where the callback runs."""
-    [table] = [
-        [[" ".join(cell.astext().split()) for cell in row] for row in found.findall(nodes.row)]
-        for found in parse("uwsgi.rst").findall(nodes.table)
-        if "harakiri" in found.astext()
-    ]
-    return {row[0]: dict(zip(WAYS, row[1:], strict=True)) for row in table[1:]}
+#: What the page says: by what ends the worker, and where the callback runs.
+OUTCOMES = table("uwsgi.rst", "in the hook")
 
 
 def begin(where, way):
@@ -370,8 +329,8 @@ def test_what_becomes_of_a_callback_when_its_worker_ends(end, way):
         is_lost = f"ends {way}" not in log
         if end in {"SIGHUP", "max-requests"} or (is_lost and "harakiri" in end):  # it has ended
             wait_until(lambda: where.about()["place"][0] != worker, where.log, seconds=20)
-    assert [*outcomes()] == [*ENDS]
-    assert ("is lost" if is_lost else "finishes") == outcomes()[end][way]
+    assert [*OUTCOMES] == [*ENDS]
+    assert ("is lost" if is_lost else "finishes") == OUTCOMES[end][WAYS[way]]
     if sign == "SIGTERM":  # with die-on-term, a worker that is busy does not come to atexit
         assert ("atexit" in log) is (way == "pool" or options == GRACEFUL)
 

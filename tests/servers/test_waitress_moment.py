@@ -23,9 +23,9 @@ from wsgi_after.waitress import Dispatcher, serve, serve_paste
 
 from .client import Connection
 from .descriptions import PYTHON, package
-from .expectations import CALLBACKS, GONE, IN_TIME, KINDS, Expected
+from .expectations import IN_HTTP_1_0, KINDS
 from .harness import control, require, running, wait_until
-from .measure import asked_in_http_1_0, attempt, ran_elsewhere, terminate
+from .measure import ask_in_http_1_0, ask_twice, nobody_waits, terminate
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("waitress.rst")
@@ -62,43 +62,22 @@ def test_everything_on_the_page_is_run_by_a_test():
     assert [*PAGE] == ["serve.py", "server.ini"]
 
 
-@pytest.mark.parametrize("kind", ["list_with_length", "generator", "error_before_return"])
+@pytest.mark.parametrize("kind", ["list_with_length", *IN_HTTP_1_0])
 def test_a_client_of_http_1_0_does_not_wait(where, kind):
     """The other kinds, and HTTP/1.1, are tried by test_who_waits."""
-    watch = asked_in_http_1_0(where, kind, WAIT)
-    assert (watch.had, watch.events[-3:]) == ((False, True), CALLBACKS)
-    assert ran_elsewhere([watch]) == []
+    assert ask_in_http_1_0(where, kind, WAIT).had == (False, True)
 
 
 def test_the_next_request_of_the_connection_does_not_wait(where):
-    watch = control().watch(patience=10)
-    with Connection(where.port) as client:
-        client.request(f"/wrapped/list_with_length?{watch.query}")
-        client.read_response("GET", watch.headers.set)
-        assert watch.slow.wait(10)
-        client.request("/bare/list_with_length", connection="close")
-        client.read_to_end()
-        ended = watch.done.is_set()
-        watch.end.set()
-        assert watch.done.wait(10)
-    assert (ended, client.received.count(b"HTTP/1.1 200 OK")) == (False, 2)
+    assert ask_twice(where, WAIT).had == (False, True)
 
 
 def test_no_client_waits_on_the_oldest_release_either():
     require([] if OLDEST.exists() else [str(OLDEST)])
-    timings = {kind: GONE if kind == "hang_up" else IN_TIME for kind in KINDS}
     with running(server(python=OLDEST)) as place:
-        found = {
-            kind: attempt(place, "wrapped", kind, Expected(timing))
-            for kind, timing in timings.items()
-        }
-        ended = terminate(place, "wrapped")
-    watches = [watch for kind, tried in found.items() for watch in tried.watches]
-    assert {kind: tried.timing for kind, tried in found.items()} == timings
-    assert [watch.events[-3:] for watch in watches] == [CALLBACKS] * len(watches)
-    elsewhere = {kind for kind in found if ran_elsewhere(found[kind].watches)}
-    assert elsewhere <= {"small_file", "large_file"}  # it closes both where it serves all sockets
-    assert ended == "finishes"
+        for kind in KINDS:  # it closes both files where it serves all sockets
+            nobody_waits(place, kind, elsewhere=kind in {"small_file", "large_file"})
+        assert terminate(place, "wrapped") == "finishes"
 
 
 @pytest.mark.parametrize(("seconds", "again"), [(0.2, False), (30, True)])
@@ -122,6 +101,24 @@ def test_a_callback_that_is_lost_at_the_end_is_logged(seconds, again):
 # In this process
 
 
+def serve_one(serve, app, ends, **options):
+    """Serve a request, and SIGTERM this process when ``ends()`` has returned."""
+
+    def visit():
+        with Connection(listener.getsockname()[1]) as client:
+            client.request("/late", connection="close")
+            client.read_response("GET", lambda: None)
+            ends()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=visit)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread.start()
+        code = serve(AfterResponseMiddleware(app), sockets=[listener], **options)
+    thread.join()
+    return code
+
+
 def test_serve_runs_the_callbacks_and_ends_at_sigterm(events):
     def app(environ, start_response):
         environ["wsgi.after"](events.append, "callback")
@@ -129,22 +126,9 @@ def test_serve_runs_the_callbacks_and_ends_at_sigterm(events):
         start_response("200 OK", [])
         return iter([b"chunk"])
 
-    def visit():
-        with Connection(port) as client:
-            client.request("/", connection="close")
-            client.read_to_end()
-        done.wait(10)
-        os.kill(os.getpid(), signal.SIGTERM)
-
     done = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        thread = threading.Thread(target=visit)
-        thread.start()
-        application = AfterResponseMiddleware(app)
-        code = serve_paste(application, {}, sockets=[listener], graceful_timeout="5")
-        thread.join()
-    events.append(code)
+    for_paste = partial(serve_paste, global_conf={})
+    events.append(serve_one(for_paste, app, partial(done.wait, WAIT), graceful_timeout="5"))
     assert (events, signal.getsignal(signal.SIGTERM)) == (["callback", 0], signal.SIG_DFL)
 
 
@@ -158,25 +142,12 @@ def test_serve_logs_whose_callbacks_have_not_finished_in_time(caplog, monkeypatc
         start_response("200 OK", [("Content-Length", "0")])
         return []
 
-    def visit():
-        with Connection(port) as client:
-            client.request("/late", connection="close")
-            begun.wait(WAIT)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        thread = threading.Thread(target=visit)
-        thread.start()
-        serve(AfterResponseMiddleware(app), sockets=[listener], graceful_timeout=0)
-        told = messages(caplog, logging.ERROR)
-        go_on.set()
-        thread.join()
+    begun, go_on, ended = (threading.Event() for _ in range(3))
+    serve_one(serve, app, partial(begun.wait, WAIT), graceful_timeout=0)
+    [told] = messages(caplog, logging.ERROR)
+    go_on.set()
     assert ended.wait(WAIT)
-    assert [message[:54] for message in told] == [
-        "waitress has ended while GET /late or its callbacks we"
-    ]
+    assert told.startswith("waitress has ended while GET /late or its callbacks we")
 
 
 class Ends(Exception):

@@ -10,8 +10,7 @@ import sys
 from threading import get_ident
 
 import _interpreters
-from kinds import KINDS, list_with_length, plain, query_of, say
-from kinds import app as of_kinds
+from kinds import KINDS, beside_about, list_with_length, plain, query_of, say
 
 from wsgi_after import AfterResponseMiddleware, after_this_request
 
@@ -67,8 +66,9 @@ def dropped(environ, start_response):
 
 
 in_middleware = AfterResponseMiddleware(app)
-OTHERS = {"/bare/about": of_kinds, "/where": where, "/dropped": dropped}
 
 
+@beside_about
 def application(environ, start_response):
-    return OTHERS.get(environ["PATH_INFO"], in_middleware)(environ, start_response)
+    others = {"/where": where, "/dropped": dropped}
+    return others.get(environ["PATH_INFO"], in_middleware)(environ, start_response)

@@ -104,6 +104,16 @@ def about(environ, start_response):
     return [body]
 
 
+def beside_about(application):
+    """An app that answers the harness, which asks for what is to be known, and others."""
+
+    def app(environ, start_response):
+        is_about = environ["PATH_INFO"] == "/bare/about"
+        return (about if is_about else application)(environ, start_response)
+
+    return app
+
+
 class ClassIterator:
     """An app that is a class, as in PEP 3333: the instance is the iterable."""
 

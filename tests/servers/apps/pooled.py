@@ -8,8 +8,7 @@ import json
 import os
 import sys
 
-from kinds import app as of_kinds
-from kinds import plain, query_of, say
+from kinds import beside_about, plain, query_of, say
 
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
@@ -67,9 +66,4 @@ def app(environ, start_response):
     return [b"ok"]
 
 
-in_middleware = AfterResponseMiddleware(app, executor=pool)
-
-
-def application(environ, start_response):
-    chosen = of_kinds if environ["PATH_INFO"].startswith("/bare/") else in_middleware
-    return chosen(environ, start_response)
+application = beside_about(AfterResponseMiddleware(app, executor=pool))
