@@ -38,6 +38,7 @@ TESTS = [
     *("tests/test_prepare_patterns.py", "tests/test_executor.py", "tests/test_observability.py"),
     *("tests/test_leaks.py", "tests/test_contract.py", "tests/test_lint.py"),
     *("tests/test_testing.py", "tests/test_matrix.py", "tests/test_fuzz.py"),
+    *("tests/test_moment.py", "tests/test_around.py", "tests/test_registering.py"),
     *("tests/test_races.py", "tests/test_interruptions.py", "tests/test_model.py"),
 ]
 
