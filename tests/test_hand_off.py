@@ -328,6 +328,16 @@ def test_what_comes_after_a_job_has_left_the_process_is_refused(late):
     assert [callback() for callback in sent] == [1, 2][: 1 + late]
 
 
+def test_a_job_that_was_pickled_for_a_broker_that_cannot_be_reached_runs_here(events):
+    class Unreachable(Broker):
+        def send(self):
+            super().send()
+            raise ConnectionError("no broker")
+
+    after = serve(Unreachable(late=False), partial(events.append, "ran"))
+    assert (events, after.ended) == (["ran"], True)
+
+
 def test_a_job_that_has_left_the_process_keeps_no_exception_of_the_app_here():
     environ = make_environ()
     with pytest.raises(ValueError, match="on purpose"):
