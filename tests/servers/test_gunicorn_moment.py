@@ -327,12 +327,17 @@ def end_while(make_worker, gate, events, monkeypatch):
     """
 
     def end_while(app, graceful_timeout):
+        def served(environ, start_response):
+            given_up.append(environ["gunicorn.socket"])
+            return app(environ, start_response)
+
         def notify():
             if worker.poller.get_map() is None:  # gunicorn's own end is over
                 gate.release.set()
 
+        given_up = []  # a worker whose time is over leaves connections open
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            worker = make_worker("GThread", app, listener, graceful_timeout=graceful_timeout)
+            worker = make_worker("GThread", served, listener, graceful_timeout=graceful_timeout)
             monkeypatch.setattr(worker, "init_signals", lambda: None)  # for the main thread only
             monkeypatch.setattr(worker, "notify", notify)
             thread = threading.Thread(target=worker.init_process)
@@ -345,6 +350,8 @@ def end_while(make_worker, gate, events, monkeypatch):
                 events.append("ended")
                 gate.release.set()
                 assert gate.done.wait(WAIT)
+        for connection in given_up:
+            connection.close()
 
     return end_while
 
@@ -366,8 +373,6 @@ def test_a_worker_with_threads_waits_for_callbacks_with_signs_of_life(
 
 def test_requests_and_callbacks_have_one_graceful_timeout_together(end_while, gate, events):
     def app(environ, start_response):
-        connection = environ["gunicorn.socket"]  # which gunicorn has given up by then
-        environ["wsgi.after"].append(connection.close)
         environ["wsgi.after"].extend([lambda: events.append("callback"), gate.done.set])
         gate.running.set()
         gate.release.wait(WAIT)

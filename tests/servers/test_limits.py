@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from commands import ask, run, serving
@@ -339,9 +339,10 @@ def test_the_time_of_very_many_callbacks_grows_as_the_square():
             return []
 
         exchange = Exchange(AfterResponseMiddleware(app))
-        began = perf_counter()
+        began = thread_time()
         exchange.finish()
-        return perf_counter() - began
+        return thread_time() - began
 
-    few, many = (min(seconds(number) for _ in range(3)) for number in (5_000, 160_000))
-    assert many > 2 * 32 * few  # 32 times as many
+    # 32 times as many take 120 to 310 times as long; a busy machine may slow some runs down.
+    few = min(seconds(5_000) for _ in range(10))
+    assert seconds(160_000) > 2 * 32 * few
