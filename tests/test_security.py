@@ -110,3 +110,14 @@ def test_security_rst_names_tests_that_exist():
     assert [name for name in named if f"def {name}(" not in defined] == []
     paths = re.findall(r"``(tests/[\w/]+\.py)``", text)
     assert [path for path in paths if not (ROOT / path).is_file()] == []
+
+
+def test_a_text_that_cannot_be_made_is_replaced_in_the_log(caplog):
+    class Broken:
+        __module__ = property()
+
+        def __repr__(self):
+            raise ValueError
+
+    exchange(Broken()).finish()
+    assert "Broken object at" in caplog.messages[0]
