@@ -166,7 +166,7 @@ def test_the_way_out_is_told(caplog, events):
     Exchange(outer)
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert "application = AfterResponseMiddleware(application)" in record.getMessage()
+    assert "application = wsgi_after.AfterResponseMiddleware(application)" in record.getMessage()
     Exchange(AfterResponseMiddleware(outer)).finish()
     assert events == ["callback", "returned", "returned", "callback"]
 

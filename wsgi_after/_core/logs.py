@@ -341,9 +341,9 @@ def is_called_with(environ: WSGIEnvironment, frame: FrameType) -> bool:
 EARLY_CLOSE = (
     "Clients wait for callbacks, because the middleware %s, around AfterResponseMiddleware, closed "
     "the response of %s before returning it to the server. Put AfterResponseMiddleware around that "
-    "middleware: application = AfterResponseMiddleware(application), or in Flask app.wsgi_app = "
-    "AfterResponseMiddleware(app.wsgi_app). An instance inside may stay: it then shares the list "
-    "of the outer one. This is logged once."
+    "middleware: application = wsgi_after.AfterResponseMiddleware(application), or in Flask "
+    "app.wsgi_app = wsgi_after.AfterResponseMiddleware(app.wsgi_app). An instance inside may stay: "
+    "it then shares the list of the outer one. This is logged once."
 )
 
 
