@@ -10,6 +10,8 @@ import logging
 from contextlib import nullcontext
 from functools import partial
 
+import gevent
+import gevent.event
 import pytest
 from conftest import Exchange, Immediately, Refuses, hello, make_environ
 from interleave import interruptions
@@ -177,8 +179,7 @@ def test_what_comes_out_of_the_log_of_one_failure_costs_the_others_nothing(
 
 def test_a_greenlet_that_is_killed_in_a_callback_runs_the_others(events):
     """And another time in the next one: the first kill is let out, the second logged."""
-    gevent = pytest.importorskip("gevent")  # which has no wheel for 3.15 without the GIL
-    began = pytest.importorskip("gevent.event").Event()
+    began = gevent.event.Event()
 
     def waits(name):
         events.append(f"{name} began")

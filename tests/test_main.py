@@ -12,6 +12,7 @@ from threading import Event
 
 import pytest
 from commands import PACKAGE_PARENT, environment, masked
+from servers.harness import require
 
 from wsgi_after import __main__ as command
 
@@ -115,8 +116,7 @@ def test_it_finds_an_app_in_the_current_directory(tmp_path, files, installed):
     if installed:
         scripts = Path(sysconfig.get_path("scripts"))
         argv = [path for path in scripts.glob("wsgi-after*") if path.suffix in ("", ".exe")]
-        if not argv:
-            pytest.skip("wsgi-after is not installed in this environment: pip install -e .")
+        require([] if argv else ["wsgi-after"])
     path = "" if installed else PACKAGE_PARENT
     status, out, err = in_process_of_its_own(
         *argv, "hello:app", "/path", cwd=tmp_path, PYTHONPATH=path
