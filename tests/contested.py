@@ -222,6 +222,27 @@ def on_prepare_and_start_response() -> Round:
     return [partial(next, body), registers], wrong
 
 
+def on_prepare_and_on_prepare() -> Round:
+    """Two threads register the first response callbacks: both run."""
+    events: list[str] = []
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b""
+
+    body, after = called(AfterResponseMiddleware(app))
+    registers = [
+        partial(after.on_prepare, lambda response, name=name: events.append(name)) for name in "ab"
+    ]
+
+    def wrong() -> object:
+        next(body)
+        body.close()
+        return unless(sorted(events), ["a", "b"])
+
+    return registers, wrong
+
+
 class Queue:
     """An executor that keeps its job for another thread, and may say that it did not take it."""
 
@@ -360,7 +381,8 @@ ATTACKS: dict[str, Callable[[], Round]] = {
         attack.__name__: attack
         for attack in (
             *(close_and_close, remove_and_close, hand_over_and_insert, once_and_once),
-            *(notes_and_notes, on_prepare_and_start_response, job_and_close),
+            *(notes_and_notes, on_prepare_and_on_prepare),
+            *(on_prepare_and_start_response, job_and_close),
             *(cancelled_job_and_append, settled_job_and_append, app_wide_and_app_wide),
             *(submit_and_drain, submit_and_shutdown, drop_and_append),
         )

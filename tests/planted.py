@@ -39,6 +39,7 @@ TESTS = [
     *("tests/test_leaks.py", "tests/test_contract.py", "tests/test_lint.py"),
     *("tests/test_testing.py", "tests/test_matrix.py", "tests/test_fuzz.py"),
     *("tests/test_moment.py", "tests/test_around.py", "tests/test_registering.py"),
+    "tests/test_free_threading.py",
     *("tests/test_races.py", "tests/test_interruptions.py", "tests/test_model.py"),
 ]
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import Exchange, Refuses, hello, is_freed, make_environ, messages, registers
 
 from wsgi_after import AfterResponseMiddleware, after_this_response, run_callbacks
+from wsgi_after._core.finish import finish
 
 pytestmark = pytest.mark.usefixtures("throttles")
 
@@ -360,6 +361,20 @@ def test_a_finalizer_runs_them_in_place(queue, events):
     with pytest.warns(ResourceWarning, match="never closed"):
         del exchange.result
     assert (events, queue.jobs) == (["ran"], [])
+
+
+def test_a_body_that_outlives_an_interruption_leaves_the_list_to_its_job(queue, events):
+    """A signal came when the body was made, but not returned: whoever finds it closes it."""
+    exchange = Exchange(registers(lambda: first(), executor=queue))
+    after = exchange.environ["wsgi.after"]
+
+    def first():
+        exchange.result.close()
+        after.append(partial(events.append, "registered by the first"))
+
+    finish(after, KeyboardInterrupt())  # as the middleware does then
+    queue.run()
+    assert (events, after.ended) == (["registered by the first"], True)
 
 
 # uWSGI, which uses the environ again

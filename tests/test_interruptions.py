@@ -13,7 +13,7 @@ from functools import partial
 import gevent
 import gevent.event
 import pytest
-from conftest import Exchange, Immediately, Refuses, hello, make_environ
+from conftest import Exchange, Immediately, Refuses, hello, make_environ, registers
 from interleave import interruptions
 from reporting import count
 from test_races import RESULTS, Queue, exhausted, no_garbage_collector  # noqa: F401
@@ -41,8 +41,20 @@ def fails(events):
     raise ValueError
 
 
+class ClosesBadly(list):
+    """An iterable whose ``close()`` raises."""
+
+    def close(self):
+        raise OSError("of the app's close()")
+
+
+def closes_badly(environ, start_response):
+    start_response("200 OK", [])
+    return ClosesBadly()
+
+
 #: How a request ends: when what the app returned is closed, or when its call does.
-ENDS = [*RESULTS, "the app fails", "nothing to close"]
+ENDS = [*RESULTS, "close() fails", "the app fails", "nothing to close"]
 EXECUTORS = {"here": lambda: None, "at once": Immediately, "queue": Queue, "refuses": Refuses}
 
 
@@ -53,6 +65,9 @@ def make_end(kind, events, executor, *callbacks):
     """
     if kind in RESULTS:
         return exhausted(kind, events, *callbacks, executor=executor).result.close, [True]
+    if kind == "close() fails":
+        app = registers(*callbacks, app=closes_badly, executor=executor)
+        return Exchange(app).result.close, [True]
     registered = []
 
     def app(environ, start_response):

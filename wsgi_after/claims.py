@@ -13,7 +13,9 @@ from functools import partial
 from itertools import compress, count, repeat
 from operator import call, index, is_
 from threading import Lock
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+
+T = TypeVar("T")
 
 #: Whether this process runs without the GIL, on a free-threaded build. If the GIL is turned on
 #: later, the lock is superfluous and harmless. With the GIL, looking at a flag is enough: a ticket
@@ -65,13 +67,21 @@ def claim(body: Any) -> bool:
 
 def notes_of(after: Any) -> dict[str, Any]:
     """Return the notes of a ``CallbackList``. Threads that ask at the same instant get the same."""
-    mine: dict[str, Any] = {}
-    slot = type(after)._notes
-    if after._notes is None:
+    return _filled(after, type(after)._notes, {})
+
+
+def response_callbacks_of(after: Any) -> list[Any]:
+    """Return the list of the response callbacks of a ``CallbackList``, as :func:`notes_of`."""
+    return _filled(after, type(after)._response_callbacks, [])
+
+
+def _filled(after: Any, slot: Any, mine: T) -> T:
+    """Put ``mine`` into a slot that holds ``None``, and return what the slot holds then."""
+    if slot.__get__(after) is None:
         missing = compress((mine,), map(is_, map(slot.__get__, (after,)), (None,)))
         atomically(partial(next, map(partial(slot.__set__, after), missing), None))
-    notes: dict[str, Any] | None = after._notes
-    return mine if notes is None else notes  # None: it has ended meanwhile
+    filled: T | None = slot.__get__(after)
+    return mine if filled is None else filled  # None: the request has ended meanwhile
 
 
 # The places of a list

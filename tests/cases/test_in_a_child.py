@@ -133,7 +133,7 @@ def test_of_start_response_and_who_registers_too_late_one_has_the_function(event
     assert late.take_back()
 
     def app(environ, start_response):
-        environ["wsgi.after"]._response_callbacks += [late, early]
+        environ["wsgi.after"]._response_callbacks = [late, early]
         return hello(environ, start_response)
 
     Exchange(AfterResponseMiddleware(app)).finish()

@@ -46,8 +46,7 @@ class Body:
         except BaseException as error:
             self._fail(error)
             raise
-        is_empty = type(chunk) is bytes and not chunk
-        after._progress = EXHAUSTED_EMPTY if is_empty else EXHAUSTED
+        after._progress = EXHAUSTED_EMPTY if type(chunk) is bytes and not chunk else EXHAUSTED
 
     def __next__(self) -> bytes:
         try:

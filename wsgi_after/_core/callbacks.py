@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
-from ..claims import Places, insert, take
+from ..claims import Places, insert, response_callbacks_of, take
 from ..registering import Registering
 from . import logs, process
 from .logs import OTHER_PROCESS, STARTED_TOO_LATE, TOO_LATE, request_line
@@ -43,6 +43,8 @@ P = TypeVar("P", bound="Response | None")
 
 # The states, in an order that counts: see above.
 OPEN, STARTED, RUNNING, HANDED_OVER, IN_JOB, ENDED, SENT = range(7)
+#: The state while callbacks run, by the state before.
+WHILE_RUNNING = (RUNNING, RUNNING, RUNNING, IN_JOB, IN_JOB, ENDED, SENT)
 
 # How far the response is, in an order that counts. UNSEEN: the server sends a file itself.
 # EXHAUSTED_EMPTY: and the last chunk, if there was one, was empty.
@@ -80,7 +82,7 @@ class CallbackList(Registering, Places):
         self._executor: SupportsSubmit | None = None
         self._call: Callable[..., object] | None = None  # calls a callback: see around.py
         self._thread: int | None = None  # if set: run them in it, or in a thread of their own
-        self._response_callbacks: list[ResponseCallback] = []
+        self._response_callbacks: list[ResponseCallback] | None = None  # None: there are none
         self._draft: Draft | None = None  # what these change, while they run
         self._observer: Callable[..., object] | None = None  # see integration.observe()
         self._notes: dict[str, Any] | None = None  # of registering.py and integration.notes_of()
@@ -147,7 +149,7 @@ class CallbackList(Registering, Places):
         from .prepare import ResponseCallback  # loads werkzeug, which few requests need
 
         entry = ResponseCallback(fn, once=self._draft is not None)
-        self._response_callbacks.append(entry)
+        response_callbacks_of(self).append(entry)
         if self._state != OPEN and self._draft is None and entry.take_back():
             if self._observer is not None:
                 self._observer(self, "on_prepare too late")
@@ -192,12 +194,13 @@ class CallbackList(Registering, Places):
 
     def snapshot(self) -> tuple[list[Any], list[Any]]:
         """What is registered now, for :meth:`restore`."""
-        return [*self], [*self._response_callbacks]
+        return [*self], [*(self._response_callbacks or ())]
 
     def restore(self, snapshot: tuple[list[Any], list[Any]]) -> None:
         """Register exactly what was registered at the snapshot."""
         list.__setitem__(self, slice(None), snapshot[0])
-        self._response_callbacks[:] = snapshot[1]
+        if self._response_callbacks is not None:
+            self._response_callbacks[:] = snapshot[1]
 
     __repr__ = logs.list_text
 
@@ -257,10 +260,9 @@ class CallbackList(Registering, Places):
 
     def _let_go(self) -> None:
         """Drop what is the server's, so that it can free the environ: the request is over."""
-        self._environ = self._write = None
+        self._environ = self._write = self._response_callbacks = None
         self._server_start_response = refuse_to_start
-        self._response_callbacks.clear()
-        if self._state >= ENDED and self._error is not None:
+        if self._error is not None and self._state >= ENDED:
             self._error = FORGOTTEN
 
 

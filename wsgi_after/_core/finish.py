@@ -30,11 +30,17 @@ def finish(callbacks: CallbackList, error: BaseException | None = None) -> None:
             if error is not None and callbacks._error is None:
                 callbacks._error = error
             if callbacks or not callbacks._end():
-                named = callbacks._executor is not None or callbacks._thread is not None
-                asked = hand_off.capturing is not None or hand_off.find_slot is not None
-                if named or asked or MOMENT in (callbacks._environ or ()):
+                here = True
+                if (
+                    callbacks._executor is not None
+                    or callbacks._thread is not None
+                    or hand_off.capturing is not None
+                    or hand_off.find_slot is not None
+                    or MOMENT in (callbacks._environ or ())
+                ):
                     raised = offer(callbacks, raised)
-                if callbacks._state < HANDED_OVER and callbacks._forks == process.forks:
+                    here = callbacks._state < HANDED_OVER and callbacks._forks == process.forks
+                if here:
                     if raised is None and callbacks._progress == EXHAUSTED_EMPTY:
                         raised = flush(callbacks)
                     if looks and raised is None:

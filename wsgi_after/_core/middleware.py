@@ -111,8 +111,9 @@ class AfterResponseMiddleware:
         after._state, after._progress, after._forks = OPEN, IN_CALL, process.forks
         after._maker, after._call, after._observer = self, self._call, self._observer
         after._environ, after._server_start_response = environ, start_response
-        after._executor, after._given, after._response_callbacks = self._executor, (None, None), []
+        after._executor, after._given = self._executor, (None, None)
         after._draft = after._error = after._notes = after._thread = after._write = None
+        after._response_callbacks = None
         environ[KEY] = after
         if self._executor is not None and recognise(environ).reuses_environ:
             # The app gets a copy: in the server's own, the job would read the next request.

@@ -7,7 +7,7 @@ from time import monotonic
 
 from ..claims import WITHOUT_GIL, insert, take_first
 from . import process
-from .callbacks import HANDED_OVER, IN_JOB, RUNNING, CallbackList
+from .callbacks import HANDED_OVER, WHILE_RUNNING, CallbackList
 from .current import reset_current, set_current
 from .let_out import goes_on
 from .logs import OTHER_PROCESS, Nobody, log_failure, log_interruption, log_not_run, log_slow
@@ -52,15 +52,12 @@ def run(
     A callback that takes more than ``patience`` seconds is reported as slow.
     """
     after = callbacks if isinstance(callbacks, CallbackList) else None
+    call = None
     if after is not None:
-        if after._state == HANDED_OVER:
-            after._state = IN_JOB
-        elif after._state < RUNNING:
-            after._state = RUNNING
-    call = None if after is None else after._call
+        after._state, call = WHILE_RUNNING[after._state], after._call
     forks = process.forks
     taken: Callable[[], object] | None = None
-    kept: list[Callable[[], object]] = []  # call() empties it where it calls the callback
+    kept: list[Callable[[], object]] | None = None  # call() empties it where it calls the callback
     token = set_current(callbacks)
     try:
         while True:
@@ -70,8 +67,8 @@ def run(
                     # pop() decides which thread runs it. A signal handler can raise when that has
                     # returned, before the next line: then "taken", or "kept", is put back.
                     if WITHOUT_GIL:  # another thread may come between two lines
-                        take_first(callbacks, kept)
-                        [callback], kept = kept, []
+                        take_first(callbacks, kept := [])
+                        [callback], kept = kept, None
                     else:
                         taken = callbacks[0]
                         callback = callbacks.pop(0)
