@@ -72,7 +72,13 @@ def notes_of(after: Any) -> dict[str, Any]:
 
 def response_callbacks_of(after: Any) -> list[Any]:
     """Return the list of the response callbacks of a ``CallbackList``, as :func:`notes_of`."""
-    return _filled(after, type(after)._response_callbacks, [])
+    mine: list[Any] = []
+    if WITHOUT_GIL:
+        return _filled(after, type(after)._response_callbacks, mine)
+    kept: list[Any] | None = after._response_callbacks
+    if kept is None:  # with the GIL, this is safe, and takes 1 us less
+        kept = after._response_callbacks = mine
+    return kept
 
 
 def _filled(after: Any, slot: Any, mine: T) -> T:
