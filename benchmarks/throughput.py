@@ -1,9 +1,10 @@
 """Requests per second on real servers, by wrk: bare, behind the recipe, behind this package.
 
 Beside them the least wrapper, whose only work is to be no list, as anything that is to learn of
-``close()``. The four run side by side, each in a server of its own, and wrk asks one after the
-other, in turns of about a second: what the machine does meanwhile meets all alike. A ratio is that
-of one round.
+``close()``, and this package without what :mod:`benchmarks.ablation` leaves out. All run side by
+side, each in a server of its own, and wrk asks one after the other, in turns of about a second:
+what the machine does meanwhile meets all alike. A ratio is that of one round.
+
 wrk takes part of the same machine, so it is the ratios that tell something.
 """
 
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import pyperf
 
+from .ablation import variants, without
 from .contenders import CONTENDERS, FEW
 from .report import machine, main, quartiles, run, spread, table, turns
 from .servers import HOST, serving
@@ -52,7 +54,8 @@ CASES = (
     ("gunicorn gthread", "/file"),
     ("uWSGI", "/file"),
 )
-TITLES = {contender: CONTENDERS[contender].title for contender in FEW} | {"least": "least wrapper"}
+TITLES = {contender: CONTENDERS[contender].title for contender in FEW}
+TITLES |= {"least": "least wrapper", "ablated": "ablated"}
 WHAT = {"/": "greeting", "/file": "20 MB file"}
 
 
@@ -81,8 +84,14 @@ def measure(server, path, file, starts, rounds):
     found = {contender: [] for contender in TITLES}
     for _ in range(starts):
         with ExitStack() as stack:
+            copy = stack.enter_context(TemporaryDirectory())
+            copies = {
+                "ablated": {"BENCHMARK_COPY": without(variants("list")["all of these"], copy)}
+            }
             ports = {
-                c: stack.enter_context(serving(command(server, c), BENCHMARK_FILE=file))
+                c: stack.enter_context(
+                    serving(command(server, c), BENCHMARK_FILE=file, **copies.get(c, {}))
+                )
                 for c in TITLES
             }
             for number in range(1 + rounds):
@@ -152,8 +161,8 @@ def row(case):
     low, ratio, high = case["ratios"]["ours"]
     return [
         f"{case['server']}, {WHAT[case['path']]}",
-        *(f"{case['rates'][c]:,.0f}" for c in TITLES),
-        *(f"{case['ratios'][c][1]:.3f}" for c in ("recipe", "least")),
+        f"{case['rates']['bare']:,.0f}",
+        *(f"{case['ratios'][c][1]:.3f}" for c in ("recipe", "least", "ablated")),
         f"{ratio:.3f}",
         spread(low, ratio, high),
     ]
@@ -161,8 +170,8 @@ def row(case):
 
 def report(figures):
     """The table, and what it was measured on."""
-    ratios = ["recipe/bare", "least/bare", "wsgi_after/bare", "quartiles"]
-    header = ["requests a second", *TITLES.values(), *ratios]
+    ratios = ["recipe/bare", "least/bare", "ablated/bare", "wsgi_after/bare", "quartiles"]
+    header = ["requests a second", "bare", *ratios]
     return f"Medians of {figures['rounds']} rounds. {figures['machine']}\n\n" + table(
         header, [row(case) for case in figures["cases"]]
     )
@@ -171,13 +180,15 @@ def report(figures):
 def plot(figures, drawing):
     """Ratios to the bare app, with their quartiles."""
     axes = drawing.subplots()
-    drawn = (-0.2, "recipe", "tab:gray"), (0, "least", "tab:green"), (0.2, "ours", "tab:blue")
-    for shift, contender, colour in drawn:
+    colours = {"recipe": "gray", "least": "green", "ablated": "orange", "ours": "blue"}
+    for shift, (contender, colour) in zip((-0.3, -0.1, 0.1, 0.3), colours.items(), strict=True):
         for place, case in enumerate(figures["cases"]):
             low, ratio, high = case["ratios"][contender]
             label = None if place else TITLES[contender]
             error = [[ratio - low], [high - ratio]]
-            axes.errorbar(ratio, place + shift, xerr=error, fmt="o", color=colour, label=label)
+            axes.errorbar(
+                ratio, place + shift, xerr=error, fmt="o", color=f"tab:{colour}", label=label
+            )
     axes.axvline(1, color="black", linewidth=0.5)
     names = [f"{case['server']}, {WHAT[case['path']]}" for case in figures["cases"]]
     axes.set_yticks(range(len(names)), names)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from wsgi_after import AfterResponseMiddleware
 
+from .ablation import middleware_of
 from .recipe import ClosingIteratorRecipe
 
 BODY = b"Hello, world!\n"
@@ -25,6 +26,8 @@ def bare(environ, start_response):
 
 ours = AfterResponseMiddleware(bare)
 recipe = ClosingIteratorRecipe(bare)
+if "BENCHMARK_COPY" in os.environ:
+    ablated = middleware_of(os.environ["BENCHMARK_COPY"])(bare)
 
 
 class Least:
