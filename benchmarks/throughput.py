@@ -46,17 +46,13 @@ SERVERS = {
 PACKAGES = ("gunicorn", "waitress", "uWSGI", "granian")
 #: Server and path.
 CASES = (
-    ("gunicorn gthread", "/"),
-    ("gunicorn, our GThread", "/"),
-    ("waitress, our serve", "/"),
-    ("uWSGI", "/"),
-    ("granian", "/"),
+    *((server, path) for path in ("/hello", "/") for server in SERVERS),
     ("gunicorn gthread", "/file"),
     ("uWSGI", "/file"),
 )
 TITLES = {contender: CONTENDERS[contender].title for contender in FEW}
 TITLES |= {"least": "least wrapper", "ablated": "ablated"}
-WHAT = {"/": "greeting", "/file": "20 MB file"}
+WHAT = {"/": "greeting", "/hello": "Flask's greeting", "/file": "20 MB file"}
 
 
 def wrk(port, path):
@@ -117,7 +113,7 @@ def collect(fast=False):
         with open(file, "wb") as content:
             content.write(b"0123456789abcdef" * (SIZE // 16))
         for server, path in CASES:
-            found = measure(server, path, file, *((1, 2) if fast else (6, 4)))
+            found = measure(server, path, file, *((1, 2) if fast else (4, 4)))
             for contender, rates in found.items():
                 values = [1 / rate for rate in rates]
                 name = f"{server}: {path}: {contender}"

@@ -1,4 +1,7 @@
-"""The apps of :mod:`benchmarks.throughput`: ``/`` is a greeting, ``/file`` the file it names."""
+"""The apps of :mod:`benchmarks.throughput`.
+
+``/`` is a greeting, ``/hello`` the same by Flask, and ``/file`` a file by the server's own wrapper.
+"""
 
 import os
 from pathlib import Path
@@ -7,12 +10,16 @@ from wsgi_after import AfterResponseMiddleware
 
 from .ablation import middleware_of
 from .recipe import ClosingIteratorRecipe
+from .workloads import flask_application
 
 BODY = b"Hello, world!\n"
+flask = flask_application()
 
 
 def bare(environ, start_response):
-    """One chunk with its length, or a file by the server's file_wrapper."""
+    """One chunk with its length, what Flask returns, or a file by the server's file_wrapper."""
+    if environ["PATH_INFO"] == "/hello":
+        return flask(environ, start_response)
     if environ["PATH_INFO"] != "/file":
         start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "14")])
         return [BODY]

@@ -30,7 +30,7 @@ WRITTEN = {
     "latency": (40, ["waitress, no Content-Length", "in the view"]),
     "instructions": (3, ["list of one chunk", "+recipe"]),
     "growth": (36, ["requests in flight", "callbacks of a request", "chunks"]),
-    "throughput": (35, ["granian, greeting", "uWSGI, 20 MB file"]),
+    "throughput": (60, ["granian, greeting", "uWSGI, 20 MB file"]),
 }
 
 
