@@ -11,7 +11,7 @@ from functools import partial
 from importlib.metadata import entry_points
 
 import pytest
-from conftest import Exchange, Marker, hello, in_a_thread, make_environ, registers
+from conftest import Exchange, Immediately, Marker, hello, in_a_thread, make_environ, registers
 from documents import blocks
 
 from wsgi_after import after_this_response
@@ -19,10 +19,10 @@ from wsgi_after.lint import LintMiddleware
 from wsgi_after.testing import capture, strict
 
 
-def get(*callbacks, path="/path", app=hello):
+def get(*callbacks, path="/path", app=hello, executor=None):
     """Make a request that registers these callbacks; return its environ."""
     environ = make_environ(PATH_INFO=path)
-    Exchange(registers(*callbacks, app=app), environ).finish()
+    Exchange(registers(*callbacks, app=app, executor=executor), environ).finish()
     return environ
 
 
@@ -36,12 +36,13 @@ def fail(error):
 # capture().
 
 
-def test_callbacks_are_collected_with_their_request_and_run_by_run(events):
+@pytest.mark.parametrize("executor", [None, Immediately()])
+def test_callbacks_are_collected_with_their_request_and_run_by_run(executor, events):
     first, second = partial(events.append, 1), partial(events.append, 2)
     with capture() as captured:
-        get(first, path="/first")
-        get(path="/without")
-        get(first, second, path="/second")
+        get(first, path="/first", executor=executor)
+        get(path="/without", executor=executor)
+        get(first, second, path="/second", executor=executor)
     assert [(r.request, r.callbacks) for r in captured] == [
         ("GET /first", [first]),
         ("GET /second", [first, second]),
