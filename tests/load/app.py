@@ -133,7 +133,7 @@ MODES = {
 def ready(environ, start_response):
     """Tells whether the server, with all that it has imported, runs with the GIL.
 
-    Collects garbage: the next request ends those that nobody has closed.
+    Collects garbage: the next request ends the responses that nobody has closed.
     """
     gc.collect()
     gil = b"true" if getattr(sys, "_is_gil_enabled", lambda: True)() else b"false"

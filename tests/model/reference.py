@@ -1,8 +1,8 @@
 """The contract, implemented once more: plain, slow, and for one kind of server.
 
 :class:`Reference` takes the place of ``AfterResponseMiddleware`` in the same stack, around the same
-app. Whatever the middlewares around it do with what it returns, the same must become of the
-callbacks as with the real one.
+app. Whatever the middlewares around it do with what it returns, its callbacks must end up like
+those of the real one.
 """
 
 from __future__ import annotations
