@@ -59,7 +59,7 @@ def recipe(workload):
 
 
 def one_list(workload, wrap):
-    """The recipe as it is copied most often: one list for the process."""
+    """The recipe as people copy it most often: one list for the process."""
     app, callbacks = workload.app(), [callback]
 
     def flush():
@@ -101,7 +101,7 @@ def paste(workload):
 
 
 def bottle(workload):
-    """The recipe with ``bottle._closeiter``, which calls what it is told to, and not the body's."""
+    """The recipe with ``bottle._closeiter``, which closes what it gets, but not the body."""
     from bottle import _closeiter
 
     def wrap(iterable, flush):

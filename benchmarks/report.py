@@ -36,7 +36,7 @@ def main(*benchmarks):
 
 
 def interpreter(*args, prefix=(), **environ):
-    """Run Python afresh, in the checkout; return what it wrote, stdout and stderr."""
+    """Run a new Python in the checkout; return what it wrote to stdout and stderr."""
     done = subprocess.run(
         [*prefix, sys.executable, *args],
         cwd=ROOT,
@@ -71,7 +71,7 @@ def turns(names, number):
 
 
 def run(name, values, loops=1, unit="second", packages=("werkzeug",), **options):
-    """A :class:`pyperf.Run` that tells the versions, those of ``packages`` too."""
+    """A :class:`pyperf.Run` that names the versions, also those of ``packages``."""
     import wsgi_after
 
     versions = [f"{package} {version(package)}" for package in packages]

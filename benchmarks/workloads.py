@@ -118,7 +118,7 @@ def list_app_with_three_callbacks(environ, start_response):
 
 
 class Response:
-    """A response object, as the frameworks return."""
+    """A response object, like those that frameworks return."""
 
     def __init__(self, chunks):
         self.chunks = chunks

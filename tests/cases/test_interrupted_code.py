@@ -1,4 +1,4 @@
-"""Rule 7: a response that the collector drops does not harm the code that this interrupts.
+"""Rule 7: a response that the collector drops does not harm the code that it interrupts.
 
 Also what happens if the last reference is dropped there: see ``docs/nothing-lost.rst``.
 """

@@ -199,7 +199,7 @@ def test_what_a_finalizer_drops_in_the_collector_waits_too(call, collect, events
 
 
 def test_what_another_thread_drops_while_the_collector_runs_is_closed_in_place(call, events):
-    """The collector waits in a finalizer, in a thread of its own: the other one goes on."""
+    """The collector waits in a finalizer; the other thread is not the one that it interrupts."""
     kept, stands, dropped = [call("a")], threading.Event(), threading.Event()
 
     def drops():

@@ -73,7 +73,7 @@ class Crowd:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        """Send all requests; return when the last client is done, or nobody listens."""
+        """Send all requests; return when the last client is done, or the server has ended."""
         with ThreadPoolExecutor(self.clients) as pool:
             list(pool.map(self._client, range(self.clients)))
 

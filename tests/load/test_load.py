@@ -37,7 +37,7 @@ THREADED = {
 
 
 def under_load(name, *options):
-    """A server of the harness with this app and more options; two processes if it forks workers.
+    """A server of the harness with this app and more options; two processes if it has a master.
 
     :param options: for its command line; for Apache, those of WSGIDaemonProcess.
     """

@@ -90,7 +90,7 @@ class Place:
 
 
 def find(program: str) -> str | None:
-    """The path of a program: from beside this Python, or installed for everybody."""
+    """The path of a program: beside this Python, or installed for everybody."""
     if "/" in program:
         return program if Path(program).exists() else None
     path = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]

@@ -1,4 +1,4 @@
-"""docs/limits.rst: each section names its tests; here are those that no other file has."""
+"""docs/limits.rst: each section names its tests; this file has those that no other file has."""
 
 from __future__ import annotations
 
