@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.servers, not_on_3_15]
 
 WAIT = 20  # seconds to wait for what should take none
 TWO = ("--processes=2",)
-#: Options, and in how many places requests are served. All coroutines of a Python are one place.
+#: Options, and in how many places requests are served. All greenlets of a thread are one place.
 MODES = {
     "one process": ((), 1),
     "processes": (TWO, 2),
