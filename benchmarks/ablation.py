@@ -1,8 +1,8 @@
 """What each part of the contract costs: the package measured with that part left out.
 
 Each variant is a copy of the package in which one piece of text is replaced. All variants take
-turns in one process, as in :mod:`benchmarks.request`. A variant breaks the contract: it says what
-would be gained, not what could be had.
+turns in one process, as in :mod:`benchmarks.request`. A variant breaks the contract: it shows what
+leaving the part out would save, not what is possible.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from .workloads import WORKLOADS
 ROOT = Path(__file__).resolve().parent.parent
 #: Measured without each part, and without all.
 COUNTED = ("list", "list-1")
-#: Measured without all.
+#: Measured only without all.
 OTHERS = ("list-3", "gunicorn", "app-wide", "object", "stream")
 BOTH = ("as it is", "all of these")
 
@@ -34,7 +34,7 @@ ITERATOR = """\
     def not_called(self):
         \"\"\"A fresh"""
 
-#: What is left out, and by which replacements: module of the core, text, what stands for it.
+#: What is left out, and by which replacements: module of the core, text, new text.
 PARTS = {
     "status and headers are not recorded": [
         ("middleware", "after._start_response)", "start_response)")
@@ -72,9 +72,9 @@ def variants(workload):
 
 
 def without(replacements, directory):
-    """Write a copy of the package without a part; return what its ``import`` needs.
+    """Write a copy of the package without a part; return the directory to import it from.
 
-    :raises ValueError: if a text is not there any more: then adapt the part.
+    :raises ValueError: if a text is no longer there: then adapt the part.
     """
     package = Path(directory, "wsgi_after")
     shutil.copytree(ROOT / "wsgi_after", package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -88,7 +88,7 @@ def without(replacements, directory):
 
 
 def middleware_of(directory):
-    """The middleware of a copy, which shares no module with those of others."""
+    """The middleware of a copy, which shares no module with the other copies."""
     own = {name: module for name, module in sys.modules.items() if name.startswith("wsgi_after")}
     for name in own:
         del sys.modules[name]
@@ -135,7 +135,7 @@ def summarise(suite):
 
 
 def of_part(suite, workload, name):
-    """Of one variant: the median of what it saves, and of its ratio to the recipe."""
+    """For one variant, the medians of what it saves, and of its ratio to the recipe."""
     bare, recipe, whole, without_it = (
         suite.get_benchmark(f"{workload}: {of}").get_values()
         for of in ("bare", "recipe", "as it is", name)

@@ -1,7 +1,7 @@
 """What is measured side by side: the bare app, and the same app behind each middleware.
 
-Those of other packages do something else, most of them: they are here because they stand where
-this package does, around the app and around what it returns. Each is as its documentation has it,
+Most middlewares of other packages do something else: they are here because they stand where this
+package does, around the app and around what it returns. Each is set up as its documentation says,
 with nothing behind it: no exporter, no transport, no transaction's resource.
 """
 
@@ -15,7 +15,7 @@ class Contender:
 
     :param make: gets a :class:`~benchmarks.workloads.Workload`, and returns the app to call. It
         imports what it needs only when it is called.
-    :param can: what of a workload's needs it has.
+    :param can: which needs of a workload it meets.
     :param package: the distribution that it belongs to.
     :param about: what it does, in a line of the page.
     """
@@ -59,7 +59,7 @@ def recipe(workload):
 
 
 def one_list(workload, wrap):
-    """The recipe as it is copied most often: one list for the process."""
+    """The recipe as people copy it most often: one list for the process."""
     app, callbacks = workload.app(), [callback]
 
     def flush():
@@ -73,7 +73,7 @@ def one_list(workload, wrap):
 
 
 def with_wrapper(workload, wrap):
-    """The recipe, with another wrapper than werkzeug's around what the app returned."""
+    """The recipe, with a wrapper other than werkzeug's around what the app returned."""
     if workload.needs == APP_WIDE:
         return one_list(workload, wrap)
     app = workload.app()
@@ -101,7 +101,7 @@ def paste(workload):
 
 
 def bottle(workload):
-    """The recipe with ``bottle._closeiter``, which closes what it is told to, and not the body."""
+    """The recipe with ``bottle._closeiter``, which closes what it gets, but not the body."""
     from bottle import _closeiter
 
     def wrap(iterable, flush):
@@ -117,7 +117,7 @@ def repoze(workload):
     from repoze.tm import TM, after_end
 
     class Registry:
-        """What the app finds under the key of this package, so that it is the same app."""
+        """What the app finds under the key of this package, so that the app is the same."""
 
         def append(self, function):
             after_end.register(function, transaction.get())
@@ -202,5 +202,5 @@ CONTENDERS = {
     ),
 }
 
-#: Those that everything but the time is measured of.
+#: The contenders of which more than the time is measured.
 FEW = ("bare", "recipe", "ours")

@@ -1,10 +1,10 @@
 """How the cost grows: with requests in flight, callbacks of a request, chunks of a response.
 
 In instructions, which repeat, as :mod:`benchmarks.instructions` counts them; callbacks in time, as
-:mod:`benchmarks.request` takes it, because to take the first one out of a list moves the others:
+:mod:`benchmarks.request` takes it, because taking the first one out of a list moves the others:
 many instructions that take next to no time. The slope between two points is what one more costs
-there. The cost is linear if no slope is much steeper than one before, the first aside, which has
-the fixed cost in it.
+there. The cost is linear if no slope is much steeper than an earlier one, except the first, which
+includes the fixed cost.
 """
 
 import statistics
@@ -24,14 +24,14 @@ GROWTHS = {
     "callbacks": ("callbacks of a request", "callbacks-{}", "serve", (0, 1, 10, 100, 1000)),
     "chunks": ("chunks", "chunks-{}", "serve", (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)),
 }
-#: So many chunks are counted in a single request: they take a minute.
+#: From so many chunks on, a single request is counted: it takes a minute.
 ONCE = 100_000
-#: How much steeper it may become: of memory that is allocated anew, of caches that are outgrown.
+#: How much steeper a slope may be: memory is allocated anew, and caches are outgrown.
 STEEPER = 0.25
 
 
 def unit(growth):
-    """What its cost is told in."""
+    """The unit of its cost."""
     return "nanoseconds" if growth == "callbacks" else "instructions"
 
 
@@ -50,7 +50,7 @@ def case(growth, contender, number):
 
 
 def collect(fast=False):
-    """Time, and count; return a suite with a benchmark of each point: that of all of them."""
+    """Time, and count; return a suite with a benchmark of each point: the cost of all of them."""
     processes, rounds = (1, 5) if fast else (4, 20)
     suite = workers(
         __spec__.name, *([rounds, *points("callbacks", fast)] for _ in range(processes))
@@ -100,13 +100,13 @@ def slopes(points):
 
 
 def is_linear(points):
-    """Whether later ones cost no more than those before, by what the machine adds."""
+    """Whether later ones cost no more than earlier ones, except for what the machine adds."""
     _, *found = slopes(points)
     return all(later <= (1 + STEEPER) * sooner for sooner, later in combinations(found, 2))
 
 
 def told(values):
-    """The slopes."""
+    """The slopes, as text."""
     return " ".join(f"{value:,.0f}" for value in values)
 
 

@@ -1,8 +1,8 @@
 """Time of ``import wsgi_after`` beside ``import wsgiref`` and ``import logging``; what it loads.
 
-Each import in a fresh interpreter, in turns. ``wsgiref`` is an empty package: what one file costs.
-``logging`` is what every app imports anyway, and most of what this package imports: an app that
-has it pays only the rest, which is measured, too.
+Each import runs in a fresh interpreter, in turns. ``wsgiref`` is an empty package: it shows what
+one file costs. ``logging`` is what every app imports anyway, and most of what this package imports:
+an app that has it pays only for the rest, which is measured too.
 """
 
 import sys
@@ -40,8 +40,8 @@ IMPORTS = {
 def timed(name, cache):
     """Seconds that the import takes, in an interpreter that has just started.
 
-    ``cache`` is a directory for compiled code. Without one the time would depend on whether Python
-    may write beside the sources: where it may not, each import compiles.
+    ``cache`` is a directory for compiled code. Without one, the time would depend on whether Python
+    may write beside the sources: if it may not, each import compiles.
     """
     module, before = IMPORTS[name]
     code = TIMED.format(module=module, before=before)
@@ -56,13 +56,13 @@ def collect(fast=False):
         for number in range(1 + (5 if fast else 40)):
             for name in IMPORTS:
                 seconds = timed(name, cache)
-                if number:  # the first compiled
+                if number:  # the first round compiled
                     runs[name].append(run(f"import {name}", [seconds]))
     return pyperf.BenchmarkSuite([pyperf.Benchmark(of_one) for of_one in runs.values()])
 
 
 def loaded():
-    """The modules that ``import wsgi_after`` loads, those aside that Python starts with."""
+    """The modules that ``import wsgi_after`` loads, except those that Python starts with."""
     return interpreter("-c", LISTED)[0].split()
 
 
@@ -82,7 +82,7 @@ def summarise(suite):
             for benchmark in suite
         },
         "loaded": (modules := loaded()),
-        "strangers": foreign(modules),  # as of the Python that measured
+        "strangers": foreign(modules),  # for the Python that measured
     }
 
 

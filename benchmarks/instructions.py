@@ -1,13 +1,13 @@
 """Instructions of one request over the bare app, counted by ``valgrind --tool=callgrind``.
 
-A count does not depend on what else the machine does. It is no time, either: a jump that is
-predicted wrong counts as one that is not.
+A count does not depend on what else the machine does. But it is not a time: a mispredicted jump
+counts like any other.
 
 One interpreter imports everything, and forks for each count: one child serves N requests, the next
-2N, and the difference is that of N. Starting, importing and warming up drop out.
+2N, and the difference is the cost of N. Starting, importing and warming up drop out.
 
 ``--check`` compares with ``benchmarks/bounds.json``, as ``tests/test_instructions.py`` does, and
-``--update`` writes into it what this Python takes now, and 2 % more.
+``--update`` writes into it what this Python takes now.
 """
 
 import json
@@ -24,19 +24,19 @@ from .contenders import CONTENDERS, FEW
 from .report import build, interpreter, machine, main, run, table
 from .workloads import WORKLOADS
 
-#: Those that import little.
+#: The workloads that import little.
 COUNTED = ("list", "list-1", "list-3", "gunicorn", "object", "stream")
 
 REQUESTS = 100
 STREAMS = 2  # requests, of many chunks each
 
 #: CPython caches the attributes of types in a table without buckets. If two that a request needs
-#: fall into the same place, it costs 5 % more; where they fall depends on how many types were used
-#: before. So the count is the median of a few, with so many more types used before each.
+#: fall into the same place, the request costs 5 % more; where they fall depends on how many types
+#: were used before. So the count is the median of a few, with so many more types used before each.
 SHIFTS = range(3)
 
 #: Takes lines of workload, contender, number of requests, shift, function that serves; forks a
-#: child for each. The garbage collector begins at nought in each: one collection that falls into
+#: child for each. The garbage collector starts from zero in each: one collection that falls into
 #: the 2N requests but not into the N would add some hundred instructions to each.
 SERVE = """
 import gc, os, sys
@@ -64,7 +64,7 @@ for line in sys.argv[1:]:
 VALGRIND = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
 
 BOUNDS = Path(__file__).with_name("bounds.json")
-#: How much more, and how much less, than it was a ratio may be.
+#: How much a ratio may rise, and how much it may fall, before it is out of its bounds.
 ROOM = 0.02
 LOOSE = 0.06
 
@@ -121,7 +121,7 @@ def summarise(suite):
 
 
 def of_workload(suite, workload):
-    """The counts of one workload, those of the others over that of the bare app."""
+    """The counts of one workload: of the bare app, and what the others add; and the ratios."""
     bare, recipe, ours = (
         round(statistics.median(suite.get_benchmark(f"{workload}: {contender}").get_values()))
         for contender in FEW
@@ -155,7 +155,7 @@ def minor():
 
 
 def counted_on():
-    """What decides about the counts, besides the code."""
+    """What the counts depend on, besides the code."""
     return f"{build()}, werkzeug {version('werkzeug')}"
 
 
@@ -207,7 +207,7 @@ def advice(lines, known):
 
 
 def check():
-    """What is to be said if a bound is broken, else nothing."""
+    """The text to print if a ratio is out of its bounds, else an empty one."""
     known = bounds()
     figures = summarise(collect())
     lines = broken(figures, known)

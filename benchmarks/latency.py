@@ -2,8 +2,8 @@
 
 The work is done in the view, in Flask's ``after_request``, in a callback, and in a callback that an
 executor takes, on two servers. Each round goes through all of them, so what the machine does
-meanwhile meets all alike. With a Content-Length, what tells the ways apart is the next response;
-without one, some servers make the client wait for ``close()``.
+meanwhile affects all alike. With a Content-Length, the ways differ in the next response; without
+one, some servers make the client wait for ``close()``.
 """
 
 import http.client
@@ -46,7 +46,7 @@ def get(connection, path):
 
 
 def measure(port, way, response):
-    """Seconds of a request, and of one without work right behind it on the same connection."""
+    """Seconds of a request, and of one without work right after it on the same connection."""
     connection = http.client.HTTPConnection(HOST, port, timeout=30)
     try:
         return get(connection, f"/{way}/{response}"), get(connection, "/none/sized")
@@ -76,7 +76,7 @@ def collect(fast=False):
 
 
 def result(cell, measure, values):
-    """The benchmark of one cell, with its percentiles, for who plots it."""
+    """The benchmark of one cell, with its percentiles, for plots."""
     server, response, way = cell
     metadata = {
         "server": server,

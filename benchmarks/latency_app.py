@@ -14,7 +14,7 @@ BODY = b"Hello, world!\n"
 
 
 def work():
-    """What is not needed for the response, such as to send a mail."""
+    """Work that the response does not need, such as sending a mail."""
     time.sleep(WORK)
 
 
@@ -38,12 +38,12 @@ def make_app(view=None):
 
 
 def register():
-    """For after the response."""
+    """Register the work for after the response."""
     request.environ["wsgi.after"].append(work)
 
 
 def after_request_app():
-    """Flask's hook of that name, which is run before the response is sent."""
+    """With Flask's hook of that name, which runs before the response is sent."""
     app = make_app()
 
     @app.after_request
@@ -62,5 +62,5 @@ WAYS = {
     "executor": AfterResponseMiddleware(make_app(register), executor=BoundedThreadPoolExecutor()),
 }
 
-# What it calls is what the server gets: it wraps nothing.
+# The server gets what the app returns: the dispatcher wraps nothing.
 application = DispatcherMiddleware(make_app(), {f"/{way}": app for way, app in WAYS.items()})

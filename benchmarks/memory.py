@@ -1,8 +1,8 @@
 """Bytes of one request in flight: its app was called, its response not yet sent.
 
-Traced by ``tracemalloc``, in an interpreter of its own for each figure: a thousand requests at
-once, without what was there before the first and stays after the last. The copy of the environ
-that the server makes belongs to all of them.
+Traced by ``tracemalloc``, in a new interpreter for each figure: a thousand requests at once,
+without what was there before the first and stays after the last. Each figure includes the copy of
+the environ that the server makes.
 """
 
 import gc
@@ -15,7 +15,7 @@ from .contenders import CONTENDERS, FEW
 from .report import machine, main, run, table, workers
 from .workloads import WORKLOADS, hold, serve
 
-#: Those that are in flight between the call of the app and the end of its response.
+#: The workloads that are in flight between the call of the app and the end of its response.
 MEASURED = ("list", "list-1", "list-3", "object", "wrapper", "app-wide")
 REQUESTS = 1000
 
@@ -24,7 +24,7 @@ def traced(workload, contender):
     """Bytes that the requests take while they are in flight."""
     of = WORKLOADS[workload]
     app = CONTENDERS[contender].make(of)
-    serve(app, 100, of.environ)  # what is made once
+    serve(app, 100, of.environ)  # so that what is made once is there
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]

@@ -1,7 +1,7 @@
 """``docs/performance.rst``: the tables and plots that the benchmarks write into it.
 
-The figures of a benchmark lie in ``docs/performance/NAME.json``, its plot beside them, and its
-tables stand in the page between two comments. All three come from the same figures.
+The figures of a benchmark are in ``docs/performance/NAME.json``, its plot is beside them, and its
+tables are in the page between two comments. All three come from the same figures.
 """
 
 import json
@@ -47,7 +47,7 @@ def blocks(name, benchmark, figures):
 
 
 def digest(figures):
-    """What a plot says of the figures it was drawn from."""
+    """The digest in a plot of the figures that it was drawn from."""
     return f"sha256:{sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()}"
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(*benchmarks):
-    """The command: measure, print, write, each benchmark for itself."""
+    """The command: measure, print and write each benchmark in turn."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="a rough figure, quickly")
     parser.add_argument("--json", metavar="DIR", type=Path, help="write pyperf JSON into DIR")
@@ -36,7 +36,7 @@ def main(*benchmarks):
 
 
 def interpreter(*args, prefix=(), **environ):
-    """Run Python afresh, in the checkout; return what it wrote, stdout and stderr."""
+    """Run a new Python in the checkout; return what it wrote to stdout and stderr."""
     done = subprocess.run(
         [*prefix, sys.executable, *args],
         cwd=ROOT,
@@ -64,14 +64,14 @@ def workers(module, *arguments):
 
 
 def turns(names, number):
-    """The names, with another one first in each round: who comes after whom must not matter."""
+    """The names, with another one first in each round: who comes first must not matter."""
     names = list(names)
     first = number % len(names)
     return names[first:] + names[:first]
 
 
 def run(name, values, loops=1, unit="second", packages=("werkzeug",), **options):
-    """A :class:`pyperf.Run` that tells the versions, those of ``packages`` too."""
+    """A :class:`pyperf.Run` that names the versions, also those of ``packages``."""
     import wsgi_after
 
     versions = [f"{package} {version(package)}" for package in packages]
@@ -87,7 +87,7 @@ def run(name, values, loops=1, unit="second", packages=("werkzeug",), **options)
 
 
 def build():
-    """This Python, and whether it was built with profile-guided optimisation: that moves ratios."""
+    """This Python, and whether profile-guided optimisation was used, which changes ratios."""
     configured = sysconfig.get_config_var("CONFIG_ARGS") or ""
     pgo = "PGO" if "--enable-optimizations" in configured else "no PGO"
     return f"CPython {'.'.join(map(str, sys.version_info[:3]))} ({pgo})"
@@ -126,6 +126,6 @@ def quartiles(values):
 
 
 def spread(low, ratio, high):
-    """The quartiles of a ratio, and a word if they tell nothing about which of the two is more."""
+    """The quartiles of a ratio, with a note if they do not show which of the two is more."""
     told = f"{low:.2f} to {high:.2f}"
     return f"{told} (no clear difference)" if high - low > abs(1 - ratio) else told

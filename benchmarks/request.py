@@ -1,10 +1,10 @@
 """Time of one request over the bare app: this package beside the recipe, and beside others.
 
-pyperf measures one benchmark after the other, minutes apart, on a machine that is never the same
-for minutes: a ratio of two of its results says little. So here each worker process lets the
-contenders take turns, a few milliseconds each, and the ratio is that of one round. Several worker
-processes, because the layout of memory differs from one to the next; one workload in each, as in
-a deployment. What they measured is collected as runs of pyperf, with the metadata of the worker.
+pyperf measures one benchmark after the other, minutes apart, on a machine that does not stay the
+same for minutes: a ratio of two of its results says little. So here each worker process lets the
+contenders take turns, a few milliseconds each, and the ratio is that of one round. There are
+several worker processes, because the layout of memory differs between them; each has one workload,
+as in a deployment. Their results are collected as runs of pyperf, with the metadata of the worker.
 """
 
 import importlib.util
@@ -17,8 +17,8 @@ from .contenders import CONTENDERS
 from .report import machine, main, quartiles, run, spread, table, turns, workers
 from .workloads import WORKLOADS
 
-#: How long one turn of a contender takes: short against the changes of the machine's speed, long
-#: against the clock and against the caches that the others left.
+#: How long one turn of a contender takes: short compared with the changes of the machine's speed,
+#: long compared with the clock and with the caches that the others left.
 TURN = 0.004  # seconds
 WARMUPS = 3  # rounds
 
@@ -28,8 +28,8 @@ def server(workload, contender, make=None):
 
     :param make: makes the app to call, as a contender does; by default, that contender's.
 
-    Each has the code of app and server to itself: the interpreter specialises it for what passes
-    there, which in a deployment is one contender's only.
+    Each has the code of app and server to itself: the interpreter specialises code for what passes
+    there, which in a deployment is only one contender's.
     """
     spec = importlib.util.find_spec("benchmarks.workloads")
     workloads = importlib.util.module_from_spec(spec)
@@ -40,7 +40,7 @@ def server(workload, contender, make=None):
 
 
 def timed(serve, times):
-    """Seconds of this thread that so many requests take: not those that others had."""
+    """The CPU seconds that so many requests take in this thread, without those of others."""
     start = thread_time()
     serve(times)
     return thread_time() - start
@@ -55,7 +55,7 @@ def calibrate(serve):
 
 
 def contenders(workload):
-    """Those that have what the workload needs."""
+    """The contenders that have what the workload needs."""
     return [name for name, one in CONTENDERS.items() if one.serves(WORKLOADS[workload])]
 
 
@@ -111,7 +111,7 @@ def summarise(suite):
 
 
 def of_workload(suite, workload):
-    """Nanoseconds of the bare app, and of each other over it; the ratio of ours to the recipe."""
+    """Nanoseconds of the bare app, and what each other adds; the ratio of ours to the recipe."""
     times = {
         contender: [
             seconds * 1e9
@@ -135,7 +135,7 @@ def of_workload(suite, workload):
 
 
 def sentence(figures):
-    """What the middleware adds to a request: in microseconds, and as a part of a real one."""
+    """What the middleware adds to a request: in microseconds, and as a share of a real one."""
     workloads = figures["workloads"]
     told = [added(name, workloads[f"{name.lower()}-request"]) for name in ("Flask", "Django")]
     alone, one = (workloads[workload]["ours"][1] / 1000 for workload in ("list", "list-1"))

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.waitress_serve HOST PORT MODULE:APP``: waitress, by ``serve`` of ours."""
+"""``python -m benchmarks.waitress_serve HOST PORT MODULE:APP``: waitress, with our ``serve``."""
 
 import pkgutil
 import sys

@@ -39,7 +39,7 @@ ENVIRON = {
 
 
 def write(chunk):
-    """Drop the chunk: what the socket costs is no concern here."""
+    """Drop the chunk: the cost of the socket is not measured."""
 
 
 def start_response(status, headers, exc_info=None):
@@ -48,7 +48,7 @@ def start_response(status, headers, exc_info=None):
 
 
 class Gunicorn:
-    """The response of a server that is recognised, and of which it is known who waits for what."""
+    """The response of a server that is recognised, so it is known who waits for what."""
 
     def start_response(self, status, headers, exc_info=None):
         """Return ``write``."""
@@ -59,7 +59,7 @@ Gunicorn.start_response.__module__ = "gunicorn.http.wsgi"
 
 
 def handle(app, environ, start_response):
-    """One request, as the example server of PEP 3333 has it."""
+    """Serve one request, like the example server of PEP 3333."""
     result = app(environ.copy(), start_response)
     try:
         for chunk in result:
@@ -70,14 +70,14 @@ def handle(app, environ, start_response):
 
 
 def serve(app, times, environ=ENVIRON, start_response=start_response):
-    """``times`` requests, one after the other."""
+    """Serve ``times`` requests, one after the other."""
     for _ in range(times):
         handle(app, environ, start_response)
 
 
 def hold(app, times, environ=ENVIRON, start_response=start_response):
-    """``times`` requests at once: each begins before the first one ends. Return how to end them."""
-    environs = [environ.copy() for _ in range(times)]  # which the server keeps until the end
+    """Begin ``times`` requests, before the first one ends. Return a function that ends them."""
+    environs = [environ.copy() for _ in range(times)]  # the server keeps them until the end
     results = [app(of_one, start_response) for of_one in environs]
 
     def end():
@@ -92,7 +92,7 @@ def hold(app, times, environ=ENVIRON, start_response=start_response):
 
 
 def callback():
-    """What is registered: nothing to do, so that the cost is the machinery's."""
+    """The callback that is registered: it does nothing, so the cost is the machinery's."""
 
 
 def list_app(environ, start_response):
@@ -118,7 +118,7 @@ def list_app_with_three_callbacks(environ, start_response):
 
 
 class Response:
-    """A response object, as the frameworks return."""
+    """A response object, like those that frameworks return."""
 
     def __init__(self, chunks):
         self.chunks = chunks
@@ -142,14 +142,14 @@ def set_cookie(response):
 
 
 def app_with_response_callback(environ, start_response):
-    """A cookie, by a response callback."""
+    """A cookie, set by a response callback."""
     environ["wsgi.after"].on_prepare(set_cookie)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "14")])
     return [BODY]
 
 
 def cookie_app():
-    """The same cookie, by the app itself."""
+    """The same cookie, set by the app itself."""
     from werkzeug.http import dump_cookie
 
     def app(environ, start_response):
@@ -204,13 +204,13 @@ def django_application():
     from django.urls import path
 
     class Urls:
-        """What stands for a module of routes."""
+        """In place of a module of routes."""
 
         urlpatterns = (
             path("hello", lambda request: HttpResponse(BODY, content_type="text/plain")),
         )
 
-    if not settings.configured:  # each contender comes here
+    if not settings.configured:  # each contender calls this
         settings.configure(
             ROOT_URLCONF=Urls,
             ALLOWED_HOSTS=["*"],
@@ -237,7 +237,7 @@ def django_application():
 
 
 class FileWrapper:
-    """A ``wsgi.file_wrapper`` that is a Python class, as gunicorn's."""
+    """A ``wsgi.file_wrapper`` that is a Python class, like gunicorn's."""
 
     def __init__(self, file, size=8192):
         self.file = file
@@ -252,7 +252,7 @@ class FileWrapper:
 
 
 def file_wrapper(file, size=8192):
-    """One that is a function, as uWSGI's."""
+    """A ``wsgi.file_wrapper`` that is a function, like uWSGI's."""
     return file
 
 
@@ -301,7 +301,7 @@ def app_with_callbacks(count):
 
 
 def app_that_loops(count):
-    """The same without a list to register in: as many turns, as many calls."""
+    """The same without a list to register in: the loop makes as many calls."""
     nothing = [].__len__
 
     def app(environ, start_response):
@@ -321,11 +321,11 @@ class Workload:
     """An app to measure.
 
     :param app: makes it. Imports what it needs only then: under valgrind each import takes seconds.
-    :param bare: makes what stands for it where nothing offers what it needs.
-    :param chunks: not 1 if the figures are those of one chunk.
+    :param bare: makes the app to call without a middleware, which offers nothing that it needs.
+    :param chunks: how many there are, if the figures are for one chunk.
     :param needs: what the middleware must have.
     :param start_response: the server's.
-    :param environ: what the server puts there, besides.
+    :param environ: what else the server puts there, without ``wsgi.``.
     """
 
     def __init__(
@@ -348,7 +348,7 @@ class Workload:
 
 
 def plain():
-    """The app that most of them vary."""
+    """The app that most workloads vary."""
     return list_app
 
 

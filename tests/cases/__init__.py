@@ -1,6 +1,6 @@
-"""The kinds of fault that users met in code that runs after a response, each tried at large.
+"""The kinds of fault that users met in code that runs after a response, in many variants.
 
-One file a kind. ``docs/contract.rst`` has the rules that they are tried against.
+One file for each kind. ``docs/contract.rst`` has the rules that they are tested against.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def run_python(source: str, directory: Path, *arguments: str) -> subprocess.Comp
 
 
 def run_script(source: str, directory: Path, *arguments: str) -> list[str]:
-    """Run one that says nothing on stderr; return what it and its children printed, in order."""
+    """Run a script that must leave stderr empty; return what it and its children print in order."""
     done = run_python(source, directory, *arguments)
     assert not done.stderr, done.stderr
     return done.stdout.splitlines()

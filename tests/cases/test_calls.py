@@ -19,9 +19,9 @@ TRIED, PAGE = ("503 Busy", [b"tried"]), ("200 OK", [b"page"])
 
 
 class App:
-    """Answers its calls in turn: with a status and a body, or with an exception.
+    """Answers its calls in turn, each with a status and a body, or with an exception.
 
-    The callback of each call tells the number of the call and the status of its response.
+    The callback of each call records the number of the call and the status of its response.
     """
 
     def __init__(self, events, *answers):
@@ -54,7 +54,7 @@ def read(body):
 
 
 class Fails:
-    """A body that fails behind these chunks, each time that it is read."""
+    """A body that raises after these chunks, each time that it is read."""
 
     def __init__(self, *chunks):
         self.chunks = chunks
@@ -65,7 +65,7 @@ class Fails:
 
 
 def close(body):
-    """What the call shared is not wrapped, and has no ``close()``."""
+    """Close a body, if it has ``close()``: the body of a call that shared a list is not wrapped."""
     getattr(body, "close", bool)()
 
 
@@ -75,7 +75,7 @@ def deliver(body, events):
     body.close()
 
 
-#: What becomes of the first response before the environ is sent again; whether it is over then.
+#: What is done with the first response before the environ is sent again; whether it is over then.
 FIRST = {
     "closed": (lambda body: (read(body), body.close()), True),
     "closed, begun": (lambda body: (begun(body), body.close()), True),
@@ -153,8 +153,8 @@ def test_an_internal_redirect_is_within_the_call(executor, events):
     assert events == ["page", "app-wide /path", "/path", "app-wide /target", "/target"]
 
 
-#: How far the first response is when its environ is sent again: what the app returned, what was
-#: done with it, and whether an instance that is another one then shares its list.
+#: The state of the first response when its environ is sent again: what the app returned, what was
+#: done with it, and whether another instance then shares its list.
 STATES = {
     **{state: ([b"a"], reads, state == "begun") for state, (reads, _) in FIRST.items()},
     "iter() was called": ([b"a"], iter, False),
@@ -194,7 +194,7 @@ COPIES = {
 @pytest.mark.parametrize("thread", ["this thread", "another thread"])
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_a_copied_environ_is_of_the_same_call_until_that_has_returned(copied, thread, events):
-    """The mark is on the list: a context variable would not reach other threads."""
+    """The list itself holds the state: a context variable would not reach other threads."""
 
     def asks(environ):
         after = environ[KEY]
@@ -222,7 +222,7 @@ def test_a_copied_environ_is_of_the_same_call_until_that_has_returned(copied, th
 
 @pytest.mark.parametrize("by", ["the same instance", "another"])
 def test_a_request_made_in_mid_body(by, events):
-    """To another instance it belongs to the call whose body is read; to the same one it is new."""
+    """For another instance it is part of the call whose body is read; for the same, it is new."""
 
     def body(environ):
         yield b"before"
@@ -246,13 +246,13 @@ def test_a_request_made_in_mid_body(by, events):
 
 
 class TheirList(list):
-    """A list of a server of its own kind."""
+    """A server's own subclass of ``list``."""
 
 
 @pytest.mark.parametrize("kind", [list, TheirList, CallbackList])
 @pytest.mark.parametrize("first", [[], [lambda: None]], ids=["empty", "not empty"])
 def test_a_list_of_the_server_is_used_by_every_call_until_it_has_ended(kind, first, events):
-    """The server runs it: nothing is wrapped, and what the app raises runs nothing."""
+    """The server runs the list: nothing is wrapped, and an app that raises runs no callbacks."""
     present = kind(first)
     environ = make_environ(**{KEY: present})
     app = AfterResponseMiddleware(no_app)
@@ -263,5 +263,5 @@ def test_a_list_of_the_server_is_used_by_every_call_until_it_has_ended(kind, fir
     assert (results, environ[KEY] is present, events) == ([[], []], True, [])
     run_callbacks(present)
     close(Exchange(app, environ).result)
-    assert len(events) == 2 + (kind is CallbackList)  # which has ended: the call had its own list
+    assert len(events) == 2 + (kind is CallbackList)  # a CallbackList has ended: new list
     assert (environ[KEY] is present) == (kind is not CallbackList)

@@ -1,4 +1,4 @@
-"""Rule 6: what is let out of ``close()``, and what a callback returned that has not run."""
+"""Rule 6: which exceptions leave ``close()``, and callbacks that return code that has not run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from conftest import Exchange, Immediately, hello, registers
 
 
 class Custom(BaseException):
-    """Neither an Exception, nor anybody's order to stop."""
+    """Neither an Exception nor an order to stop."""
 
 
 CONTAINED = [
@@ -43,7 +43,7 @@ def raises(error):
 
 @pytest.fixture
 def closed(events):
-    """End a request that has this callback, and one behind it."""
+    """End a request that has this callback, and another one after it."""
 
     def closed(callback, **options):
         Exchange(registers(callback, partial(events.append, "next"), **options)).finish()
@@ -52,14 +52,14 @@ def closed(events):
 
 
 def failures(caplog):
-    """What was logged as the failure of a callback."""
+    """The exceptions that were logged at ERROR."""
     return [repr(record.exc_info[1]) for record in caplog.records if record.levelname == "ERROR"]
 
 
 @each_end
 @each_error
 def test_what_a_callback_raises(error, executor, closed, caplog, events):
-    """All but an order to stop is logged; the other callbacks run in any case."""
+    """It is logged, unless it is an order to stop; the other callbacks always run."""
 
     def app(environ, start_response):
         after = environ["wsgi.after"]
@@ -144,7 +144,7 @@ def again(fn=wait):
 
 
 def interrupt(number, handler, waits):
-    """Have a signal come while a function waits."""
+    """Send this process a signal while a function waits."""
     before = signal.signal(number, handler)
     try:
         if number == signal.SIGALRM:
@@ -176,7 +176,7 @@ EXITS = [
     *(sys.exit, with_its_own_frame, lambda: in_a_generator(sys.exit)),
     *(decorated(decorated(lambda: again(sys.exit))), lambda: Handlers()(signal.SIGTERM, None)),
     partial(argparse.ArgumentParser().parse_args, ["--no-such-option"]),
-    partial(Handlers().method, signal.SIGTERM, sys._getframe()),  # which it did not interrupt
+    partial(Handlers().method, signal.SIGTERM, sys._getframe()),  # not the interrupted frame
 ]
 
 
@@ -186,7 +186,7 @@ def test_a_plain_exit_in_a_callback_is_contained(exits, closed, caplog, events):
     assert (events, len(failures(caplog))) == (["next"], 1)
 
 
-#: What the callbacks below did, which is nothing.
+#: What the callbacks below did: it must stay empty.
 ran: list[int] = []
 
 
@@ -217,7 +217,7 @@ NOT_RUN = [
 @each_end
 @pytest.mark.parametrize("callback", NOT_RUN)
 def test_a_callback_whose_code_has_not_run_is_told(callback, executor, closed, caplog, events):
-    """Once, at ERROR; and the coroutine is closed, or Python would warn that nobody awaits it."""
+    """Once, at ERROR. The coroutine is closed, or Python would warn that it was never awaited."""
     closed(callback, executor=executor)
     told = [record.levelname for record in caplog.records if "has not run" in record.getMessage()]
     assert (events, ran, told) == (["next"], [], ["ERROR"])
@@ -249,7 +249,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("returns", OTHERS)
 def test_of_what_else_a_callback_returns_nothing_is_told(returns, closed, caplog, events):
-    """It may have been started: Dask's futures have, and asyncio's tasks."""
+    """Its code may have started: that of Dask's futures and asyncio's tasks has."""
     closed(returns)
     assert (events, caplog.records) == (["next"], [])
 

@@ -1,6 +1,6 @@
-"""The exit of Python: what nobody has closed by then runs once, and what fails is on stderr.
+"""The exit of Python: callbacks of unclosed responses run once, and failures go to stderr.
 
-``test_unclosed.py`` has the order of it; here are the ways in which a process ends.
+``test_unclosed.py`` tests their order; this file tests the ways in which a process ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wsgi_after._core.body import Body
 
 from . import run_script
 
-#: Whatever happens to a response is one line; ``who`` serves it and ends.
+#: Prints a line for each thing that happens to a response; ``who`` serves it and ends.
 EXITS = """
 import gc, importlib, logging, multiprocessing, os, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
@@ -117,14 +117,14 @@ if __name__ == "__main__":
 
 ALL = ["close", "first callback", "second callback"]
 
-#: By where the response is.
+#: Where the response is.
 PLACES = ["this module", "another module", "a thread-local", "a chunk read", "a cycle", "collected"]
 ENDS = ["of the script", "sys.exit", "raises"]
 WHO = ["main", "os.fork", "fork", "spawn"]
 
 
 def ended(directory: Path, *arguments: str) -> tuple[list[str], bool]:
-    """Run a process to its end; return what happened, and whether stderr has what failed."""
+    """Run a process to its end; return what happened, and whether stderr shows the failure."""
     script = directory / "script.py"
     try:
         done = subprocess.run(
@@ -160,7 +160,7 @@ def all_ended(directory: Path, rows: list[tuple[str, ...]]) -> dict[tuple[str, .
     ("who", "thread"),
     [
         *((who, "none") for who in WHO),
-        # A daemon thread may be sending what it holds, so that is closed when it runs no more.
+        # A daemon thread may be sending what it holds: close that only when the thread has stopped.
         ("main", "sleeps"),
     ],
 )
@@ -183,19 +183,19 @@ def test_what_a_traceback_refers_to_runs_too_and_what_a_pool_takes_no_more(tmp_p
 
 
 def test_a_daemon_thread_that_stands_still_in_a_log_handler_does_not_block_the_exit(tmp_path):
-    """It holds the handler's lock for good, so what fails now is written to stderr without it."""
+    """It never releases the handler's lock, so failures are written to stderr without the lock."""
     (tmp_path / "script.py").write_text(EXITS)
     row = ("main", "another module", "of the script", "logs")
     with ThreadPoolExecutor(2) as pool:
         assert [*pool.map(lambda _: ended(tmp_path, *row), range(20))] == [(ALL, True)] * 20
 
 
-# The same in this process, for what cannot be seen from outside
+# In this process, for what cannot be seen from outside
 
 
 @pytest.fixture
 def exits():
-    """Begin the exit of this process; what that changes is put back."""
+    """Begin the exit of this process; restore afterwards what that changes."""
     before = [*gc.callbacks]
     yield lambda: wsgi_after_exits.at_exit(Body)
     gc.callbacks[:] = before
@@ -203,7 +203,7 @@ def exits():
 
 @pytest.fixture
 def stopped(exits, monkeypatch):
-    """Begin the exit, as while daemon threads run; then have these stopped, as Python does."""
+    """Begin the exit as if daemon threads ran; then act as if Python had stopped them."""
 
     def stopped():
         exits()
@@ -214,7 +214,7 @@ def stopped(exits, monkeypatch):
 
 
 def held_by_a_thread(work):
-    """Run ``work(stand)`` in a thread, up to where that calls ``stand()``. Returns what ends it."""
+    """Run ``work(stand)`` in a thread until it calls ``stand()``. Return a function to end it."""
     stands, goes_on = threading.Event(), threading.Event()
 
     def stand():
@@ -251,7 +251,7 @@ def test_where_nothing_is_left_nothing_is_collected(exits):
 
 
 def test_what_a_thread_is_reading_when_it_is_stopped_stays_with_it(stopped, events):
-    """That it is closed here would need what the thread holds: the generator, often a lock."""
+    """Closing it here would need what the thread holds: the generator, and often a lock."""
 
     def get(path, stand):
         def app(environ, start_response):
@@ -327,5 +327,5 @@ def app(environ, start_response):
 
 
 def test_what_is_collected_when_our_atexit_function_has_run_is_closed_in_place(tmp_path):
-    """Nothing would come by later for what waits."""
+    """If it waited, nothing would close it later."""
     assert run_script(BEHIND_OURS, tmp_path) == ["ran"]

@@ -1,6 +1,6 @@
-"""What only a forked child or a rare order does, told in this process: coverage does not see those.
+"""Forked children and rare orders, simulated in this process, because coverage does not see them.
 
-A fork is what changes ``process.forks``. Real forks are in ``test_processes.py``.
+A fork changes ``process.forks``. Real forks are in ``test_processes.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wsgi_after.testing import wait_for_callbacks
 
 @pytest.fixture
 def fork(monkeypatch):
-    """Be in a forked child from now on."""
+    """When called: act as a forked child from now on."""
     monkeypatch.setattr(process, "forks", process.forks)
     return process._forked
 
@@ -113,10 +113,10 @@ def test_an_interruption_of_a_job_that_was_pickled_loses_it_and_says_so(caplog, 
             raise KeyboardInterrupt
 
     exchange = Exchange(registers(int, executor=Sends()))
-    pickle.dumps(exchange.environ["wsgi.after"])  # of no consequence: nobody has the job
+    pickle.dumps(exchange.environ["wsgi.after"])  # without effect: nobody has the job
     with pytest.raises(KeyboardInterrupt):
         exchange.finish()
-    # Bodies that "children" of other tests left may be collected, and told of, in this one.
+    # Bodies that simulated children of other tests left may be collected, and logged, in this one.
     assert len([message for message in caplog.messages if "are lost" in message]) == 1
 
 

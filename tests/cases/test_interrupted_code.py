@@ -1,6 +1,6 @@
-"""Rule 7: what the collector drops does no harm to the code that it interrupts, wherever that is.
+"""Rule 7: a response that the collector drops does not harm the code that it interrupts.
 
-And what happens where the last reference is dropped there: ``docs/nothing-lost.rst`` says it.
+Also what happens if the last reference is dropped there: see ``docs/nothing-lost.rst``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reporting import count
 
 from . import run_python, run_script
 
-#: Responses whose callback does something, and fails, which is logged with a traceback.
+#: Responses whose callback does something and then fails, which is logged with a traceback.
 BEGIN = """
 import ast, faulthandler, gc, importlib, io, json, logging.handlers, os, queue, re, sqlite3, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +45,7 @@ def get():
     return AfterResponseMiddleware(app)({"PATH_INFO": "/"}, lambda *args: print)
 """
 
-#: Do the same thing once for each call and each return in it, and drop a response there.
+#: Run ``USE`` once for each call and each return in it, and drop a response at that point.
 DROPS = """
 how, seconds = sys.argv[1:]
 SETUP
@@ -91,7 +91,7 @@ sys.stdout.flush()
 os._exit(0)    # the pool's threads, and the callbacks of those, are of no interest
 """
 
-#: By what is interrupted: what has to be there first, and the thing itself.
+#: By what is interrupted: the code that prepares it, and the interrupted code itself.
 USES = {
     "ast.parse": ("", "ast.parse('x = [f(a, b)[1:2] for a in c]')"),
     "logging": ("log = logging.getLogger('other')", "log.error('noise')"),
@@ -117,9 +117,9 @@ USES = {
     ),
 }
 
-#: Where a callback that does the same thing fails, crashes Python, or blocks its thread for good,
-#: if the last reference was dropped in there: what is interrupted cannot be entered twice. What
-#: happens depends on the version of Python.
+#: Code that cannot be entered twice. If the last reference is dropped in it, a callback that runs
+#: the same code fails, crashes Python, or blocks its thread for good, depending on the version of
+#: Python.
 LIMITS = {
     "logging into a queue": ["blocked"],
     "ThreadPoolExecutor.submit": ["blocked"],
@@ -135,15 +135,15 @@ LIMITS = {
 def dropped(how: str, use: tuple[str, str], directory: Path, seconds: int = 30) -> str:
     """Drop responses at each moment; return whether each callback ran once, and what was raised.
 
-    :param seconds: after how many the process is taken to be blocked for good.
+    :param seconds: after this time, the process counts as blocked for good.
     """
     source = BEGIN + DROPS.replace("SETUP", use[0]).replace("USE", use[1])
     done = run_python(source, directory, how, str(seconds))
     return "crashed" if done.returncode < 0 else done.stdout.strip() or "blocked"
 
 
-#: What is printed where all is well: some moments were tried, and each callback ran once, but for
-#: that of the last response, which closes the others.
+#: What is printed if all is well: some moments were tried, and each callback ran once. The 1 is the
+#: callback of the last response, which closes the others.
 WELL = "True 1"
 
 
@@ -162,7 +162,7 @@ def test_what_is_dropped_by_its_last_reference_harms_only_what_cannot_be_entered
 
 
 def patience(expected):
-    """In seconds: not long, where it is expected to block."""
+    """How many seconds to wait: few, where blocking is expected."""
     return 2 if "blocked" in expected else 30
 
 
@@ -208,13 +208,13 @@ print(len(callbacks))
 
 
 def test_300_of_300_parses_survive_a_collection(tmp_path):
-    """On CPython 3.11, whatever parses within a finalizer breaks the parser it interrupts."""
+    """On CPython 3.11, parsing in a finalizer breaks the parser that it interrupts."""
     survived, ran = map(int, run_script(BEGIN + PARSE, tmp_path))
     count("ast.parse, interrupted", tried=300, survived=survived, callbacks_run=ran - 1)
     assert (survived, ran) == (300, 301)
 
 
-#: As the fixtures of pytest-flask are: a context stays pushed, and no response is ever closed.
+#: Like the fixtures of pytest-flask: a context stays pushed, and no response is ever closed.
 SUITE = """
 import pytest
 from flask import Flask
@@ -251,7 +251,7 @@ def client(app):
         yield app.test_client()
 """
 
-#: Enough to parse for a collection to begin meanwhile.
+#: Enough source that a collection begins while it is parsed.
 TABLE = "".join(f"    ({n}, 'name {n}', [f(a)[1:2] for a in range({n})]),\n" for n in range(300))
 
 
@@ -261,7 +261,7 @@ def test_five_runs_of_a_suite_with_a_client_that_never_closes_end_as_they_should
         pytest.importorskip(plugin)
     source = SUITE.replace("CLIENT", "" if plugin else CLIENT)
     (tmp_path / "test_shop.py").write_text(f"{source}\nTABLE = lambda f: [\n{TABLE}]\n")
-    # Django's plugin has a fixture "client", too.
+    # Django's plugin also has a fixture "client".
     without = ["no:cacheprovider", "no:django", *["no:flask"] * (not plugin)]
     command = ["pytest", "-q", "--tb=long", *(word for name in without for word in ("-p", name))]
     ends = []

@@ -1,7 +1,7 @@
-"""A middleware outside that closes the response before it returns it: clients wait, and it is told.
+"""A middleware outside that closes the response before returning it: clients wait, as the log says.
 
-Callbacks run in ``close()``, here before the server has the response. Nothing can mend that from
-inside. So the log names the middleware, once in a process.
+Callbacks run in ``close()``, here before the server has the response. Nothing inside can fix that,
+so the log names the middleware, once in a process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wsgi_after.lint import LintMiddleware
 
 @pytest.fixture(autouse=True)
 def _new_process():
-    """No request has been looked at yet."""
+    """Start as in a new process: no request has been looked at."""
     before = looks.copy()
     looks[:] = [None] * 100
     yield
@@ -37,7 +37,7 @@ def _new_process():
 
 @pytest.fixture
 def told(caplog):
-    """Return who was told of so far, by name."""
+    """When called: return the names of the middlewares logged so far."""
 
     def told():
         messages = [record.getMessage() for record in caplog.records]
@@ -53,7 +53,7 @@ wrapped = registers(int)
 @pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
 def test_on_each_server_a_middleware_that_closes_early_is_told_of_and_no_server_is(server):
     require(server.missing())
-    # There callbacks wait for the server's own moment, whoever closes early.
+    # There callbacks wait for the server's own moment, even if a middleware closes early.
     harmless = "uWSGI" in server.name or server in OURS
     with running(server) as where:
         for path in ("/quick/", "/quick/", "/early/first", "/early/second"):
@@ -80,7 +80,7 @@ def joins(inner):
 
 
 class JoinsByHelper:
-    """With a helper in between, and other names."""
+    """Closes in a helper, and names the arguments differently."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -95,7 +95,7 @@ class JoinsByHelper:
 
 
 def does_not_read(inner):
-    """As one that answers a conditional request."""
+    """Like a middleware that answers a conditional request."""
 
     def middleware(environ, start_response):
         inner(environ, lambda *args: None).close()
@@ -125,7 +125,7 @@ def by_webob(inner):
 
 
 def exhausts_a_generator(inner):
-    """Which closes at its end."""
+    """The generator closes the response at its end."""
     passes_on = generates(inner)
     return lambda environ, start_response: list(passes_on(environ, start_response))
 
@@ -156,7 +156,7 @@ def test_it_is_told_of_once_by_its_name(middleware, name, told):
 
 
 def test_the_way_out_is_told(caplog, events):
-    """And leads out."""
+    """The advice in the log works."""
 
     def outer(environ, start_response):
         result = joins(registers(partial(events.append, "callback")))(environ, start_response)
@@ -175,7 +175,7 @@ def test_the_way_out_is_told(caplog, events):
 
 
 def generates(inner):
-    """It closes at the end of the body, long after it returned."""
+    """Closes at the end of the body, long after it has returned."""
 
     def middleware(environ, start_response):
         body = inner(environ, start_response)
@@ -193,7 +193,7 @@ def fails(environ, start_response):
 
 
 def asks(environ, start_response):
-    """Whoever makes a request within a request reads its response."""
+    """Makes a request within the request, and reads its response."""
     Client(wrapped).get("/within", buffered=True)
     return hello(environ, start_response)
 
@@ -230,7 +230,7 @@ def test_only_the_first_requests_of_a_process_are_looked_at(told):
 
 
 def test_nothing_is_kept_by_looking(told):
-    """By the frames either, which go on."""
+    """Not even by the frames, which go on."""
     assert is_freed(wrapped)
     assert is_freed(lambda environ, start_response: wrapped(environ, start_response))
     assert len(looks) == 98

@@ -1,8 +1,9 @@
 """Rule 3: in which thread, and in which context, callbacks run.
 
-First where servers fork or start a thread for each request; tests/servers has all others. Each
+First with servers that fork or start a thread for each request; tests/servers has all others. Each
 request of the app opens a session that belongs to its thread, and registers a callback that closes
-it: in another thread, that would close nothing, and the next request would find it.
+it. In another thread, the callback would close nothing, and the next request would find the
+session.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def test_a_session_of_the_thread_is_closed_before_the_next_request(name, tmp_pat
     assert found == [[kind, None, kind, kind, True] for kind in KINDS]
 
 
-# Without a server: by whoever calls close()
+# Without a server: the test calls close()
 
 #: By what the app does: the status, and the body.
 RESPONSES = {
@@ -114,7 +115,7 @@ user = ContextVar("user", default="nobody")
 
 @pytest.mark.parametrize("kind", RESPONSES)
 def test_callbacks_run_in_the_thread_that_closes_and_in_its_context_not_in_a_copy(kind, events):
-    """If there is nothing to close: in the thread that calls the app."""
+    """If there is nothing to close, they run in the thread that calls the app."""
 
     def note(what):
         events.append((what, threading.get_ident(), user.get()))

@@ -1,4 +1,4 @@
-"""Rule 4: a request's list belongs to the process that made it. Whoever forks, it runs once."""
+"""Rule 4: a list belongs to the process that made it. Whoever forks, its callbacks run once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from servers.harness import wait_until
 
 from . import run_script
 
-#: A server's worker in one file. The process in which something happens prints it.
+#: A server's worker in one file. Each process prints what happens in it.
 WORKER = """
 import gc, logging, os, sys
 from contextlib import closing
@@ -87,7 +87,7 @@ serve(app)
 @pytest.mark.parametrize("leave", ["os._exit", "sys.exit", "raises", "returns"])
 @pytest.mark.parametrize("place", ["call", "body", "close", "callback", "callback, the app raised"])
 def test_a_fork_anywhere_in_a_request_leaves_the_callbacks_to_the_parent(place, leave, tmp_path):
-    """What ends the child goes on there even if the app raised, or it would be a second server."""
+    """What ends the child propagates even if the app raised, or it would be a second server."""
     of_the_app = " KeyError" if "raised" in place else ""
     ends = {"sys.exit": " SystemExit", "raises": " ValueError", "returns": of_the_app}
     child = [f"child: served{ends[leave]}"] if leave in ends else []
@@ -272,7 +272,7 @@ application = AfterResponseMiddleware(app)
 
 @pytest.mark.servers
 def test_a_worker_of_gunicorn_runs_what_its_forked_children_have_copies_of(tmp_path: Path):
-    """A child that leaves by ``sys.exit()`` answers the client, and ends, as it does bare."""
+    """A child that calls ``sys.exit()`` answers the client and ends, as without the middleware."""
     (tmp_path / "forks.py").write_text(APP)
     events, answers, paths = tmp_path / "events", [], ["/", "/app", "/callback", "/"]
     events.touch()

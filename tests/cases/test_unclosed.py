@@ -19,7 +19,7 @@ from wsgi_after.integration import open_request
 
 
 def get(app, **options):
-    """Call an app as a server does that keeps nothing but the body."""
+    """Call an app like a server that keeps only the body."""
     return AfterResponseMiddleware(app, **options)(make_environ(), lambda *args: bool)
 
 
@@ -34,7 +34,7 @@ class Node:
 
 
 class Chunks:
-    """A body that tells when it is closed, and raises what it is told to."""
+    """A body that records when it is closed, and raises the errors that it is given."""
 
     def __init__(self, events, name, error=None, of_close=None):
         self.events, self.name, self.error, self.of_close = events, name, error, of_close
@@ -60,7 +60,7 @@ def _warnings_are_events(events, monkeypatch):
 
 @pytest.fixture
 def call(events):
-    """Call an app whose callbacks tell its name; returns the body.
+    """Call an app whose callback records its name; return the body.
 
     :param fns: more callbacks.
     :param errors: what its body raises.
@@ -80,7 +80,7 @@ def call(events):
 
 @pytest.fixture
 def collect(events):
-    """Run the collector, and note what of the app's code ran meanwhile: nothing."""
+    """Run the collector, and check that no code of the app ran meanwhile."""
 
     def collect():
         before = [*events]
@@ -103,7 +103,7 @@ def in_a_thread(fn):
 
 
 def read_and_fail(body):
-    """Have the error, its traceback, a frame and the body refer to each other, as servers do."""
+    """Make the error, its traceback, a frame and the body refer to each other, as servers do."""
     try:
         list(body)
     except ValueError as error:
@@ -124,7 +124,7 @@ def test_nothing_of_the_app_runs_in_the_collector(cycle, executor, call, collect
     error = ValueError("on purpose") if cycle == "failed" else None
     CYCLES[cycle](call("a", error=error, executor=executor))
     del error
-    in_a_thread(collect)  # which is not the one that closes it
+    in_a_thread(collect)  # not the thread that closes it
     get(hello)
     assert events == ["collected", *done("a")]
 
@@ -139,7 +139,7 @@ def raising(environ, start_response):
     raise ValueError("on purpose")
 
 
-#: What is prepared before the collection; and what then has the waiting responses closed.
+#: What is prepared before the collection, and what then closes the waiting responses.
 MOMENTS = {
     "a call": (list, lambda _: get(hello)),
     "a call that shares a list": (
@@ -159,7 +159,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_the_next_call_or_end_of_a_request_closes_all_that_waits(moment, call, collect, events):
-    """In order, by whoever comes: he need not have registered anything."""
+    """In order. The request that closes them need not have callbacks."""
     prepares, comes = MOMENTS[moment]
     prepared, bodies = prepares(), [call(name) for name in "abc"]
     while bodies:
@@ -179,7 +179,7 @@ def test_what_waits_is_never_closed_from_within_what_waited(call, collect, event
         events.append("nested ends")
 
     bodies = [call("b"), call("a", nested)]
-    while bodies:  # one at a time: of several, the collector chooses the order
+    while bodies:  # one at a time: the collector chooses the order of several
         Node(bodies.pop())
         collect()
     call("e").close()
@@ -199,7 +199,7 @@ def test_what_a_finalizer_drops_in_the_collector_waits_too(call, collect, events
 
 
 def test_what_another_thread_drops_while_the_collector_runs_is_closed_in_place(call, events):
-    """The collector stands still in a finalizer; that thread is not stopped in the middle."""
+    """The collector waits in a finalizer; the other thread is not the one that it interrupts."""
     kept, stands, dropped = [call("a")], threading.Event(), threading.Event()
 
     def drops():
@@ -214,7 +214,7 @@ def test_what_another_thread_drops_while_the_collector_runs_is_closed_in_place(c
     gc.collect()
     thread.join()
     get(hello)
-    # Without the GIL, the thread that made an object finalizes it, and that one is collecting.
+    # Without the GIL, an object is finalized by the thread that made it, which is collecting.
     assert events == (["dropped", *done("a")] if WITHOUT_GIL else [*done("a"), "dropped"])
 
 

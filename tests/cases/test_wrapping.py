@@ -1,4 +1,4 @@
-"""Rules 8 and 9: what stands around the environ, the body and the file wrapper does not show."""
+"""Rules 8 and 9: copies of the environ share the list; wrapped bodies and files are invisible."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ BODIES = {
     "memoryview": lambda: memoryview(b"abc"),
 }
 
-#: What a middleware outside may do with what it gets.
+#: What a middleware outside may do with a body.
 LOOKS = {
     "len": len,
     "length on the type": lambda body: hasattr(type(body), "__len__"),
@@ -116,7 +116,7 @@ LOOKS = {
 
 
 def plain(made):
-    """What a copy is: its type, and what it holds."""
+    """The type and the contents of a copy."""
     return type(made), vars(made) if hasattr(made, "__dict__") else made and b"".join(made)
 
 
@@ -253,7 +253,7 @@ UWSGI = "uwsgi --master --die-on-term --http-socket 127.0.0.1:8000 --wsgi-file a
 @pytest.mark.servers
 @pytest.mark.parametrize("command", [UWSGI, f"{UWSGI} --wsgi-accept-buffer", "python app.py 8000"])
 def test_real_servers_send_what_they_send_bare(command, tmp_path):
-    """The same file wrapper several times, what is no list of bytes; and callbacks run."""
+    """One file wrapper several times, and bodies that are not lists of bytes; callbacks run."""
     require([] if "uwsgi" in command or find_spec("bjoern") else ["bjoern"])
     (tmp_path / "app.py").write_text(APP)
     kinds = ["again", "isinstance"] * 2 + [str(n) for n in range(13) if "uwsgi" in command]

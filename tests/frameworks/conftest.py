@@ -1,4 +1,4 @@
-"""What several tests of frameworks need: apps of Django, and what is started once for all."""
+"""What several tests of frameworks need: apps, and servers that are started once for all tests."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from wsgi_after.flask import AfterResponse, AfterResponseClient
 
 from .models import Base
 
-settings.configured or settings.configure(SECRET_KEY="x")  # which Django 4.2 wants for errors
-django.setup()  # or it warns of what uses a database
+settings.configured or settings.configure(SECRET_KEY="x")  # Django 4.2 needs it for errors
+django.setup()  # without this, Django warns about code that uses a database
 
 
 def exchange(app, **environ):
@@ -34,7 +34,7 @@ def exchange(app, **environ):
 
 
 def flask_app(name="shop", **options):
-    """An app of Flask with the extension; its test client closes the responses."""
+    """A Flask app with the extension; its test client closes the responses."""
     app = Flask(name)
     app.secret_key = "secret"
     app.test_client_class = AfterResponseClient
@@ -52,7 +52,7 @@ def sessions(tmp_path):
 
 @pytest.fixture
 def handler():
-    """Make Django's WSGI application of a view and its settings, in force to the test's end."""
+    """Make Django's WSGI application from a view and settings that apply until the test ends."""
     with ExitStack() as stack:
 
         def make(view, *middleware, **extra):
@@ -70,7 +70,7 @@ def handler():
 
 @pytest.fixture
 def request_finished_too(events):
-    """Note Django's signal ``request_finished`` among the events."""
+    """Record Django's signal ``request_finished`` in the events."""
 
     def receiver(**kwargs):
         events.append("request_finished")
@@ -82,7 +82,7 @@ def request_finished_too(events):
 
 @pytest.fixture
 def sqlite(tmp_path, monkeypatch):
-    """Make databases with these names, and the same options, the ones of Django's project."""
+    """Give Django's project SQLite databases with these names, all with the same options."""
 
     def make(*names, **options):
         engine = "django.db.backends.sqlite3"
@@ -96,7 +96,7 @@ def sqlite(tmp_path, monkeypatch):
 
 
 def forget_connections():
-    """In this thread, so that they are made anew, by the settings in force."""
+    """Close and delete those of this thread: new ones will follow the current settings."""
     for connection in connections.all(initialized_only=True):
         connection.close()
         del connections[connection.alias]
@@ -104,7 +104,7 @@ def forget_connections():
 
 @pytest.fixture(scope="session")
 def postgresql():
-    """A PostgreSQL, shared by all tests: take a table, or a database, of your own."""
+    """A PostgreSQL server that all tests share: use a table, or a database, of your own."""
     with databases.postgresql() as server:
         yield server
 

@@ -1,6 +1,6 @@
-"""An app for a server, whose views and callbacks use four databases, in the set-up ``$SET_UP``.
+"""An app for a server: its views and callbacks use four databases, in the set-up ``$SET_UP``.
 
-All four are one PostgreSQL, to which each has a name of its own. They differ in CONN_MAX_AGE, and
+All four are one PostgreSQL database, under four application names. They differ in CONN_MAX_AGE, and
 the last has psycopg's pool.
 """
 
@@ -27,7 +27,7 @@ def database(name, age, **options):
         "HOST": "127.0.0.1",
         "PORT": os.environ["POSTGRESQL_PORT"],
         "CONN_MAX_AGE": age,
-        "TEST": {"DEPENDENCIES": []},  # or each would need the default one
+        "TEST": {"DEPENDENCIES": []},  # otherwise each would depend on the default one
         "OPTIONS": {"application_name": f"{SET_UP}, {name}", **options},
     }
 
@@ -68,7 +68,7 @@ ran = []  # backends of callbacks
 
 
 def backend(alias):
-    """Which process of PostgreSQL serves this thread."""
+    """The PostgreSQL process that serves this thread."""
     with connections[alias].cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         return cursor.fetchone()[0]
@@ -85,7 +85,7 @@ def fail(alias):
 
 
 def err(alias):
-    """Have the database report an error, as a view may that goes on."""
+    """Have the database report an error, and go on, as a view may."""
     try:
         with transaction.atomic(using=alias), connections[alias].cursor() as cursor:
             cursor.execute("SELECT nothing")
@@ -117,7 +117,7 @@ def view(request):
 
 
 def hold(alias, who):
-    """Use a connection, in a transaction, until it is to be released."""
+    """Use a connection, in a transaction, until ``release`` is set."""
     with transaction.atomic(using=alias):
         held[who] = [backend(alias), None]
         release.wait(20)
@@ -142,7 +142,7 @@ if "WRAPPED" in os.environ:
 
 
 def application(environ, start_response):
-    """The project, and what Django is not to know of: it would close connections for it."""
+    """The project, and paths that Django must not see: it would close connections for them."""
     if environ["PATH_INFO"] == "/release":
         release.set()
     elif environ["PATH_INFO"] == "/forget":
@@ -154,7 +154,7 @@ def application(environ, start_response):
 
 
 def state():
-    """What this thread, and one of the pool, has open, now that their last requests are over."""
+    """What this thread, and one of the pool, still have open after their last requests."""
     return {
         "held": held,
         "ran": ran,

@@ -1,6 +1,7 @@
 """Tests of a project, run by Django: what its test client does to the connections of a test.
 
-What is left open goes to stdout: by database and kind of request, outside a transaction and inside.
+Prints how many connections are left open, by database and kind of request, outside a transaction
+and inside.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ holding, release = Event(), Event()
 
 
 def connected(alias):
-    """Who is connected to a database: the backends."""
+    """The backends that are connected to a database."""
     settings = connections[alias].settings_dict
     query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
     where = {"host": settings["HOST"], "port": settings["PORT"], "user": settings["USER"]}
@@ -30,7 +31,7 @@ def connected(alias):
 
 
 def used(case, alias):
-    """How many connections of this thread are open after some requests, by their kind."""
+    """How many connections of this thread are open after some requests, by kind of request."""
     left, mine = {}, backend(alias)
     holding.clear()
     release.clear()

@@ -1,12 +1,12 @@
-"""Run Django's own tests of its tasks, with our backend in the place of one of Django's.
+"""Run Django's own tests of its tasks, with our backend in place of one of Django's.
 
 ::
 
     python django_own_tests.py DIRECTORY dummy
 
 ``DIRECTORY`` is ``tests`` in a source distribution of the Django that is installed. Its tests are
-imported as they are, after one class of Django has been replaced: then the settings that the tests
-have, and what they import, lead to ours.
+imported unchanged, after one class of Django has been replaced: so their settings and their imports
+lead to ours.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ class InRequest:
     failing: dict[str, str]
 
     def run(self, result=None):
-        # Not expectedFailure(), which Django does not see on a test that is asynchronous.
+        # Not expectedFailure(): Django does not see it on an asynchronous test.
         self.__unittest_expecting_failure__ = self._testMethodName in self.failing
         environ: dict[str, Any] = {}
         setup_testing_defaults(environ)
         request = open_request(environ)
         with request:
             done = super().run(result)
-        with suppress(KeyboardInterrupt):  # which a task raises, and which goes on
+        with suppress(KeyboardInterrupt):  # a task raises it, and it propagates
             request.closer()()
         return done
 
 
 def stand_in():
-    """Our backend, with what the tests of ``DummyBackend`` use between them: no other can pass."""
+    """Our backend, with ``results`` and ``clear()``: the ``DummyBackend`` tests need both."""
     from wsgi_after.django import AfterResponseBackend
 
     class Backend(AfterResponseBackend):
@@ -105,7 +105,7 @@ def cases(module, in_request, failing):
 
 
 def main(directory, how):
-    """Whether they pass, but for those that are expected to fail, all of which have to."""
+    """Whether all tests pass, except those that are expected to fail, which all must fail."""
     replaced, in_request, failing = HOW[how]
     sys.path.insert(0, directory)
     settings.configure(

@@ -1,4 +1,4 @@
-"""Apps with a database, by SQLAlchemy: users for Flask, rows for Pyramid."""
+"""Apps with a database, through SQLAlchemy: users for Flask, rows for Pyramid."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 def with_a_user(app, database="sqlite://"):
-    """Give an app of Flask one user, whom Flask-Login loads from a database.
+    """Give a Flask app one user, whom Flask-Login loads from a database.
 
-    :return: the database, and what a view calls: it logs the user in, and counts the visit.
+    :return: the database, and a function for a view, which logs the user in and counts the visit.
     """
     app.config["SQLALCHEMY_DATABASE_URI"] = database
     db = SQLAlchemy(app)
@@ -44,7 +44,7 @@ class Row(Base):
 
 
 def with_dbsession(config, sessions):
-    """Give the requests of an app of Pyramid a session, within their transaction."""
+    """Give the requests of a Pyramid app a session, within their transaction."""
 
     def dbsession(request):
         session = sessions()

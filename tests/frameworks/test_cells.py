@@ -1,6 +1,6 @@
 """What a callback finds in Flask and in Pyramid: the tables of their pages, cell by cell.
 
-And their recipes for a ``scoped_session`` of SQLAlchemy without an extension.
+Also their recipes for a ``scoped_session`` of SQLAlchemy without an extension.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ tenant = local()
 
 @pytest.fixture(autouse=True)
 def clean_thread():
-    """A thread without a tenant, and without a transaction."""
+    """Leave the thread without a tenant and without a transaction."""
     yield
     vars(tenant).clear()
     transaction.abort()
@@ -54,7 +54,7 @@ def sent(**extra):
 
 
 def serve(app, set_up):
-    """Have a request answered, and its callbacks run, in one of the set-ups."""
+    """Serve a request and run its callbacks, in one of the set-ups."""
     if set_up in ("middleware alone", "both"):
         app = AfterResponseMiddleware(app)
     if set_up == "pool":
@@ -69,7 +69,7 @@ def serve(app, set_up):
 
 
 def finds(look):
-    """What a look returns is there; if it raises, it is not."""
+    """Whether a look finds something: it does not if it returns nothing, or raises."""
     try:
         return "yes" if look() else "no"
     except (AttributeError, RuntimeError, ValueError):
@@ -141,7 +141,7 @@ def test_the_session_of_a_callback_that_fails_does_not_reach_the_next(tmp_path, 
     @app.post("/")
     def order():
         store(1)
-        after_this_response(store, 1)  # which spoils its session
+        after_this_response(store, 1)  # this spoils its session
         after_this_response(store, 2)
         return "Ordered"
 
@@ -150,7 +150,7 @@ def test_the_session_of_a_callback_that_fails_does_not_reach_the_next(tmp_path, 
     serve(app, "extension")
     with app.app_context():
         stored = db.session.scalars(select(Order.id).order_by(Order.id)).all()
-    with app.app_context():  # another one: the session of the first has given its connection back
+    with app.app_context():  # a new one: the session of the first has returned its connection
         db.engine.dispose()
     [told] = caplog.records
     assert (stored, told.exc_info[0].__name__) == ([1, 2], "IntegrityError")
@@ -168,7 +168,7 @@ def test_teardown_of_an_unused_session_costs_less_than_a_tenth_of_the_smallest_q
         return partial(Exchange.finish, Exchange(app, EnvironBuilder().get_environ()))
 
     def fastest(measured):
-        """The seconds of a hundred, by the fastest of ten runs."""
+        """How many seconds a hundred take, in the fastest of ten runs."""
         return min(timeit(measured, number=1) for measured in measured)
 
     def query():
@@ -210,7 +210,7 @@ def pyramid_app(set_up, sessions, callback, **settings):
 
 
 class Remote:
-    """Knows the user that the server knows."""
+    """Takes the user from the server's ``REMOTE_USER``."""
 
     def identity(self, request):
         return request.environ.get("REMOTE_USER", "ada")
@@ -273,7 +273,7 @@ def tags(request, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_the_recipe_for_a_scoped_session_survives_errors(tags, pooled, caplog):
-    """Each name is stored once; the second time it is an error, which spoils the session."""
+    """Each name is stored once. Storing it again is an error, which spoils the session."""
     with BoundedThreadPoolExecutor(max_workers=1, max_pending=99) as pool:
         executor = pool if pooled else None
         if hasattr(tags, "app"):

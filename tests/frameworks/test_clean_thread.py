@@ -1,7 +1,7 @@
-"""Callbacks clean the thread of their request: its next request finds nothing of the one before.
+"""Callbacks clean the thread of their request: the next request there finds nothing of it.
 
-A thread-local tenant, a context variable, a session of SQLAlchemy that an error spoiled, Django's
-language: each kind of response of each framework, on a server with one thread.
+They clean a thread-local tenant, a context variable, a session of SQLAlchemy that an error spoiled,
+and Django's language, after each kind of response of each framework, on a server with one thread.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_the_next_request_of_the_thread_finds_it_clean(port, framework):
 
 
 def output(script, framework):
-    """What a process of its own prints, in whose main thread the app is called."""
+    """Call the app in the main thread of a new process; return the lines that it prints."""
     command = [sys.executable, "-c", IN_A_POOL + script, framework]
     directory = Path(__file__).parent
     return subprocess.check_output(

@@ -48,7 +48,7 @@ def wrap(app, wrapped):
 
 
 def registers(*callbacks):
-    """A view that registers these."""
+    """A view that registers these callbacks."""
 
     def view(request):
         for callback in callbacks:
@@ -58,11 +58,11 @@ def registers(*callbacks):
     return view
 
 
-# Middlewares, each of which has its name in MIDDLEWARE.
+# Middlewares, by name in MIDDLEWARE.
 
 
 def not_modified(get_response):
-    """One that answers with a response of its own, as Django's for conditions does."""
+    """Answers with its own response, like Django's middleware for conditional requests."""
     return lambda request: get_response(request) and HttpResponseNotModified()
 
 
@@ -70,7 +70,7 @@ cookies_seen = {}
 
 
 def seen(get_response):
-    """One that notes the cookies that it sees."""
+    """Records the cookies that it sees."""
 
     def middleware(request):
         response = get_response(request)
@@ -121,7 +121,7 @@ def test_a_request_without_a_list_says_what_is_missing(handler):
 
 
 def test_asgi_is_refused_when_the_process_starts_or_with_each_request(handler):
-    """The latter behind a synchronous middleware."""
+    """The latter if the entry stands before a synchronous middleware."""
     handler(HttpResponse)
     with pytest.raises(ImproperlyConfigured, match=r"Serve the project's wsgi\.py"):
         ASGIHandler()
@@ -200,7 +200,7 @@ TWO = {"kept": "k;v", "dropped": "d"}
 def test_a_response_callback_changes_djangos_response(
     handler, prepare, status, headers, cookies, seen_before
 ):
-    """A middleware before the entry sees it, too."""
+    """A middleware before the entry sees the changed cookies too."""
 
     def view(request):
         after_this_request(prepare)
@@ -249,7 +249,7 @@ def test_an_error_of_a_response_callback_is_one_of_the_app(handler, events):
 
 @pytest.fixture
 def databases(sqlite):
-    """Make two SQLite databases with these options the ones of the project."""
+    """Give the project two SQLite databases with these options."""
 
     def make(**options):
         sqlite("default", "other", **options)
@@ -298,7 +298,7 @@ def test_callbacks_write_and_leave_nothing_open(handler, databases, atomic, age,
 
 
 def test_the_plain_middleware_leaves_them_open(handler, databases):
-    """Why ORM work wants the entry in MIDDLEWARE."""
+    """So callbacks that use the ORM need the entry in MIDDLEWARE."""
     databases(CONN_MAX_AGE=0)
 
     def view(request):
@@ -306,7 +306,7 @@ def test_the_plain_middleware_leaves_them_open(handler, databases):
         return HttpResponse("hello")
 
     app = handler(view, COMMON)
-    connection_created.disconnect(close_again)  # as where the entry never was
+    connection_created.disconnect(close_again)  # as if the entry had never been there
     exchange(wrap(app, True)).finish()
     assert notes() == [["callback"], ["callback"], [True, True]]
 
@@ -358,7 +358,7 @@ def writes(request):
 
 @pytest.mark.parametrize("view", [writes, sync_to_async(writes)])
 def test_a_request_without_callbacks_gives_an_executor_no_job(handler, databases, view, events):
-    """Though its view has opened a connection."""
+    """Even though its view has opened a connection."""
     databases(CONN_MAX_AGE=0)
     executor = SimpleNamespace(submit=lambda *args: events.append(args))
     exchange(AfterResponseMiddleware(handler(view), executor=executor)).finish()
@@ -366,7 +366,7 @@ def test_a_request_without_callbacks_gives_an_executor_no_job(handler, databases
 
 
 def test_waitress_runs_no_callbacks_in_its_io_thread(handler, databases, events):
-    """But in a thread that lives only for them, and leaves no connection open."""
+    """They run in a thread that lives only for them, and leaves no connection open."""
     databases(CONN_MAX_AGE=None)
     ran = threading.Event()
 
@@ -469,7 +469,7 @@ def test_what_a_finalizer_opens_is_closed(handler, databases):
     assert notes() == [["callback"]] * 2 + [[False] * 2]
 
 
-# What it says if it is used in the wrong place
+# Errors for use in the wrong place.
 
 
 @pytest.mark.parametrize("more", [[], [COMMON]])

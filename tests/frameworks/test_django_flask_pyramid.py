@@ -34,9 +34,9 @@ class InDjango:
         self.handler = handler
 
     def app(self, view, on_error=None, **options):
-        """An app with a view, called with the way to register and the environ; and one for errors.
+        """An app with a view and an error view, which get a function to register, and the environ.
 
-        Without the latter, what the view raises goes on to the server.
+        Without an error view, what the view raises propagates to the server.
         """
 
         def called(view, request):
@@ -49,8 +49,8 @@ class InDjango:
         )
 
     def current(self, environ):
-        """The environ of the request that a callback finds to be the current one."""
-        return environ  # it has none
+        """The environ of the request that is current while a callback runs."""
+        return environ  # Django has no current request
 
     def respond(self, kind, content="content\n"):
         return {
@@ -123,7 +123,7 @@ class InPyramid:
         return get_current_request().environ
 
     def file(self, events):
-        return str(self.path)  # which it opens, and closes, by itself
+        return str(self.path)  # Pyramid opens and closes the file itself
 
     def respond(self, kind, content="content\n"):
         headers = [("Content-Type", "text/plain; charset=UTF-8"), ("X-Order", "7")]
@@ -276,7 +276,7 @@ def test_arguments_go_through_and_a_failure_is_logged(framework, events, caplog)
 
 
 def test_an_error_view_answers_and_the_callbacks_of_both_run(framework, events):
-    """The error was handled: for WSGI there is none."""
+    """The error was handled, so WSGI sees none."""
 
     def tell(place, environ):
         known = environ["wsgi.after"]
@@ -314,7 +314,7 @@ def test_what_the_framework_lets_out_goes_on_behind_the_callbacks(framework, eve
 
 
 def test_an_environ_that_comes_again_gets_a_list_of_its_own(framework, events):
-    """While its first body is read, as from a middleware that gives the first response up."""
+    """While its first body is being read, as if a middleware gave up the first response."""
     numbers = count(1)
 
     def view(after, environ):

@@ -45,7 +45,7 @@ SERVERS = pytest.mark.parametrize(
 
 
 def command(page, name):
-    """What a block shows behind its prompt."""
+    """The command that a block shows after its prompt."""
     return re.findall(r"(?m)^\$ (.*)", PAGES[page][name])[0]
 
 
@@ -62,7 +62,7 @@ def curl(page, name):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Make a directory with the files of a page, which can be imported, and such ports in them."""
+    """Make a directory with the importable files of a page, and put these ports into them."""
 
     def files(page, **ports):
         for name, text in PAGES[page].items():
@@ -254,7 +254,7 @@ def app(environ, start_response):
     ],
 )
 def test_a_thousand_callbacks_write_rows(files, request, page, database, fail):
-    """To the pool of SQLAlchemy, which has fewer; in Flask, some callbacks fail after that."""
+    """SQLAlchemy's pool has fewer connections; in Flask, some callbacks fail after they write."""
     project = files(page)
     shutil.copy(Path(__file__).with_name("flask_rows.py"), project)
     (project / "pyramid_rows.py").write_text(SERVED)
@@ -294,7 +294,8 @@ from wsgi_after import AfterResponseMiddleware
 from shop.wsgi import application
 application = AfterResponseMiddleware(application)
 """
-# It refuses none: those would run in Django's own threads, which may keep connections.
+# This pool refuses no job: a refused one would run in Django's own thread, which may keep its
+# connection.
 POOL = """
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after.executor import BoundedThreadPoolExecutor
@@ -306,7 +307,7 @@ application = AfterResponseMiddleware(application, executor=pool)
 
 @contextmanager
 def database_of(server, directory):
-    """One as Django's settings have it, and a connection to it."""
+    """A new database, as in Django's settings, and a connection to it."""
     import psycopg
 
     name = f"shop_{directory.name}".lower().replace("-", "_")
@@ -327,7 +328,7 @@ def database_of(server, directory):
         (False, POOL, None, 0),  # the requests themselves do not use the database
         (False, ALONE, None, THREADS),  # Django keeps one for each thread of the server
         (False, WRAPPED, 60, THREADS),
-        (True, ALONE, 0, THREADS),  # Django's pool keeps them, one for each at most
+        (True, ALONE, 0, THREADS),  # Django's pool keeps them, at most one for each
         (True, WRAPPED, 0, THREADS),
         (True, POOL, 0, THREADS),
     ],

@@ -61,8 +61,8 @@ def directory(tmp_path):
 
 
 def connected(postgresql, name):
-    """Who is connected under this name: the backends."""
-    import psycopg  # a free-threaded Python, which collects this, has none
+    """The backends that are connected under this name."""
+    import psycopg  # here: a free-threaded Python collects this file, but has no psycopg
 
     query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
     with psycopg.connect(postgresql.url()) as other:
@@ -78,7 +78,7 @@ def query(port, path="/", **arguments):
 @pytest.mark.parametrize(("set_up", "command", "wrapped"), SERVERS)
 def test_each_cell_is_what_a_thread_leaves_open(postgresql, directory, set_up, command, wrapped):
     """A view and a callback use other connections meanwhile: no callback closes those."""
-    # One thread is left to serve the requests: what it has ended when it answers for /state.
+    # One thread is left to serve the requests: it has ended them when it answers for /state.
     threads = 2 if set_up == "pool" else 3
     variables = {"SET_UP": set_up, "POSTGRESQL_PORT": postgresql.port}
     variables |= {"WRAPPED": "yes"} if wrapped else {}
@@ -116,7 +116,7 @@ def is_released(port, who):
 
 
 def left_open(postgresql, directory, port, set_up, alias, kind):
-    """How many connections of its thread five requests leave open. Two others are in use."""
+    """How many connections of their thread five requests leave open. Two others are in use."""
     before = ask_json(port, "/forget")
     used = [pid for _ in range(5) for pid in json.loads(query(port, alias=alias, kind=kind)) if pid]
     state = ask_json(port, "/state")
@@ -133,7 +133,7 @@ def left_open(postgresql, directory, port, set_up, alias, kind):
         now = connected(postgresql, f"{set_up}, {alias}")
         if alias != "psycopg's pool":
             return now == held | kept
-        # It may be opening one more, and keeps what nobody uses.
+        # The pool may be opening one more, and keeps unused connections.
         in_use = ask_json(port, "/state")["out"]
         return held | kept <= now and in_use == len(held | kept) and len(now) <= 4
 
@@ -142,7 +142,7 @@ def left_open(postgresql, directory, port, set_up, alias, kind):
 
 
 def test_each_cell_is_what_the_test_client_leaves_open(postgresql, directory):
-    """And a test's transaction goes on, whatever the view and its callbacks do."""
+    """A test's transaction goes on, whatever the view and its callbacks do."""
     variables = {"SET_UP": "test client", "POSTGRESQL_PORT": postgresql.port}
     command = [sys.executable, "django_connections_tests.py"]
     ended = subprocess.run(

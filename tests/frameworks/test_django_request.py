@@ -76,9 +76,9 @@ def upload():
 
 
 def serve(app, slot=None):
-    """Have one request answered, and its callbacks run.
+    """Serve one request, and run its callbacks.
 
-    :param slot: that of a server with a moment of its own.
+    :param slot: the slot of a server that has a moment.
     """
     exchange(app, **({MOMENT: slot} if slot else {})).finish()
     if slot:
@@ -90,7 +90,7 @@ CELLS = table("django.rst", "request id")
 
 @pytest.mark.parametrize("set_up", CELLS)
 def test_each_cell_of_the_page_is_what_a_callback_finds(handler, sqlite, set_up):
-    """Of one request, of which everything is kept by its callback's own thread and moment."""
+    """One request fills all cells of a set-up."""
     sqlite("default")
     found, opened = {}, []
 
@@ -207,7 +207,7 @@ print(json.dumps([ids, list(users)]))
 """
 
 
-if django.VERSION >= (5, 2):  # which django-simple-history needs
+if django.VERSION >= (5, 2):  # django-simple-history needs that
 
     def test_the_entry_of_the_page_brings_along_what_two_packages_keep(tmp_path):
         (tmp_path / "entry.py").write_text(blocks("django.rst")["entry.py"], encoding="utf-8")
@@ -277,7 +277,7 @@ def test_with_an_executor_or_in_a_capture_or_without_callbacks_it_stays_in_close
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_response_from_the_cache_does_not_run_callbacks_again(handler, events, wrapped):
     def view(request):
-        after_response(request, lambda: events.append("callback"))  # which cannot be pickled
+        after_response(request, lambda: events.append("callback"))  # a lambda cannot be pickled
         return HttpResponse("hello")
 
     module = "django.middleware.cache"
@@ -325,7 +325,7 @@ def test_where_another_thread_runs_a_callback_it_finds_the_urls_of_its_request(h
     assert events == ["urls of the tenant", None]
 
 
-# What cannot be kept is told.
+# What cannot be kept is reported.
 
 
 def test_a_closed_upload_is_named_where_it_is_read(handler, caplog):
@@ -493,7 +493,7 @@ def test_the_cleanup_waits_for_entries_that_came_behind_it(events):
 
 @pytest.mark.parametrize("name", ["AfterResponseMiddleware", "Cookie", "close_connections"])
 def test_what_was_pickled_by_a_name_of_the_public_module_is_found_there(name):
-    """Such as a cookie in a cache, or the job of a queue: parts of the module have moved."""
+    """For example a cookie in a cache, or the job of a queue: parts of the module have moved."""
     assert pickle.loads(f"cwsgi_after.django\n{name}\n.".encode()).__name__ == name
 
 

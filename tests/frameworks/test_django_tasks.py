@@ -48,7 +48,7 @@ InvalidTask = getattr(exceptions, "InvalidTask", None) or exceptions.InvalidTask
 ENTRY = "wsgi_after.django.AfterResponseMiddleware"
 BACKEND = "wsgi_after.django.AfterResponseBackend"
 
-happened = []  # what tasks do, which have to be functions of a module
+happened = []  # what tasks do; a task must be a function of a module
 
 
 @tasks.task
@@ -90,7 +90,7 @@ def enqueue_another():
 
 @pytest.fixture
 def events():
-    """What tasks do, among all that happened."""
+    """All that happened, including what tasks did."""
     happened.clear()
     yield happened
     happened.clear()
@@ -98,7 +98,7 @@ def events():
 
 @pytest.fixture
 def handler(handler):
-    """Make an application with the backend for tasks, with these options of it."""
+    """Make an application with the backend for tasks, which gets these options."""
 
     def make(view, options=None, **extra):
         return handler(view, **{"TASKS": configured(OPTIONS=options or {}), **extra})
@@ -107,15 +107,15 @@ def handler(handler):
 
 
 def configured(**parameters):
-    """A setting ``TASKS``."""
+    """The setting ``TASKS`` with these parameters."""
     return {"default": {"BACKEND": BACKEND, **parameters}}
 
 
 @pytest.fixture
 def signalled(events, monkeypatch):
-    """Note the signals of tasks: status, and the hours of enqueued_at, started_at, finished_at.
+    """Record the signals of tasks: status, and the hours of enqueued_at, started_at, finished_at.
 
-    Each look at the clock takes one hour.
+    Each call of ``timezone.now()`` moves the clock on by one hour.
     """
     began = datetime(2027, 1, 1)
     hours = iter(range(1, 24))
@@ -152,7 +152,7 @@ def results():
 
 
 def enqueues(*enqueued):
-    """A view that calls these."""
+    """A view that calls these functions."""
 
     def view(request):
         for enqueue in enqueued:
@@ -476,7 +476,7 @@ def test_a_streaming_body_is_outside(handler, events):
 
 
 def test_a_thread_that_outlives_its_request_is_outside_then(handler, events):
-    """Though it took the context of the request with it."""
+    """Even though it took the context of the request with it."""
     contexts = []
     exchange(handler(lambda request: contexts.append(copy_context()) or HttpResponse())).finish()
     with ThreadPoolExecutor(1) as pool:
@@ -544,7 +544,7 @@ def test_a_task_that_fails_fails_a_strict_test(handler):
 
 
 def test_a_django_without_tasks_imports_the_rest():
-    """And who does not ask for the backend does not import it."""
+    """The backend is imported only when it is asked for."""
     code = """
 import sys
 sys.modules["django.tasks"] = sys.modules["django_tasks"] = None

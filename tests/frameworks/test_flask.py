@@ -1,4 +1,4 @@
-"""wsgi_after.flask, by the test client: callbacks in the context of their request."""
+"""wsgi_after.flask, through the test client: callbacks in the context of their request."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_second_time_nothing_is_added(app, get, events):
 
 
 def test_the_context_is_that_of_the_request(app, after, events):
-    """Of functions for each response; test_cells.py has those for one."""
+    """For functions that run after each response; test_cells.py tests those for one response."""
 
     def look():
         form = request.form["name"]
@@ -178,7 +178,7 @@ def test_functions_for_each_response_run(app, get, events, view, path, status, m
 
 
 def test_a_function_for_each_response_runs_before_an_exception_goes_on(app, get, events):
-    app.testing = True  # as in debug mode, it goes on to the server
+    app.testing = True  # as in debug mode, the exception propagates to the server
     app.after_response(lambda: events.append(repr(request.environ["wsgi.after"].error)))
     with pytest.raises(ValueError, match="on purpose"):
         get(fails)
@@ -241,11 +241,11 @@ def test_a_context_that_the_client_keeps_is_torn_down_apart(app, events):
     assert events == [("ada", "/"), "teardown", "teardown"]
 
 
-# Several.
+# Several apps.
 
 
 def test_apps_do_not_see_each_others_callbacks(events):
-    """One calls the other, in its view. They have one extension, which is given them later."""
+    """One calls the other, in its view. They share one extension, which gets them later."""
     extension = AfterResponse()
     outer, inner = Flask("outer"), Flask("inner")
     for each in (outer, inner):
@@ -277,7 +277,7 @@ def test_apps_do_not_see_each_others_callbacks(events):
 
 
 def test_an_app_that_answers_for_another_shares_its_list(events):
-    """As it is when apps are mounted, each under a prefix, in one environ."""
+    """As when apps are mounted, each under a prefix, with one environ."""
     outer, inner = flask_app("outer"), flask_app("inner")
     for each in (outer, inner):
         each.after_response(lambda: events.append(current_app.name))
@@ -313,7 +313,7 @@ def test_a_function_for_each_response_takes_no_arguments(app):
     with pytest.raises(TypeError, match=r"A callback must be callable, not NoneType: None\."):
         app.after_response(None)
     app.after_response(lambda environ=None: None)
-    app.after_response(dict)  # it does not tell what it takes
+    app.after_response(dict)  # its signature is unknown
 
 
 def test_a_callback_takes_the_arguments_that_it_is_given(get):
@@ -344,7 +344,7 @@ def test_outside_a_request_and_without_the_extension_it_says_what_is_missing(app
 
 
 def test_in_a_view_a_function_for_each_response_is_refused(app, get):
-    """Copies of the recipe do it: each request adds one more, which runs for all that follow."""
+    """Copies of the recipe do this: each request adds a function that runs for all later ones."""
     app.testing = True
     with pytest.raises(RuntimeError, match=r"use wsgi_after\.flask\.after_this_response"):
         get(lambda: app.after_response(print))

@@ -1,4 +1,4 @@
-"""docs/integrations.rst: its examples run; and what ``open_request`` promises beside them."""
+"""docs/integrations.rst: its examples run. Also what ``open_request`` promises beyond them."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_what_is_no_executor_and_no_list_is_refused():
 
 
 class Silent(InContext):
-    """A callback within nothing."""
+    """A callback with an empty context."""
 
     def context(self):
         return nullcontext()

@@ -24,7 +24,7 @@ from wsgi_after import pyramid as wsgi_after_pyramid
 def make_app(view, *includes, before=None, autocommit=False, commits=False, **settings):
     """A Pyramid app with a view at every path.
 
-    :param commits: after each include.
+    :param commits: whether to commit the configuration after each include.
     """
     with Configurator(settings=settings, autocommit=autocommit) as config:
         for name in includes or ("wsgi_after.pyramid",):
@@ -39,7 +39,7 @@ def make_app(view, *includes, before=None, autocommit=False, commits=False, **se
 
 
 def registers(*callbacks):
-    """A view that registers these."""
+    """A view that registers these callbacks."""
 
     def view(request):
         request.after.extend(callbacks)
@@ -180,7 +180,7 @@ RETRY = [("wsgi_after.pyramid", "pyramid_retry"), ("pyramid_retry", "wsgi_after.
 @pytest.mark.parametrize("includes", RETRY)
 @pytest.mark.parametrize("options", [{}, {"commits": True}, {"commits": True, "autocommit": True}])
 def test_of_a_request_that_is_tried_again_the_last_attempt_counts(includes, options, events):
-    """In whatever order things are included, and whenever the configuration is committed."""
+    """In any order of includes, and whenever the configuration is committed."""
 
     def view(request):
         number = request.environ["retry.attempt"]

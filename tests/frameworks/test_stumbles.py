@@ -37,14 +37,14 @@ HOOKS = blocks("hand-off.rst")["gunicorn.conf.py"]
 
 
 def serve(app, view, **options):
-    """Have a view of the app answer one request."""
+    """Serve one request with a view of the app."""
     app.add_url_rule("/", view_func=lambda: view() or "hello", endpoint="view", methods=["POST"])
     assert app.test_client().post("/", **options).status_code == 200
 
 
 @pytest.fixture
 def told(caplog):
-    """What the log says of each failure: its last line, which is a note if there is one."""
+    """The last line that is logged for each failure, which is a note if there is one."""
     formatter = logging.Formatter()
     return lambda: [formatter.format(record).splitlines()[-1] for record in caplog.records]
 
@@ -53,7 +53,7 @@ def told(caplog):
 
 
 def test_another_app_can_be_set_up_while_the_context_of_an_app_is_pushed(events):
-    """As in a test of pytest-flask, whose fixture pushes one, and in a view that makes an app."""
+    """As in a test with pytest-flask, whose fixture pushes one, and in a view that makes an app."""
     first = flask_app("first")
 
     def make_second():
@@ -94,7 +94,7 @@ def test_a_gauge_of_requests_counts_each_once_as_the_page_says(events):
 
 @pytest.fixture
 def shop():
-    """An app with users, the first of whom is logged in and counted by each view."""
+    """An app with one user: the view logs the user in, and counts the visit."""
     app = flask_app()
     db, visit = with_a_user(app)
 
@@ -109,7 +109,7 @@ def shop():
 
 
 def test_each_callback_finds_current_user_loaded_anew(shop, events):
-    """The view has committed, and its database session is over, and so is that of a callback."""
+    """The view has committed, and its database session has ended, like that of each callback."""
     shop(*[lambda: events.append(current_user.visits)] * 2)
     assert events == [1, 1]
 
@@ -133,7 +133,7 @@ def test_a_detached_object_is_explained(shop, told, use):
         if use == "an object of the view":
             user = current_user._get_current_object()
             return lambda: user.visits
-        del session["_user_id"]  # as for a user that no session knows, of a token
+        del session["_user_id"]  # as for a user from a token, whom no session knows
         return lambda: current_user.visits
 
     shop(prepare=view_and_callback)
@@ -317,7 +317,7 @@ def test_so_it_does_in_any_transaction_that_is_open_when_the_request_is_over(han
 
 @pytest.fixture
 def stored_by(sessions):
-    """Answer a request with this callback; return how many rows are stored."""
+    """Serve a request with this callback; return how many rows are stored."""
 
     def stored_by(callback, *, explicit=False, **environ):
         def view(request):
@@ -380,7 +380,7 @@ def test_a_row_on_request_dbsession_is_stored_or_told(
 
 
 def test_a_transaction_that_a_test_has_begun_around_the_request_stays_its_own(stored_by):
-    """As Pyramid's cookiecutter tests: everything is rolled back at the end."""
+    """As in the tests of Pyramid's cookiecutter: everything is rolled back at the end."""
     manager = transaction.TransactionManager()
     manager.begin()
     rows = stored_by(add, **{"tm.active": True, "tm.manager": manager})

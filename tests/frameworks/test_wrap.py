@@ -77,13 +77,13 @@ def test_callbacks_that_run_only_if_the_response_succeeded(capsys):
 
 
 def cut(name):
-    """The lines for where the app is made, and the one for a view."""
+    """The lines that go where the app is made, and the one for a view."""
     *once, in_a_view = README[name].splitlines()
     return "\n".join(once), in_a_view
 
 
 def called(app):
-    """The app's response to a GET, when it has been closed."""
+    """GET the app's response, close it, and return its text."""
     with Client(app).get("/") as response:
         return response.text
 

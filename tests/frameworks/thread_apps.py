@@ -1,6 +1,6 @@
-"""An app of each framework that leaves much in its thread, and cleans it after the response.
+"""An app of each framework that leaves state in its thread, and cleans it after the response.
 
-``/flask/stream`` is one kind of response of one framework, and ``/state`` what is left in the
+``/flask/stream`` is one kind of response of one framework. ``/state`` reports what is left in the
 thread that answers.
 """
 
@@ -56,7 +56,7 @@ class Row(Base):
 
 
 def use(after, kind):
-    """What a request leaves in its thread; ``after`` has it cleaned."""
+    """Leave state in the thread; use ``after`` to have it cleaned."""
     thread.tenant = kind
     request_id.set(kind)
     after(clean, kind, get_ident())
@@ -104,7 +104,7 @@ def session_state():
 
 
 def stream(kind):
-    """A body that needs what is in the thread until it has ended."""
+    """A body that needs the state of the thread until it ends."""
     for chunk in (b"one", b"two"):
         assert (thread.tenant, request_id.get()) == (kind, kind)
         yield chunk

@@ -1,7 +1,7 @@
 """The app under load, ``/MODE/KIND?ID``: some kinds of response fail, on purpose.
 
-It writes one line for each request on arrival, and each callback writes one, in one ``write()`` to
-a file that is only appended to. Runs on the system's Python, too: imports nothing else.
+It writes one line when a request arrives, and each callback writes one, in one ``write()`` to a
+file that is only appended to. It also runs on the system's Python, so it imports nothing else.
 """
 
 import gc
@@ -109,7 +109,7 @@ def slow_after(environ, start_response):
 
 
 def ran(environ, arrived):
-    """The callback: tell whether the environ and the current list are this request's own."""
+    """The callback: record whether the environ and the current list are this request's own."""
     note = partial(write, "nested", arrived)
     after_this_response(note)
     own_list = environ["wsgi.after"][-1:] == [note]
@@ -133,7 +133,7 @@ MODES = {
 def ready(environ, start_response):
     """Tells whether the server, with all that it has imported, runs with the GIL.
 
-    The next request ends those that nobody has closed.
+    Collects garbage: the next request ends the responses that nobody has closed.
     """
     gc.collect()
     gil = b"true" if getattr(sys, "_is_gil_enabled", lambda: True)() else b"false"
@@ -144,6 +144,6 @@ def ready(environ, start_response):
 
 def application(environ, start_response):
     mode = environ["PATH_INFO"].split("/")[1]
-    if environ["SERVER_PROTOCOL"] == "HTTP/0.9":  # a line that the client has not sent to its end
+    if environ["SERVER_PROTOCOL"] == "HTTP/0.9":  # a line that the client did not finish
         mode = ""
     return MODES.get(mode, ready)(environ, start_response)

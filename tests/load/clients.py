@@ -16,7 +16,7 @@ from pathlib import Path
 from servers.client import Connection
 from servers.harness import Place
 
-#: Kinds of response of tests/load/app.py, and how often of a hundred each is asked for.
+#: Kinds of response of tests/load/app.py, and how many of a hundred requests ask for each.
 KINDS = {
     "sized": 36,
     "stream": 12,
@@ -32,18 +32,18 @@ KINDS = {
     "fails_after": 7,
     "slow_after": 1,
 }
-#: For requests that a restart is to meet in flight.
+#: For requests that should be in flight at a restart.
 SLOW_KINDS = {"slow": 30, "slow_after": 40, "stream": 10, "redirect": 10, "fails_in_the_middle": 10}
 MODES = ("closed", "pool")
 
 
 def new_seed() -> int:
-    """What all that is random depends on; ``LOAD_SEED`` repeats a run, but for who comes first."""
+    """The seed of all that is random; ``LOAD_SEED`` repeats a run, except for who comes first."""
     return int(os.environ.get("LOAD_SEED") or random.randrange(1_000_000))
 
 
 class Client(Connection):
-    """One that may take its time."""
+    """A client that may read slowly."""
 
     pause = 0.0  # seconds, before each piece that it reads
 
@@ -54,9 +54,9 @@ class Client(Connection):
 
 @dataclass
 class Crowd:
-    """Some clients, each a thread that keeps its connection where server and response let it.
+    """Some clients, each a thread that keeps its connection if server and response allow it.
 
-    :param requests: how many are to be sent by all of them.
+    :param requests: how many requests all of them send together.
     :param on_progress: called before each request with how many were sent before.
     """
 
@@ -66,14 +66,14 @@ class Crowd:
     kinds: dict[str, int] = field(default_factory=KINDS.copy)
     on_progress: Callable[[int], None] = lambda sent: None
     clients: int = 12
-    keep_alive: bool = True  # False: the server closes without having said so
+    keep_alive: bool = True  # False: the server closes without notice
     sent: int = 0
     answered: set[str] = field(default_factory=set)
-    mixed: list[str] = field(default_factory=list)  # requests that got another one's response
+    mixed: list[str] = field(default_factory=list)  # requests that got the response of another
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        """Send all requests; return when the last client has done so, or nobody listens."""
+        """Send all requests; return when the last client is done, or the server has ended."""
         with ThreadPoolExecutor(self.clients) as pool:
             list(pool.map(self._client, range(self.clients)))
 
@@ -97,14 +97,14 @@ class Crowd:
             return True
 
     def _send(self, connection: Client, chance: random.Random) -> Client | None:
-        """One request; the connection, if it may serve for another."""
+        """Send one request; return the connection if it can be used for another."""
         mode = chance.choice(MODES)
         [kind] = chance.choices(list(self.kinds), list(self.kinds.values()))
         request = f"{mode}-{kind}-{chance.getrandbits(64):x}"
         target = f"/{mode}/{kind}?{request}"
         client = chance.random()
         connection.received.clear()
-        # A response that broke off has an end that some servers take a second for.
+        # Some servers take a second to end a response that broke off.
         connection.socket.settimeout(0.1 if kind.startswith("fails") else 20)
         try:
             if client < 0.02:
@@ -135,7 +135,7 @@ class Crowd:
 
 
 def leave(connection: Client, chance: random.Random) -> None:
-    """Reset the connection, or end it in order, with what was not read."""
+    """Reset the connection, or close it in order, with data that was not read."""
     if chance.random() < 0.5:
         connection.hang_up()
     connection.socket.close()
@@ -175,7 +175,7 @@ class Written:
 
 
 def wait_until_all_ran(path: Path, seconds: float = 10) -> None:
-    """Return when all that arrived have run, or nothing was written for some seconds."""
+    """Return when the callbacks of all have run, or nothing was written for some seconds."""
     size, changed = -1, time.monotonic()
     while Written.read(path).lost and time.monotonic() < changed + seconds:
         if path.stat().st_size != size:

@@ -1,4 +1,4 @@
-"""Nothing is lost, doubled or mixed under load, on servers whose workers restart, too."""
+"""Nothing is lost, doubled or mixed under load, even on servers whose workers restart."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MASTERS = ["gunicorn sync", "gunicorn gthread", "gunicorn gevent", "uWSGI --http
 MOD_WSGI = ["mod_wsgi daemon", "mod_wsgi embedded"]
 SERVERS = [*MASTERS, "waitress", *MOD_WSGI]
 
-#: Servers of threads, with their options.
+#: Servers that use threads, with their options.
 THREADED = {
     "gunicorn gthread": ["--workers=1"],
     "granian": ["--blocking-threads=4"],
@@ -37,9 +37,9 @@ THREADED = {
 
 
 def under_load(name, *options):
-    """A server of the harness with this app, two processes where it has any, and more options.
+    """A server of the harness with this app and more options; two processes if it has a master.
 
-    :param options: of its command line; of Apache, those of WSGIDaemonProcess.
+    :param options: for its command line; for Apache, those of WSGIDaemonProcess.
     """
     server = BY_NAME[name]
 
@@ -80,7 +80,7 @@ MAY_LOSE = {"uWSGI --http-socket", "waitress", *MOD_WSGI}
 def send(what, name, options, requests, signals=None, **of_crowd):
     """Send the requests, and these signals when so many were sent.
 
-    Prints what came of it, and checks what no restart excuses.
+    Print the counts, and check what no restart excuses.
 
     :return: how many arrived, which of them lost callbacks, and the end of the server's log.
     """
@@ -92,7 +92,7 @@ def send(what, name, options, requests, signals=None, **of_crowd):
             if sent in signals:
                 os.kill(where.pid, signals[sent])
 
-        # uWSGI closes each connection without having said so.
+        # uWSGI closes each connection without notice.
         of_crowd |= {"keep_alive": not name.startswith("uWSGI"), "on_progress": on_progress}
         crowd = Crowd(where, new_seed(), requests, **of_crowd)
         crowd.run()
@@ -120,9 +120,9 @@ def send(what, name, options, requests, signals=None, **of_crowd):
 
 
 def send_all(what, name, options, requests):
-    """Send them; nothing may be lost."""
+    """Send the requests; nothing may be lost."""
     arrived, lost, log = send(what, name, options, requests)
-    # Some clients left before they had said what they want, or before a worker took them.
+    # Some clients left before they had sent a whole request, or before a worker took it.
     assert arrived > 0.7 * requests, log
     assert lost == [], log
 
@@ -153,7 +153,7 @@ def test_a_restart_loses_nothing_where_requests_may_finish(how, name):
     arrived, lost, log = send(how, name, options, 600, signals, kinds=SLOW_KINDS)
     assert arrived > (200 if how == "SIGTERM" else 400), log
     if how == "SIGTERM" and name in MAY_LOSE:
-        # No more than what was under way: one request a client, and what their pools held.
+        # At most what was in flight: one request for each client, and what the pools held.
         assert len(lost) < 100
     else:
         assert lost == [], log

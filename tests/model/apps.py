@@ -1,7 +1,7 @@
-"""Apps at random: what they return, when they start the response, where they fail.
+"""Random apps: what they return, when they start the response, where they fail.
 
 An app passes places, in order: it is called, it returns, its first chunk is read, its second, its
-iterable is closed. :meth:`Script.reach` does what is due at one.
+iterable is closed. :meth:`Script.reach` does what is planned for a place.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ STARTS = ["call", "return", "first chunk", "never"]
 
 
 class Boom(Exception):
-    """What fails."""
+    """The error that is raised on purpose."""
 
 
 class BaseBoom(BaseException):
-    """A timeout of gevent's, a task that is cancelled."""
+    """Like a timeout of gevent, or the cancellation of a task."""
 
 
 FAILS = {
@@ -32,7 +32,7 @@ FAILS = {
     "interrupt": KeyboardInterrupt,
     "kill": GreenletExit,
 }
-#: Of these, what leaves ``close()`` if a callback raises it.
+#: Those of them that leave ``close()`` if a callback raises them.
 GO_ON = (KeyboardInterrupt, GreenletExit)
 
 
@@ -41,14 +41,14 @@ class Plan(NamedTuple):
 
     kind: str
     starts: str  # where it calls start_response
-    writes: bool  # and then what that returned
+    writes: bool  # whether it then calls the write() that it got
     restarts: str | None  # where it calls start_response with exc_info
     fails: dict[str, str]  # where it raises, and what
 
 
 @dataclass
 class Script:
-    """One call of an app: it does what is planned, and writes down where it came by."""
+    """One call of an app: it does what is planned, and logs the places that it passes."""
 
     plan: Plan
     log: list[Any]
@@ -74,11 +74,11 @@ class Script:
             except Boom:
                 self.start_response("500 Restarted", [("X-Restarted", place)], sys.exc_info())
         if place in self.plan.fails:
-            raise FAILS[self.plan.fails[place]](len(self.log))  # each is another
+            raise FAILS[self.plan.fails[place]](len(self.log))  # each has its own argument
 
 
 class Closable:
-    """Closes once: OpenTelemetry's middleware closes what it was given twice, ours once."""
+    """Closes only once: OpenTelemetry's middleware closes what it gets twice, ours once."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -123,7 +123,7 @@ class Falsy(SeparateIterator):
 
 
 class ByIndex(Closable):
-    """Iterated as of old; when it has raised, it ends, as a generator does."""
+    """Iterated by the old protocol; when it has raised, it ends, like a generator."""
 
     raised = False
 

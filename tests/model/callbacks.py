@@ -1,4 +1,4 @@
-"""Callbacks at random: each writes down what it can know, then does one thing."""
+"""Random callbacks: each records what it can know, then does one thing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from wsgi_after.integration import current_list
 
 from .apps import FAILS
 
-#: How one is registered: on any list, on ours, and while the app is called. Where one is not
-#: possible, it is appended.
+#: How a callback is registered: on any list, on ours, and while the app is called. If its way is
+#: not possible, it is appended.
 WAYS_OF_LISTS = {
     "append": lambda after, fn: after.append(fn),
     "insert": lambda after, fn: after.insert(0, fn),
@@ -31,14 +31,14 @@ WAYS_IN_CONTEXT = {
 
 
 def called_with(*args: Any, **kwargs: Any) -> object:
-    """Call what came both ways, if both are the same."""
+    """Call the function that came both by position and by name."""
     [by_position], by_name = args, kwargs["fn"]
     assert by_position is by_name
     return by_name()
 
 
 class Clock:
-    """In place of ``time.monotonic``: a slow callback moves it, and nobody waits."""
+    """In place of ``time.monotonic``: a slow callback moves it on, so nobody waits."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -55,7 +55,7 @@ async def coroutine() -> None:
 
 
 async def async_generator() -> Any:
-    """Likewise."""
+    """Never runs either."""
     yield
 
 
@@ -71,14 +71,14 @@ DOES = [*("nothing", "registers", "inserts", "removes", "clears", "takes long"),
 class Callback:
     """An entry of a list.
 
-    It writes itself down: its name, whether its list is the current one, what that says of the
-    response, how much has been seen.
+    It records its name, whether its list is the current one, what the list says of the response,
+    and how much has been seen.
     """
 
     after: Any
     seen: list[Any]  # what app and server have seen so far
-    ran: list[Any]  # where it writes itself down
-    is_real: bool  # whether its list is one of the package
+    ran: list[Any]  # where it records that
+    is_real: bool  # whether its list is one of the package's
     name: str
     does: str
 
@@ -108,7 +108,7 @@ class Callback:
         return replace(self, name=f"{self.name}, nested", does="nothing")
 
     def is_mine(self) -> bool:
-        """Whether the current list is that of this request, where one is told to be current."""
+        """Whether the current list is this request's; always true if its list is not ours."""
         return not self.is_real or current_list() is self.after
 
 

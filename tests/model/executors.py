@@ -1,4 +1,4 @@
-"""Executors at random: none, a pool, one that refuses, one that loses, one that runs later."""
+"""Random executors: none, a pool, one that refuses, one that loses, one that runs later."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Gated:
     def drain(self) -> None:
         self.gate.set()
         assert self.pool.drain(60)
-        # A job is done before its thread has logged what became of it. The next one begins after.
+        # A job is done before its thread has logged what became of it. The next one begins then.
         self.pool.submit(int).result(60)
         self.gate.clear()
 

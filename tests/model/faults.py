@@ -1,7 +1,7 @@
-"""Middlewares with one fault each, to be found by the model: what finds nothing proves nothing.
+"""Middlewares with one fault each, which the model must find: otherwise it proves nothing.
 
 Each is the real one with something done to the app that it calls, to what it returns, or to the
-list, and so no fault depends on how the real one is written.
+list. So no fault depends on how the real one is written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FAULTS: dict[str, type[Faulty]] = {}
 
 
 class Passing:
-    """Around what the server, or ours, should get: nothing else is changed."""
+    """Wraps what the server, or our middleware, should get, and changes nothing else."""
 
     def __init__(self, result: Any) -> None:
         self.result = result
@@ -51,7 +51,7 @@ def passing(result: Any, kind: type[Passing]) -> Any:
 
 
 class Faulty(wsgi_after.AfterResponseMiddleware):
-    """As it is, it has none."""
+    """The base class, which has no fault itself."""
 
     Result = Passing
     reads: tuple[Any, ...] = ()  # pairs: an attribute of the list, and what callbacks read there

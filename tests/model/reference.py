@@ -1,8 +1,8 @@
-"""The contract, told once more: plain, slow, and for one kind of server.
+"""The contract, implemented once more: plain, slow, and for one kind of server.
 
 :class:`Reference` takes the place of ``AfterResponseMiddleware`` in the same stack, around the same
-app. Whatever the middlewares around it do with what it returns, what becomes of the callbacks there
-has to become of them with the real one, too.
+app. Whatever the middlewares around it do with what it returns, its callbacks must end up like
+those of the real one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def note(phase: str, info: object) -> None:
 
 
 def close_waiting(raised: BaseException | None = None) -> BaseException | None:
-    """Close what the collector has dropped: rule 7. Return what has to go on."""
+    """Close what the collector has dropped: rule 7. Return the exception to re-raise."""
     while waiting:
         result = waiting.pop(0)
         expected = result.after.expected
@@ -41,13 +41,13 @@ def close_waiting(raised: BaseException | None = None) -> BaseException | None:
 
 
 def let_out(error: BaseException | None) -> None:
-    """Raise another one of its kind: that one would hold the frames that hold it."""
+    """Raise a new exception of its kind: the old one would hold the frames that hold it."""
     if error is not None:
         raise type(error)
 
 
 class Expected:
-    """What becomes of a request. The test holds it, and so nothing of the request."""
+    """What becomes of a request. The test holds it, so it holds nothing of the request."""
 
     def __init__(self) -> None:
         self.differs = False  # from the bare app: something was let out, or closed by a finalizer
@@ -94,7 +94,7 @@ class ReferenceList(list[Any]):
         self.error = self.error or error
 
     def finish(self, error: BaseException | None = None, in_place: bool = False) -> None:
-        """The callbacks run, here or elsewhere: rules 4 and 6, and those of executors."""
+        """Run the callbacks, here or elsewhere: rules 4 and 6, and those of executors."""
         if error is not None:
             self.fail(error)
         out, executor = error, "none" if in_place or not self else self.executor
@@ -102,7 +102,7 @@ class ReferenceList(list[Any]):
             self.expected.lost += len(self)
             self.expected.logged.append("lost")
             self.clear()
-            self.run(None)  # which ends it
+            self.run(None)  # ends the list
         elif executor == "later":
             self.later.submit(ReferenceList.run_job, self, self.label)
         elif executor == "pool":
@@ -118,7 +118,7 @@ class ReferenceList(list[Any]):
         let_out(self.run(None))
 
     def run(self, out: BaseException | None) -> BaseException | None:
-        """Run all; what is to be let out, which is ``out`` if that is on its way."""
+        """Run all; return the exception to re-raise: ``out``, if that already propagates."""
         while self:
             error = self.run_first()
             if error is None:
@@ -136,7 +136,7 @@ class ReferenceList(list[Any]):
         try:
             outcome = self.pop(0)()
         except BaseException as error:
-            return error.with_traceback(None)  # whose frames would hold what is to be dropped
+            return error.with_traceback(None)  # its frames would hold what must be dropped
         if isinstance(outcome, Coroutine):
             outcome.close()
             self.expected.logged.append("coroutine")
@@ -146,13 +146,13 @@ class ReferenceList(list[Any]):
 
 
 class Result:
-    """What the server gets: a pass writes down how it went, the end of it all is ``close()``."""
+    """What the server gets: a pass records how it went, and ``close()`` ends the request."""
 
     def __init__(self, result: Any, after: ReferenceList) -> None:
         self.result, self.after = result, after
         self.is_closed = False
         self.next: Any = None
-        # The server sends a file itself: nothing is known of that.
+        # The server sends a file itself: whether it was read to its end is unknown.
         self.is_file = isinstance(result, (File, FileWrapper))
         if self.is_file:
             after.completed = None
@@ -220,14 +220,14 @@ class SizedResult(Result):
 
 
 class OneChunk(bytes):
-    """Bytes as the server gets them: the one thing that is otherwise than from the bare app."""
+    """Bytes as the server gets them: the only thing that differs from the bare app."""
 
     def __iter__(self) -> Any:
         return iter([bytes(self)])
 
 
 class Reference:
-    """In the place of ``AfterResponseMiddleware``."""
+    """Takes the place of ``AfterResponseMiddleware``."""
 
     def __init__(self, app: Any, app_wide: list[Any], executor: str) -> None:
         self.app, self.app_wide, self.executor = app, app_wide, executor

@@ -68,9 +68,9 @@ def attempt(fn: Any, *args: Any) -> Any:
 
 
 def end_garbage() -> tuple[Any, Any]:
-    """Send a request that has nothing to do with the others: it ends what the collector dropped.
+    """Send an unrelated request, which closes what the collector dropped.
 
-    :return: what goes on of that, with ours and with the reference.
+    :return: what propagates out of that, with ours and with the reference.
     """
     real = attempt(Exchange, wsgi_after.AfterResponseMiddleware(hello))
     raised = close_waiting()
@@ -79,7 +79,7 @@ def end_garbage() -> tuple[Any, Any]:
 
 @dataclass(eq=False, repr=False)
 class Side:
-    """The server's view of one of the three, which is all that may be compared."""
+    """What the server sees of one of the three: only this may be compared."""
 
     number: int
     expected: Expected
@@ -98,10 +98,10 @@ class Side:
     direct: Any = None  # by next()
 
     def is_current(self, place: str) -> bool:
-        """Whether the current list is that of this request while the app is called, or else none.
+        """Whether the current list is this request's while the app is called, and none otherwise.
 
-        A middleware around the app may read the body in the call already. And the error of another
-        list, which that lets go of at its end, may be the last to hold this body.
+        A middleware around the app may already read the body within the call. And the error of
+        another list, which that list drops at its end, may be the last to hold this body.
         """
         list_, in_call = current_list(), place in ("call", "return")
         if not self.is_real or list_ is None:
@@ -115,7 +115,7 @@ class Side:
         ways.get(way, ways["append"])(self.after, callback)
 
     def start_response(self, *args: Any) -> Any:
-        """As PEP 3333 has it, down to the refusals."""
+        """As PEP 3333 defines it, including what it refuses."""
         status, headers, exc_info = (*args, None)[:3]
         self.log.append((status, [*headers], exc_info and exc_info[0], len(args)))
         if exc_info and self.sent:
@@ -131,7 +131,7 @@ class Side:
     def call(self, middleware: Any, application: Any, file_wrapper: Any) -> Any:
         """Send the request.
 
-        :param middleware: what stands in the place of ours within the application.
+        :param middleware: what takes the place of ours within the application.
         """
         self.middleware = middleware
         self.environ = make_environ(
@@ -144,7 +144,7 @@ class Side:
         return hasattr(type(self.result), "__len__") and len(self.result)
 
     def read(self, how: str) -> Any:
-        """One chunk, or all.
+        """Read one chunk, or all.
 
         :param how: by the pass that was begun, a fresh one, or ``next()`` of what the app returned.
         """
@@ -158,7 +158,7 @@ class Side:
                 self.got(chunk)
             return len(self.result) if hasattr(type(self.result), "__len__") else None
         if how == "next":
-            if self.direct is None:  # nothing that the bare app returned need be an iterator
+            if self.direct is None:  # what the bare app returned need not be an iterator
                 has_next = hasattr(type(self.result), "__next__")
                 self.direct = self.result if has_next else iter(self.result)
             return self.got(next(self.direct, "end"))
@@ -184,11 +184,11 @@ class Side:
 
 @dataclass(kw_only=True, eq=False)
 class Stack:
-    """The app, thrice, each with the same middlewares: for any number of requests."""
+    """The app three times, each with the same middlewares, for any number of requests."""
 
     plan: Plan
     registers: list[tuple[str, str]]  # how each callback is registered, and what it does
-    app_wide: list[str]  # what each that runs after all requests does
+    app_wide: list[str]  # what each app-wide callback does
     around: list[str]
     inside: list[str]
     executor: str
@@ -204,7 +204,7 @@ class Stack:
         told = stacked(self.inside, self.app, OF_REFERENCE)
         middlewares = told, Reference(told, fns, self.executor), real
         self.applications = [(each, stacked(self.around, each)) for each in middlewares]
-        self.is_late = LATE in self.inside  # whether the app is called where its body is read
+        self.is_late = LATE in self.inside  # whether the app is called when its body is read
 
     def app(self, environ: dict[str, Any], start_response: Any) -> Any:
         side = environ["model.side"]
@@ -215,7 +215,7 @@ class Stack:
 
 
 class Request:
-    """The three, and what has to be the same."""
+    """One request to all three, and what must be the same."""
 
     def __init__(self, number: int, log: Log, stack: Stack) -> None:
         self.number, self.log, self.stack = number, log, stack
@@ -231,7 +231,7 @@ class Request:
         self.is_open = self.real.result is not NOTHING and self.real.result is not None
 
     def step(self, do: Any, in_thread: bool = False, bare: bool = True) -> None:
-        """Do the same to all, with the same outcome."""
+        """Do the same to all, and check that the outcome is the same."""
         outcomes = [
             here_or_there(attempt, in_thread, do, side)
             for side in self.sides
@@ -249,15 +249,15 @@ class Request:
             same("what is seen, and of the bare app", real.log, self.bare.log)
 
     def told(self, side: Side) -> list[Any]:
-        """What callbacks wrote down: without what was before where garbage was collected.
+        """What callbacks recorded: after a collection, without the error and how much was seen.
 
-        In which order that finalizes a cycle is not defined: a generator of the app may come before
-        the body that would have closed it, and what it raises then is nobody's.
+        The order in which a cycle is finalized is not defined: a generator of the app may come
+        before the body that would have closed it, and what it raises then reaches nobody.
         """
         return [entry[:-1] for entry in side.ran] if self.is_garbage else side.ran
 
     def settle(self) -> None:
-        """Wait for the pool; and for garbage, where the environ, or an error, holds the body."""
+        """Wait for the pool; collect garbage if the environ, or an error, holds the body."""
         self.drain()
         real, reference = (
             (side.log, self.told(side), side.after is not None and side.after.ended)
@@ -273,7 +273,7 @@ class Request:
         self.expected.drain()
 
     def collect(self, *generation: int) -> None:
-        """Collect garbage, which waits for the next request (rule 7), and send that."""
+        """Collect garbage, which waits for the next request (rule 7), and send that request."""
         ran = self.ran()
         gc.collect(*generation)
         same("what runs while the collector runs", self.ran(), ran)
@@ -285,7 +285,7 @@ class Request:
         return [len(side.ran) for side in self.sides]
 
     def read(self, how: str, in_thread: bool) -> None:
-        # After the end, our start_response is none any more.
+        # After the end, our start_response refuses.
         starts = self.stack.is_late or CHUNKS & {self.stack.plan.starts, self.stack.plan.restarts}
         if not self.is_closed or not starts:
             self.step(lambda side: side.read(how), in_thread)
@@ -319,7 +319,7 @@ class Request:
         self.is_open = False
 
     def count(self) -> Counter[str]:
-        """Of the callbacks that have to have run."""
+        """Count the callbacks that must have run."""
         reference, real = (
             Counter(name for name, *_ in side.ran) for side in (self.reference, self.real)
         )

@@ -1,4 +1,4 @@
-"""Other middlewares, the real ones, to stand around ours and between ours and the app."""
+"""Real middlewares of other packages, to stand around ours and between ours and the app."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def quiet(*args: Any) -> Any:
 
 
 def twice(app: Any) -> Any:
-    """Calls the app, and then for the response, as a retry or an error page is made."""
+    """Calls the app, then calls it again for the response, like a retry or an error page."""
 
     def middleware(environ: dict[str, Any], start_response: Any) -> Any:
         first = app(environ, quiet)
@@ -82,7 +82,7 @@ def twice(app: Any) -> Any:
 
 
 def twice_at_once(app: Any) -> Any:
-    """The same, with the first response being read, and closed when there is the second."""
+    """The same, but the first response is being read, and closed only after the second call."""
 
     def middleware(environ: dict[str, Any], start_response: Any) -> Any:
         first = app(environ, quiet)
@@ -97,7 +97,7 @@ def twice_at_once(app: Any) -> Any:
 
 
 def again(app: Any) -> Any:
-    """Has the request handled once more by the whole of the application, in its call."""
+    """Has the request handled once more by ours, or what takes its place, within the call."""
 
     def middleware(environ: dict[str, Any], start_response: Any) -> Any:
         if "model.again" in environ:
@@ -130,7 +130,7 @@ def ours_again(app: Any, executor: Any = None) -> Any:
 
 
 def told_of_ours(app: Any, executor: str | None = None) -> Any:
-    """What that does, told again."""
+    """The same for the reference."""
 
     def middleware(environ: dict[str, Any], start_response: Any) -> Any:
         after = environ["wsgi.after"]
@@ -145,7 +145,7 @@ def told_of_ours(app: Any, executor: str | None = None) -> Any:
 
 #: What may stand around ours only.
 AROUND = {"twice": twice, "twice at once": twice_at_once}
-#: What may stand between ours and the app only, and what it is where ours is not.
+#: What may stand between ours and the app only; and the same for the reference.
 LATE = "ours, while the body is read"
 INSIDE = {
     "again": again,

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
-WAIT = 20.0  # seconds for a response that does not come
+WAIT = 20.0  # seconds to wait for a response that does not come
 
 
 class Connection:
@@ -18,7 +18,7 @@ class Connection:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=WAIT)
         self.received = bytearray()
         self.open = True  # as far as is known
-        self.reusable = True  # by what the last response said
+        self.reusable = True  # according to the last response
 
     def __enter__(self) -> Connection:
         return self
@@ -27,7 +27,7 @@ class Connection:
         self.socket.close()
 
     def request(self, target: str, method: str = "GET", connection: str = "keep-alive") -> None:
-        """Send a request; a server that has hung up meanwhile shows when it is read from."""
+        """Send a request; if the server has hung up meanwhile, reading shows that."""
         self.reusable = False
         lines = [f"{method} {target} HTTP/1.1", "Host: localhost", f"Connection: {connection}"]
         try:
@@ -36,17 +36,17 @@ class Connection:
             self.open = False
 
     def receive(self) -> bool:
-        """Take what is there, and return whether the connection is open still."""
+        """Receive what has come, and return whether the connection is still open."""
         try:
             data = self.socket.recv(1 << 20) if self.open else b""
-        except ConnectionResetError:  # a server that closes with a request of ours unread
+        except ConnectionResetError:  # a server that closes before it reads our request
             data = b""
         self.received += data
         self.open = bool(data)
         return self.open
 
     def read_response(self, method: str, headers_seen: Callable[[], None]) -> None:
-        """Read one response, to where HTTP says it ends; without a length, to the end of all.
+        """Read one response to its end by HTTP; without a length, to the end of the connection.
 
         :param headers_seen: called when the headers are complete.
         :raises TimeoutError: if nothing came for 20 seconds.
@@ -93,21 +93,21 @@ class Connection:
             pass
 
     def read_a_part(self, part: bytes, seconds: float) -> None:
-        """Read until ``part`` has come, or nothing has for ``seconds``."""
+        """Read until ``part`` has come, or nothing comes for ``seconds``."""
         self.socket.settimeout(seconds)
         with suppress(TimeoutError):
             while part not in self.received and self.receive():
                 pass
 
     def hang_up(self) -> None:
-        """Reset the connection, as a client does that goes away in the middle."""
+        """Reset the connection, like a client that leaves in mid-response."""
         self.open = self.reusable = False
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
 
 def fetch(port: int, path: str) -> bytes:
-    """GET a path, on a connection of its own; every byte that came."""
+    """GET a path on a new connection; return every byte that came."""
     with Connection(port) as connection:
         connection.request(path, connection="close")
         connection.read_to_end()

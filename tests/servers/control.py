@@ -1,7 +1,7 @@
-"""What the app tells the harness, and when it may go on.
+"""What the app reports to the harness, and when it may go on.
 
-A callback reports itself over a connection of its own, and waits for the answer: the harness
-notes what the client has by then, and only then answers, so the order is proven, not timed.
+A callback reports over a connection of its own, and waits for the answer. The harness records what
+the client has by then, and only then answers, so the order is proven, not timed.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-#: How many seconds a slow callback waits for a client to have its response. Far longer than that
-#: takes where the server sends it first.
+#: How many seconds a slow callback waits for a client to have its response: far longer than that
+#: takes if the server sends the response first.
 PATIENCE = 0.5
 
 
@@ -30,7 +30,7 @@ class Watch:
     slow: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)  # the last callback
     events: list[str] = field(default_factory=list)
-    reports: list[dict[str, Any]] = field(default_factory=list)  # of the events: where they were
+    reports: list[dict[str, Any]] = field(default_factory=list)  # for each event, where it was
     had: tuple[bool, bool] | None = None  # headers and end, before the slow callback ended
 
 
@@ -44,7 +44,7 @@ class Control:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def watch(self, patience: float = PATIENCE) -> Watch:
-        """A new request."""
+        """Watch a new request."""
         key = str(len(self._watches))
         watch = self._watches[key] = Watch(f"control={self.port}&id={key}", patience)
         return watch

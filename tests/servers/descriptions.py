@@ -27,7 +27,7 @@ def versions(*names: str) -> Callable[[], str]:
 
 
 def nginx_version() -> str:
-    """Upstream's, which Debian keeps for a release."""
+    """The upstream version, which Debian keeps for a release."""
     found = subprocess.run([find("nginx") or "nginx", "-v"], capture_output=True, text=True)
     return "nginx " + re.findall(r"nginx/([\d.]+)", found.stderr)[0]
 
@@ -68,7 +68,7 @@ def uwsgi(option: str, *options: str, **more: Any) -> Callable[[Place], Commands
 
 
 def nginx(where: Place, location: str) -> list[str]:
-    """Nginx which passes everything on as ``location`` says."""
+    """Nginx that passes everything on, as ``location`` says."""
     listen = f"listen 127.0.0.1:{where.port};"
     return nginx_with(where, f"server {{ {listen} location / {{ {location} }} }}")
 
@@ -131,7 +131,7 @@ def apache(daemon: bool) -> Callable[[Place], Commands]:
 
 
 def mod_wsgi(where: Place, script: str, daemon: bool) -> list[str]:
-    """The settings that have it run a script."""
+    """The settings with which mod_wsgi runs a script."""
     directory = where.directory
     own_process = [
         f"WSGIDaemonProcess kinds processes=1 threads=4 python-path={directory}",
@@ -162,7 +162,7 @@ def apache_with(
         f"LoadModule wsgi_module {mod_wsgi}",
         *("StartServers 1", "ServerLimit 1", "ThreadsPerChild 8", "MaxRequestWorkers 8"),
         *("EnableSendfile On", f"WSGISocketPrefix {directory}/wsgi"),
-        # Seconds until it ends a response that broke off, the bare app's too: not 5.
+        # Seconds until Apache ends a response that broke off, the bare app's too. The default is 5.
         "KeepAliveTimeout 1",
         *settings,
     ]
@@ -196,19 +196,19 @@ APACHE = ("apache2", str(MOD_WSGI))
 
 
 def package(name: str, commands: Callable[[Place], Commands], *distributions: str) -> Server:
-    """A server that is one or several Python packages, with a module of each one's name."""
+    """A server that is one or several Python packages, each with a module of the same name."""
     modules = tuple(distribution.lower() for distribution in distributions)
     return Server(name, commands, versions(*distributions), modules=modules)
 
 
-#: For modes in which it forks behind Python's back.
+#: For modes in which uWSGI forks behind Python's back.
 not_on_3_15 = pytest.mark.skipif(
     sys.version_info >= (3, 15), reason="uWSGI 2.0.31 crashes on Python 3.15, in PyMutex_Unlock"
 )
 
 
 def uwsgi_server(name: str, commands: Callable[[Place], Commands], places: int = 0) -> Server:
-    """The first request of a thread is another case: see wsgi_after/uwsgi.py."""
+    """``places`` matters because the first request of a thread differs: see wsgi_after/uwsgi.py."""
     return Server(name, commands, versions("uWSGI"), programs=("uwsgi",), places=places)
 
 
@@ -216,7 +216,7 @@ def ours(worker: str, *options: str) -> Callable[[Place], Commands]:
     return gunicorn(f"--worker-class=wsgi_after.gunicorn.{worker}", *options)
 
 
-#: The servers' own moment after the response, as this package brings it for them.
+#: The servers with the moment that this package adds to them.
 OURS = [
     package("wsgi_after.gunicorn.Sync", ours("Sync"), "gunicorn"),
     package("wsgi_after.gunicorn.GThread", ours("GThread", "--threads=4"), "gunicorn"),

@@ -1,17 +1,17 @@
 """What is expected of each cell of the matrix, server × kind of response: data, with its sources.
 
-A file and a line in a reason are those of the version that ``docs/servers.rst`` names.
+Files and lines in a reason are those of the version that ``docs/servers.rst`` names.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: For what a client waits while a callback runs in close().
-IN_TIME = "no"  # for nothing: it has the whole response
-END_LATE = "end"  # for the end of the response: it has the headers
-LATE = "all"  # for the headers, too
-SILENT = "none"  # there is no response, with the bare app neither
+#: What a client waits for while a callback runs in close().
+IN_TIME = "no"  # nothing: it has the whole response
+END_LATE = "end"  # the end of the response: it has the headers
+LATE = "all"  # the whole response, headers included
+SILENT = "none"  # there is no response, not even with the bare app
 GONE = "gone"  # the client has hung up
 UNCLOSED = "unclosed"  # nobody called close(): the callbacks ran at garbage collection
 
@@ -26,7 +26,7 @@ FRAMED = ["list_with_length", "two_requests", "small_file", "large_file"]
 BODY_ERRORS = ["error_in_first_chunk", "error_in_mid_body"]
 ERRORS = ["error_before_return", *BODY_ERRORS]
 
-#: What is expected of a server that sends what it is given at once, then calls close().
+#: What is expected of a server that sends at once what it is given, then calls close().
 ORDINARY = {
     **dict.fromkeys([*FRAMED, *UNFRAMED, *EMPTY, "write"], IN_TIME),
     # There is nothing to close: the callbacks run before the server sees the exception.
@@ -37,7 +37,7 @@ ORDINARY = {
     "hang_up": GONE,
 }
 KINDS = list(ORDINARY)
-#: Those whose end the client waits for in HTTP/1.0, where a server closes the connection late.
+#: Kinds whose end the client waits for in HTTP/1.0, if a server closes the connection late.
 IN_HTTP_1_0 = ["list_without_length", "generator", "error_before_return"]
 
 
@@ -46,7 +46,7 @@ class Expected:
     """One cell.
 
     :param timing: see above.
-    :param reason: why it is not the ordinary one, with the source.
+    :param reason: why the timing is not the ordinary one, with the source.
     :param connection: what the client asks for.
     """
 
@@ -88,7 +88,7 @@ _MOD_WSGI = [
 _LAST_CHUNK = "sends the last chunk after ``close()``"
 _NO_WRITE = "has no ``write()``, so the app raises TypeError"
 
-#: Server → (kinds, timing, reason), where the server has a reason of its own.
+#: Server → (kinds, timing, reason), where the server deviates from ``ORDINARY``.
 DEVIATIONS: dict[str, list[tuple[list[str], str, str]]] = {
     "nginx, gunicorn": [
         (
@@ -249,7 +249,7 @@ _LARGE_FILES = (
 #: Server → (kinds, reason) where the callbacks do not run in the thread that calls close().
 ELSEWHERE = dict.fromkeys(["waitress", "wsgi_after.waitress.serve"], _LARGE_FILES)
 
-#: Server → reason why its clients wait with executor=, too.
+#: Server → reason why its clients wait even with executor=.
 NOT_FREED = {
     "asgiref, uvicorn": "``executor=`` does not help. WsgiToAsgi never calls ``close()``, so the "
     "callbacks run when the iterable is garbage-collected, with a ResourceWarning. Use a2wsgi "
@@ -299,7 +299,7 @@ REFRAMED = {
     ]
 }
 
-#: Servers where a process in between joins the chunks that it has by then: with the bare app, too,
+#: Servers where a process in between joins the chunks that it has by then: even with the bare app,
 #: one response is not always cut like the next.
 RECHUNKED = {
     "mod_wsgi daemon": "Apache reads from the daemon process (mod_wsgi.c, wsgi_execute_remote)",
@@ -309,7 +309,7 @@ RECHUNKED = {
     "uWSGI --http": "the http router reads from the workers (plugins/http/http.c)",
 }
 
-#: Servers that do not answer a second request on a connection reliably, with the bare app neither.
+#: Servers that do not reliably answer a second request on a connection, even with the bare app.
 ONE_REQUEST = {
     "asgiref, uvicorn": "asgiref answers 500 to a request that arrives while the one before is "
     "ending: CurrentThreadExecutor already quit (asgiref/sync.py, current_thread_executor.py:114)"
@@ -326,7 +326,7 @@ def expected(server: str, kind: str) -> Expected:
 
 
 def runs_elsewhere(server: str, kind: str) -> bool:
-    """Whether the callbacks run in another thread than the app, or where that was, at least."""
+    """Whether the callbacks may run in another thread than the app."""
     return kind in ELSEWHERE.get(server, ([],))[0] or expected(server, kind).timing == UNCLOSED
 
 

@@ -1,7 +1,7 @@
-"""Start a server, know when it is ready, end it.
+"""Start a server, wait until it is ready, end it.
 
 A description (:mod:`tests.servers.descriptions`) says what to start. Everything a server needs lies
-in a directory that every user may read, because Apache's workers run as another one.
+in a directory that every user may read, because Apache's workers run as another user.
 """
 
 from __future__ import annotations
@@ -41,14 +41,13 @@ class Server:
     """How to start one server.
 
     :param name: as the documentation calls it.
-    :param commands: the processes to start, given where and on which port; the last one is the
-        one that clients talk to, the first one the one that runs Python.
-    :param modules: without which it cannot start; and
-    :param programs: likewise, or whole paths.
+    :param commands: the processes to start, given where and on which port. Clients talk to the last
+        one; the first one runs Python.
+    :param modules: the modules without which it cannot start.
+    :param programs: the programs without which it cannot start, by name or whole path.
     :param version: one line that names what was measured.
-    :param places: how many threads serve, in how many processes, that have to have served before a
-        test begins.
-    :param killed: whether it is ended by SIGKILL, because it takes its time otherwise.
+    :param places: how many threads, in all processes, must have served before a test begins.
+    :param killed: whether to end it with SIGKILL, because it is slow to end otherwise.
     """
 
     name: str
@@ -60,7 +59,7 @@ class Server:
     killed: bool = False
 
     def missing(self) -> list[str]:
-        """What of it is not installed."""
+        """The modules and programs that are not installed."""
         modules = [name for name in self.modules if importlib.util.find_spec(name) is None]
         return modules + [name for name in self.programs if not find(name)]
 
@@ -76,13 +75,13 @@ class Place:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def write(self, name: str, text: str) -> Path:
-        """A file, such as a configuration, for the server to read."""
+        """Write a file, such as a configuration, for the server to read."""
         path = self.directory / name
         path.write_text(text)
         return path
 
     def about(self, mode: str = "bare", query: str = "") -> dict[str, Any]:
-        """What the app knows of the server it runs on; garbage is collected on the way."""
+        """What the app knows about the server that it runs on; this also collects garbage."""
         with Connection(self.port) as connection:
             connection.request(f"/{mode}/about?{query}", connection="close")
             connection.read_response("GET", lambda: None)
@@ -91,7 +90,7 @@ class Place:
 
 
 def find(program: str) -> str | None:
-    """The path of a program: from beside this Python, or installed for everybody."""
+    """The path of a program: beside this Python, or installed for everybody."""
     if "/" in program:
         return program if Path(program).exists() else None
     path = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
@@ -99,7 +98,7 @@ def find(program: str) -> str | None:
 
 
 def free_port() -> int:
-    """One below those that Linux gives to clients, so that no connection takes it meanwhile."""
+    """A port below those that Linux gives to clients, so that no connection takes it meanwhile."""
     while True:
         port = SystemRandom().randrange(10_000, 32_000)
         with suppress(OSError), socket.socket() as probe:
@@ -127,7 +126,7 @@ def prepared() -> Iterator[Place]:
         shutil.copytree(Path(wsgi_after.__file__).parent, directory / "wsgi_after", ignore=copied)
         shutil.copytree(APPS, directory, ignore=copied, dirs_exist_ok=True)
         for kind, size in SIZES.items():
-            # No two blocks of it are alike, so one that is lost or sent twice shows.
+            # No two blocks are alike, so one that is lost or sent twice shows.
             line = b"%015d\n"
             content = b"".join(line % number for number in range(size // 16 + 1))
             (directory / f"{kind}.bin").write_bytes(content[:size])
@@ -136,9 +135,9 @@ def prepared() -> Iterator[Place]:
 
 @contextmanager
 def running(server: Server, before: Sequence[str] = ()) -> Iterator[Place]:
-    """Run ``server``, from when it answers to the end of the block.
+    """Run ``server`` until the end of the block, which begins when the server answers.
 
-    Skips the test if something of it is not installed; where CI is set, fails it.
+    If something is not installed, skip the test; where CI is set, fail it.
 
     :param before: what to put before the first command, such as ``strace``.
     """
@@ -167,9 +166,9 @@ def running(server: Server, before: Sequence[str] = ()) -> Iterator[Place]:
 def start(
     command: Sequence[str], directory: Path, log: IO[bytes], **options: Any
 ) -> subprocess.Popen[bytes]:
-    """Start a process, which prints into ``log``; :func:`end` is to be called.
+    """Start a process that prints into ``log``; call :func:`end` when you are done.
 
-    :param options: more of those of :class:`subprocess.Popen`, such as ``env``.
+    :param options: other options of :class:`subprocess.Popen`, such as ``env``.
     """
     return subprocess.Popen(
         command,
@@ -177,7 +176,7 @@ def start(
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        start_new_session=True,  # a group of its own, to end its workers with
+        start_new_session=True,  # a group of its own, to end its workers too
         **options,
     )
 
@@ -200,7 +199,7 @@ def wait_until(
 
 
 def listens(port: int) -> bool:
-    """Whether connections are taken on this port."""
+    """Whether this port accepts connections."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=30):
         return True
     return False
@@ -214,7 +213,7 @@ def answers(where: Place) -> bool:
 
 
 def warm(where: Place, places: int) -> None:
-    """Return when each of so many threads of the server has ended a request."""
+    """Return when so many threads of the server have each ended a request."""
     found = set()
 
     def visit(number: int) -> str:

@@ -33,8 +33,8 @@ from .harness import Place, control, require, running
 class Tried:
     """What was seen of one kind of response in one mode of the app.
 
-    :param timing: for what the client waited while a callback ran; of the bare app nothing.
-    :param wire: every byte that the client received, dates aside.
+    :param timing: what the client waited for while a callback ran; empty for the bare app.
+    :param wire: every byte that the client received, except dates.
     :param watches: the requests: two where a connection takes two, or after a second try.
     """
 
@@ -53,17 +53,17 @@ class Tried:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything that was measured on one server, which was started once for it, and has ended."""
+    """Everything that was measured on one server, which was started once, and has ended."""
 
     cells: dict[str, dict[str, Tried]]  # by kind and mode
     not_cleared: set[str]  # ids of requests whose thread-local another request found
-    sigterm: str  # what became of a callback in close() that still had 2 seconds to go
+    sigterm: str  # what became of a callback in close() that needed 2 more seconds
     version: str  # of the server, and what is in front of it
     python: str  # 3.x, of the tests
 
 
 def measured(name: str) -> Measurements:
-    """What was measured on a server, which is started at the first call; later ones repeat it.
+    """What was measured on a server. The first call starts it; later calls return the same.
 
     :raises RuntimeError: if it could not be measured, which is not tried again.
     """
@@ -97,16 +97,16 @@ def _measured_once(name: str) -> Measurements | RuntimeError:
 
 @cache
 def sigterm_in_a_pool(name: str) -> str:
-    """What becomes of a callback in a pool that still has 2 seconds to go at a SIGTERM."""
+    """What becomes of a callback in a pool that needs 2 more seconds at SIGTERM."""
     with running(BY_NAME[name]) as where:
         return terminate(where, "pool")
 
 
 def attempt(where: Place, mode: str, kind: str, expected: Expected) -> Tried:
-    """Try one kind of response; a client that seems to wait is given a second, longer try.
+    """Try one kind of response; if the client seems to wait, try a second time, for longer.
 
     One observation proves that the client had the response before the callback ended. If the client
-    had not, a busy machine may be the reason.
+    did not have it, a busy machine may be the reason.
     """
     if mode in {"bare", "closed"}:
         return Exchange(where, mode, kind, expected, patience=0).run()
@@ -122,7 +122,7 @@ def nobody_waits(
 ) -> bytes:
     """Assert that no client waits, and that callbacks run once, in the thread of the app's call.
 
-    :param elsewhere: whether they may run in another one.
+    :param elsewhere: whether they may run in another thread.
     :return: what the client received.
     """
     timing = GONE if kind == "hang_up" else timing
@@ -161,9 +161,9 @@ def ask_in_http_1_0(where: Place, kind: str, seconds: float) -> Watch:
 
 
 def ask_twice(where: Place, seconds: float) -> Watch:
-    """Ask on one connection with a callback, then without; the end is that of the second response.
+    """Send two requests on one connection, the first with a callback.
 
-    :param seconds: how long the callback waits for that.
+    :param seconds: how long the callback waits for the end of the second response.
     """
     watch = control().watch(seconds)
     with Connection(where.port) as client:
@@ -180,8 +180,8 @@ def ask_twice(where: Place, seconds: float) -> Watch:
 class Exchange:
     """One connection, with one request of this kind on it, or two; then one to the bare app.
 
-    The last one shows whether anything stood on the wire behind the response. A connection that the
-    server closes, or says it will, gets no further request.
+    The last one shows whether anything came after the response. A connection that the server
+    closes, or says it will close, gets no further request.
     """
 
     where: Place
@@ -200,7 +200,7 @@ class Exchange:
                 before = len(connection.received)
                 watch = self._send(connection)
                 if watches and len(connection.received) == before and not watch.events:
-                    break  # the server had closed without a word: it is no second request
+                    break  # the server had closed without notice: not a second request
                 watches.append(watch)
             if connection.reusable:
                 connection.request("/bare/list_with_length", connection="close")
@@ -241,7 +241,7 @@ class Exchange:
 
 
 def timing_of(where: Place, watch: Watch) -> str:
-    """Who waited for whom; garbage is collected if nothing else made the callbacks run."""
+    """What the client waited for; collect garbage if nothing else made the callbacks run."""
     if not watch.events:
         where.about("wrapped")  # a request through the middleware runs what was collected
         assert watch.done.wait(5), "the callbacks did not run, not even at garbage collection"
@@ -252,18 +252,18 @@ def timing_of(where: Place, watch: Watch) -> str:
         return SILENT
     assert watch.had is not None
     headers, end = watch.had
-    if end:  # which may have no headers: uWSGI answers some exceptions like this
+    if end:  # maybe without headers: uWSGI answers some exceptions like this
         return IN_TIME
     return END_LATE if headers else LATE
 
 
 def normalise(wire: bytes) -> bytes:
-    """Everything that was received, but for the time of day."""
+    """Everything that was received, except the time of day."""
     return re.sub(rb"(?im)^(date|last-modified|expires): [^\r]*", rb"\1: then", wire)
 
 
 def terminate(where: Place, mode: str) -> str:
-    """Send SIGTERM while a callback runs that needs 2 seconds more; what becomes of it."""
+    """Send SIGTERM while a callback runs that needs 2 more seconds; return what becomes of it."""
     watch = control().watch(patience=2)
     with Connection(where.port) as connection:
         connection.request(f"/{mode}/list_with_length?{watch.query}")

@@ -24,7 +24,7 @@ from .measure import Measurements, measured
 
 PATH = Path(__file__).parents[2] / "docs" / "servers.rst"
 
-#: What stands at the head of a column, and before a note → the kinds that were measured for it.
+#: The head of a column, which also stands before a note → the kinds that were measured for it.
 COLUMNS = {
     "Content-Length": FRAMED,
     "write()": ["write"],
@@ -163,14 +163,14 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = "  ".join("=" * width for width in widths)
     text = [
-        "  ".join(map(str.ljust, row, widths)).rstrip()  # an empty first cell goes on with the row
+        "  ".join(map(str.ljust, row, widths)).rstrip()  # an empty first cell continues the row
         for row in cells
     ]
     return "\n".join([rule, *text[:height], rule, *text[height:], rule])
 
 
 def family(name: str) -> str:
-    """The server itself, in whichever way it is started; or what stands before it."""
+    """The name of the server, however it is started, or of what stands before it."""
     return re.split("[ ,]", name)[0]
 
 
@@ -195,7 +195,7 @@ def waits(found: Measurements, kinds: list[str]) -> str:
 
 
 def summary(rows: dict[str, dict[str, str]]) -> str:
-    """Who waits, by kind of response; those that wait for the same are one item."""
+    """Who waits, by kind of response; kinds with the same result are one item."""
     columns_of: dict[str, list[str]] = {}
     for column in WITHOUT_ERROR:
         said = [
@@ -273,5 +273,5 @@ def page(found: dict[str, Measurements]) -> str:
 
 
 def measured_page() -> str:
-    """Start every server, and write down what is seen."""
+    """Measure every server, and return the page."""
     return page({server.name: measured(server.name) for server in SERVERS})

@@ -7,9 +7,10 @@ from docutils import nodes
 
 
 def table(page: str, head: str, number: int = 0) -> dict[str, dict[str, str]]:
-    """By the first cell of each row, the others by their columns.
+    """The rows by their first cell: each has the other cells by column.
 
-    :param head: of one of the columns. Of several such tables, ``number`` says which.
+    :param head: the head of one of the columns.
+    :param number: which table, if several have such a column.
     """
     found = []
     for each in parse(page).findall(nodes.table):

@@ -19,7 +19,7 @@ KINDS = ["list_with_length", "generator", "redirect", "head"]
 
 
 def ours(text, where, behind=0):
-    """What a page shows, for the app of the tests, where that is, and on free ports."""
+    """What a page shows, changed to the app of the tests, its directory, and free ports."""
     ports = text.replace("8000", str(where.port)).replace("8001", str(behind))
     return ports.replace("/srv/shop", str(where.directory)).replace("shop", "kinds")
 
@@ -32,7 +32,7 @@ def start(page, where):
 
 def behind_nginx(name, where, command, port):
     block = ours(NGINX[name], where, behind=port)
-    # Where Debian has it: the path is one from the directory of the main configuration.
+    # Debian's path: the page's is relative to the directory of the main configuration.
     return [command, nginx_with(where, block.replace("uwsgi_params;", "/etc/nginx/uwsgi_params;"))]
 
 
@@ -49,7 +49,7 @@ def nginx_uwsgi(where):
 
 
 def mod_wsgi(where):
-    """But for the virtual environment: Debian's Python 3 has all that the tests' app needs."""
+    """Without the virtual environment: Debian's Python 3 has all that the tests' app needs."""
     shown = MOD_WSGI["shop.conf"].replace(" python-home=/srv/shop/.venv", "")
     return [apache_with(where, ours(shown, where).splitlines())]
 
@@ -75,7 +75,7 @@ def test_everything_on_the_pages_is_run_by_a_test():
 @pytest.mark.servers
 @pytest.mark.parametrize("name", SHOWN)
 def test_who_waits_on_a_server_that_is_started_as_shown(name):
-    """The same clients as where the tests start it in their own way."""
+    """The same clients as when the tests start it in their own way."""
     shown = dataclasses.replace(BY_NAME[name], commands=SHOWN[name], places=PLACES.get(name, 0))
     with running(shown) as where:
         found = {kind: attempt(where, "wrapped", kind, expected(name, kind)) for kind in KINDS}

@@ -47,7 +47,7 @@ def app(environ, start_response):
 
 application = kinds.beside_about(AfterResponseMiddleware(app))
 """
-TWO = "--workers=2"  # for a request each
+TWO = "--workers=2"  # one for each request
 OURS = "--worker-class=wsgi_after.gunicorn."
 #: By the columns of the page: gunicorn's own class, and ours.
 CLASSES = {
@@ -72,16 +72,16 @@ ENDS = {
 
 
 def is_there(pid):
-    """Whether a process runs. Nobody may wait for one whose parent has ended."""
+    """Whether a process runs. If its parent has ended, it may stay as a zombie."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
 def seen(end, options):
-    """Both requests at once, and what ends their workers: of each, what became of it.
+    """Send both requests at once, and end their workers.
 
-    :return: by path, of the callback in progress, of the next one, and of the client.
+    :return: by path, what became of the callback in progress, of the next one, and of the client.
     """
     more, sign, seconds = ENDS[end]
     start = gunicorn(*options, *more, app="other")
@@ -120,7 +120,7 @@ def seen(end, options):
 
 @pytest.mark.parametrize("end", ENDS)
 def test_what_becomes_of_callbacks_and_clients_when_a_worker_ends(end):
-    """The callbacks of each class of ours fare as those in ``close()`` of gunicorn's."""
+    """The callbacks of each of our classes end like those in ``close()`` of gunicorn's own."""
     callbacks, clients = (table("gunicorn.rst", "What ends the worker", n) for n in (0, 1))
     assert [*callbacks] == [*clients] == [*ENDS]
     with ThreadPoolExecutor() as pool:

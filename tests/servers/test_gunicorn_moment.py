@@ -1,6 +1,6 @@
 """The worker classes for gunicorn: callbacks run when the response is out, and none is lost.
 
-The oldest gunicorn is in a virtual environment which ``.ci/install-servers`` makes within this one.
+The oldest gunicorn is in a virtual environment that ``.ci/install-servers`` makes within this one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .test_deployment_pages import start
 servers = pytest.mark.servers
 PAGE = blocks("gunicorn.rst")
 OPTIONS = {"Sync": (), "GThread": ("--threads=4",), "Gevent": ()}
-WAIT = 10  # seconds, for what takes none
+WAIT = 10  # seconds to wait for what should take none
 #: The Python that runs each release of gunicorn: the oldest that the page names, and the newest.
 PYTHONS = {
     "20.0.4": Path(sys.prefix) / "gunicorn-20.0.4/bin/python",
@@ -49,9 +49,9 @@ PYTHONS = {
 
 
 def server(name, *options, app=None, release="27.0.1"):
-    """One with a worker class of ours.
+    """A gunicorn with one of our worker classes.
 
-    :param app: the source of one, in place of that of the matrix.
+    :param app: the source of an app, in place of the app of the matrix.
     """
     worker = f"--worker-class=wsgi_after.gunicorn.{name}"
     start = gunicorn(worker, *OPTIONS[name], *options, app="other" if app else "kinds")
@@ -162,7 +162,7 @@ application = kinds.beside_about(AfterResponseMiddleware(app))
     ],
 )
 def test_slow_callbacks_run_for_longer_than_the_timeout(name, options, release):
-    """In a worker that ends, where they can still start threads; for Sync, it counts for each."""
+    """In a worker that ends, they can still start threads. In Sync, the timeout is for each one."""
     with running(server(name, *options, app=SLOW, release=release)) as where:
         watch = send(where, "", patience=1.5)
         assert watch.done.wait(WAIT), where.log.read_text()
@@ -212,7 +212,7 @@ def test_gevent_is_not_loaded_for_the_other_classes():
 
 @pytest.fixture
 def make_worker():
-    """A worker of a class, as gunicorn's arbiter makes it; the app is loaded."""
+    """Make a worker of a class, as gunicorn's arbiter does, and load the app."""
     made = []
 
     def make(name, app, *listeners, **settings):
@@ -235,7 +235,7 @@ def make_worker():
 
 @contextmanager
 def requested(text):
-    """A connection on which this was sent: both ends, and the listener."""
+    """A connection on which this text was sent: both ends, and the listener."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname(), timeout=WAIT) as client,
@@ -315,15 +315,15 @@ def test_the_future_of_a_request_has_what_was_raised(make_worker):
 
 @pytest.fixture
 def gate():
-    """What the app, or a callback, says and waits for."""
+    """What the app, or a callback, signals and waits for."""
     return SimpleNamespace(running=Event(), release=Event(), done=Event())
 
 
 @pytest.fixture
 def end_while(make_worker, gate, events, monkeypatch):
-    """Send a request to a worker with threads, and end it when the gate says that it runs.
+    """Send a request to a worker with threads, and end the worker while the gate says it runs.
 
-    gunicorn's own end releases it, by the worker's sign of life; or else the end of the worker.
+    The first sign of life after gunicorn's own end opens the gate, or else the worker's end does.
     """
 
     def end_while(app, graceful_timeout):
@@ -383,7 +383,7 @@ def test_requests_and_callbacks_have_one_graceful_timeout_together(end_while, ga
 
 
 def test_a_stream_of_http_2_gets_no_slot(make_worker, events):
-    """It is served by a method of its own, within which more streams may wait."""
+    """A separate method of gunicorn serves it, in which more streams may wait."""
     worker = make_worker("GThread", lambda environ, start_response: events.append(environ[KEY]))
     with suppress(Exception):
         worker.wsgi({"PATH_INFO": "/"}, lambda *args: None)

@@ -34,7 +34,7 @@ def test_its_examples_are_those_that_are_tested():
 
 
 def test_a_callback_fills_a_queue(events):
-    """The queues are real ones in test_queues.py."""
+    """test_queues.py uses real queues."""
     task, queue = SimpleNamespace(delay=events.append), SimpleNamespace(enqueue=apply)
 
     def app(environ, start_response):

@@ -1,4 +1,4 @@
-"""docs/limits.rst: each section names its tests; here are those that no other file has."""
+"""docs/limits.rst: each section names its tests; this file has those that no other file has."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .harness import control, require, running
 
 PAGE = (DOCS / "limits.rst").read_text(encoding="utf-8")
 servers = pytest.mark.servers
-WAIT = 30  # seconds, for what takes none
+WAIT = 30  # seconds to wait for what should take none
 
 
 def test_each_section_names_tests_that_are_there():
@@ -44,12 +44,12 @@ def test_each_section_names_tests_that_are_there():
     assert missing == []
 
 
-# Apps with a callback that calls the test, and ends when that answers.
+# Apps with a callback that connects to the test, and ends when the test answers.
 
 
 @contextmanager
 def waiting_app(path, source: str) -> Iterator[socket.socket]:
-    """Write ``source``, whose ``wait()`` connects to the test; yields what accepts that."""
+    """Write ``source``, whose ``wait()`` connects to the test; yield the listening socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(WAIT)
         path.write_text(
@@ -124,7 +124,7 @@ def test_what_wraps_a_flask_app_before_the_extension_is_inside_it(events):
     inner = app.wsgi_app
 
     def drops(environ, start_response):
-        """As a middleware that drops close() does."""
+        """Like a middleware that drops close()."""
         result = inner(environ, start_response)
         return [*result]
 
@@ -141,7 +141,7 @@ def test_what_wraps_a_flask_app_before_the_extension_is_inside_it(events):
 
 
 def ask_in_http_2(port, paths, watch):
-    """Ask for all on one connection; the watch learns what the client has of the last one."""
+    """Request all paths on one connection; the watch records what the client has of the last."""
     from h2.connection import H2Connection
     from h2.events import ResponseReceived, StreamEnded
 

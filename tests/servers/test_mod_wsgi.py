@@ -1,6 +1,6 @@
 """mod_wsgi on the newest Python, in its default application group, which is a sub-interpreter.
 
-Its Python is that of a virtual environment which ``.ci/install-servers`` makes within this one.
+Its Python is that of a virtual environment that ``.ci/install-servers`` makes within this one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def copy_python(where):
     left_out = shutil.ignore_patterns(*LEFT_OUT)
     shutil.copytree(paths["stdlib"], library, ignore=left_out)
     shutil.copytree(paths["purelib"], library / "site-packages", ignore=left_out)
-    (library / "dist-packages").symlink_to("site-packages")  # where a Python of Debian's looks
+    (library / "dist-packages").symlink_to("site-packages")  # where Debian's Python looks
     return home
 
 

@@ -1,4 +1,4 @@
-"""gunicorn and waitress with the key set by themselves: the patches of the page for a server."""
+"""gunicorn and waitress that set the key themselves: the patches of the page for a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .measure import ask_in_http_1_0, nobody_waits, received_bare, terminate
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("for-a-server.rst")
-WAIT = 10  # seconds, for what takes none
+WAIT = 10  # seconds to wait for what should take none
 
 APP = """
 from functools import partial
@@ -42,7 +42,7 @@ COMMANDS = {
 
 
 def patched(name):
-    """A server of a patched copy, which is found before the one that is installed."""
+    """A server from a patched copy, which Python finds before the installed one."""
 
     def commands(where):
         require([] if find("git") else ["git"])

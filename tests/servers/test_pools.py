@@ -1,4 +1,4 @@
-"""Servers that fork, that use the environ again, that run greenlets."""
+"""Servers that fork, that reuse the environ, that run greenlets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .harness import running, send
 
 pytestmark = pytest.mark.servers
 
-WAIT = 10  # seconds, for what takes none
+WAIT = 10  # seconds to wait for what should take none
 
 
 def gunicorn(*options, app="pooled"):
@@ -42,7 +42,7 @@ FORKING = {
     ids=lambda server: server.name,
 )
 def test_each_worker_has_threads_of_its_own(server):
-    """One job has run where the app was imported; more run where they are submitted."""
+    """One job has run where the app was imported; the others run where they are submitted."""
     with running(server) as where:
         watches = [send(where, "processes") for _ in range(4)]
         assert all(watch.done.wait(WAIT) for watch in watches), where.log.read_text()[-4000:]
@@ -52,7 +52,7 @@ def test_each_worker_has_threads_of_its_own(server):
 
 @pytest.mark.parametrize("options", [["--threads=2"], ["--enable-threads", "--processes=2"]])
 def test_on_uwsgi_no_callback_reads_another_requests_environ(options):
-    """It waits until others have been served from the very dictionary."""
+    """The callback waits until other requests have been served with the same dictionary."""
     with running(uwsgi(*options)) as where:
         first = send(where, "reading")
         assert first.slow.wait(WAIT)

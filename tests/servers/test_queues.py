@@ -52,7 +52,7 @@ def tasks(redis, monkeypatch):
 
 
 def serve(register, **options):
-    """One request whose app calls ``register`` with its list; what the client gets."""
+    """Serve a request whose app calls ``register`` with its list; return what the client gets."""
 
     def app(environ, start_response):
         register(environ["wsgi.after"])
@@ -61,7 +61,7 @@ def serve(register, **options):
     return Exchange(AfterResponseMiddleware(app, **options)).finish()
 
 
-#: Where a process of its own finds what the functions here import.
+#: Where a new process finds what the functions here import.
 PYTHONPATH = os.pathsep.join(map(str, [APPS, PACKAGE_PARENT, TESTS, ROOT]))
 
 
@@ -74,7 +74,7 @@ def levels(caplog):
 
 @pytest.fixture
 def executor(queue):
-    """The lines of the page."""
+    """The executor of the page."""
     return executed(PAGE["rq_executor.py"])["RQExecutor"](queue)
 
 
@@ -92,7 +92,7 @@ def test_a_worker_of_rq_runs_jobs_and_callbacks(queue, executor, redis, tasks, t
 
     def register(after):
         after(tasks.write, str(path), "first")
-        after(tasks.write)  # fails, and costs the others nothing
+        after(tasks.write)  # fails; the others still run
         after(tasks.write, str(path), "last")
 
     enqueue = queue.enqueue, tasks.write, str(path), "enqueued"

@@ -38,7 +38,7 @@ from .measure import (
 pytestmark = pytest.mark.servers
 PAGE = blocks("for-a-server.rst")
 OTHERS = ["slot_server.py", "without.py", "slots.py", "waitress.patch", "gunicorn.patch"]
-WAIT = 10  # seconds, for what takes none
+WAIT = 10  # seconds to wait for what should take none
 
 #: Recipe → what it needs.
 RECIPES = {
@@ -60,7 +60,7 @@ def recipe(name):
     def commands(where):
         where.write("slots.py", PAGE["slots.py"])
         shown = PAGE[name].replace("8000", str(where.port)).replace("shop", "kinds")
-        # With debug, its default, eventlet's error pages are tracebacks, which name each function.
+        # With debug, the default, eventlet's error pages are tracebacks, which name each function.
         if "eventlet" in name:
             shown = shown.rstrip().removesuffix(")") + ", debug=False)"
         return [[PYTHON, where.write(name, shown)]]
@@ -161,7 +161,7 @@ def test_mod_wsgi_publishes_that_a_request_has_finished_before_the_last_chunk():
     assert watch.had == (True, False)
 
 
-#: Lines of adapters and servers that a page names, by page and file, with what they have to do.
+#: Lines of adapters and servers that a page names, by page and file, with what they must contain.
 NAMED = {
     ("for-a-server.rst", "tornado/wsgi.py"): {
         178: "close()",

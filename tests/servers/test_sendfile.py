@@ -1,4 +1,4 @@
-"""A file still goes out the fast way of each server that has one, and its callbacks run once."""
+"""A file still goes out in each server's fast way, if it has one, and its callbacks run once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SENDFILE = [
 
 
 def bytes_sent(log):
-    """How many bytes ``sendfile`` sent, by what ``strace`` says."""
+    """How many bytes ``sendfile`` sent, according to ``strace``."""
     return sum(int(n) for n in re.findall(r"(?m)\bsendfile\b.*= (\d+)$", log.read_text()))
 
 
@@ -43,7 +43,7 @@ def test_the_whole_file_goes_by_sendfile_and_the_callbacks_run_once(name, tmp_pa
 
 
 def test_waitress_reads_as_much_as_it_can_send_and_a_slow_callback_stalls_nobody_else():
-    """Not block by block, which is what it does with a body that it does not know as a file."""
+    """Not block by block, as it reads a body that it does not recognise as a file."""
     with running(BY_NAME["waitress"]) as where:
         watch = control().watch(patience=10)
         with Connection(where.port) as connection:

@@ -29,10 +29,10 @@ from .measure import attempt
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("serverless.rst")
-WAIT = 20  # seconds, for what takes one at most
+WAIT = 20  # seconds to wait for what takes one at most
 MODULES = ["apig_wsgi", "serverless_wsgi", "awslambdaric"]
 
-#: How an adapter is used, for any app; and what the page shows.
+#: How each adapter is used, for any app. ``SHOWN``: what the page shows.
 LAMBDA_HANDLERS = {
     "apig-wsgi": "from apig_wsgi import make_lambda_handler as made",
     "serverless-wsgi": "from functools import partial\n"

@@ -27,9 +27,9 @@ from .tables import table
 
 pytestmark = [pytest.mark.servers, not_on_3_15]
 
-WAIT = 20  # seconds, for what takes none
+WAIT = 20  # seconds to wait for what should take none
 TWO = ("--processes=2",)
-#: Options, and in how many places requests are served. Coroutines of Python are one place.
+#: Options, and in how many places requests are served. All greenlets of a thread are one place.
 MODES = {
     "one process": ((), 1),
     "processes": (TWO, 2),
@@ -48,7 +48,7 @@ BUILDS = {"PyPI's": PYPI_UWSGI, "Debian's": DEBIAN_UWSGI}
 
 
 def server(mode, *options, app="kinds", source=None, front="--http-socket", build="PyPI's"):
-    """One in a mode, for the app of the matrix or another one."""
+    """A uWSGI in a mode, with the app of the matrix or another one."""
     more, places = MODES[mode]
     start = FRONTS[front](*more, *options, app=app, build=BUILDS[build])
 
@@ -65,7 +65,7 @@ def server(mode, *options, app="kinds", source=None, front="--http-socket", buil
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("mode", MODES)
 def test_no_client_waits_in_any_mode(mode, front, build):
-    """Whatever the response: error pages, too. tests/servers/test_who_waits.py has more."""
+    """Whatever the response, error pages included. tests/servers/test_who_waits.py has more."""
     with running(server(mode, front=front, build=build)) as where:
         for kind in KINDS:
             if kind != "two_requests":  # only --http keeps a connection: that is in the matrix
@@ -139,11 +139,11 @@ def test_of_2000_requests_at_once_each_runs_once_in_the_hook_and_sees_itself(mod
     assert found == Counter(chain.from_iterable(wanted))
 
 
-# Where the hook does not live, callbacks run in close()
+# Where uWSGI does not call the hook, callbacks run in close()
 
 
 def where_it_runs(where, path="/"):
-    """What calls the callback of a request."""
+    """Send a request; return what calls its callback."""
     so_far = where.log.read_text().count("called by ")
     fetch(where.port, path)
 
@@ -156,7 +156,7 @@ def where_it_runs(where, path="/"):
 
 
 def tells(before="", after=""):
-    """An app whose callback tells what calls it, with lines before and after the middleware."""
+    """The source of an app whose callback tells what calls it, with lines around the middleware."""
     return f"""{CALLER}
 def app(environ, start_response):
     environ["wsgi.after"](lambda: os.write(2, f"called by {{caller()}}\\n".encode()))
@@ -233,7 +233,7 @@ def test_the_probe_names_mount_as_the_cause_that_the_client_of_a_second_app_wait
 
 
 def test_a_worker_that_is_reloaded_at_an_exception_loses_nothing():
-    """The server ends it before it would call the hook."""
+    """The worker ends before uWSGI would call the hook."""
     options = ("--reload-on-exception",)
     with running(server("one process", *options)) as where:
         watches = [control().watch(0) for _ in range(3)]
@@ -299,7 +299,7 @@ OUTCOMES = table("uwsgi.rst", "in the hook")
 
 
 def begin(where, way):
-    """Return while a callback is running."""
+    """Send a request; return while its callback is running."""
     with Connection(where.port) as client:
         client.request(f"/{way}", connection="close")
         client.read_response("GET", lambda: None)
@@ -314,7 +314,7 @@ def test_what_becomes_of_a_callback_when_its_worker_ends(end, way):
     one = server("one process", *more, app="other", source=ENDINGS)
     with running(dataclasses.replace(one, places=0 if end == "max-requests" else 1)) as where:
         worker = where.about()["place"][0]
-        if end == "max-requests":  # begin behind the first of two requests
+        if end == "max-requests":  # begin after the first of two requests
             while (new := where.about()["place"][0]) == worker:
                 pass
             worker = new
@@ -327,11 +327,11 @@ def test_what_becomes_of_a_callback_when_its_worker_ends(end, way):
             wait_until(lambda: f"ends {way}" in where.log.read_text(), where.log, seconds=4)
         log = where.log.read_text()
         is_lost = f"ends {way}" not in log
-        if end in {"SIGHUP", "max-requests"} or (is_lost and "harakiri" in end):  # it has ended
+        if end in {"SIGHUP", "max-requests"} or (is_lost and "harakiri" in end):  # has ended
             wait_until(lambda: where.about()["place"][0] != worker, where.log, seconds=20)
     assert [*OUTCOMES] == [*ENDS]
     assert ("is lost" if is_lost else "finishes") == OUTCOMES[end][WAYS[way]]
-    if sign == "SIGTERM":  # with die-on-term, a worker that is busy does not come to atexit
+    if sign == "SIGTERM":  # with die-on-term, a busy worker does not reach atexit
         assert ("atexit" in log) is (way == "pool" or options == GRACEFUL)
 
 

@@ -29,13 +29,13 @@ from .measure import ask_in_http_1_0, ask_twice, nobody_waits, terminate
 
 pytestmark = pytest.mark.servers
 PAGE = blocks("waitress.rst")
-WAIT = 10  # seconds, for what takes none
+WAIT = 10  # seconds to wait for what should take none
 #: The Python that runs waitress 1.4.4, in a virtual environment that ``.ci/install-servers`` makes.
 OLDEST = Path(sys.prefix) / "waitress-1.4.4/bin/python"
 
 
 def server(seconds=30, python=PYTHON):
-    """The one of the page.
+    """The server of the page.
 
     :param seconds: its ``graceful_timeout``.
     """
@@ -64,7 +64,7 @@ def test_everything_on_the_page_is_run_by_a_test():
 
 @pytest.mark.parametrize("kind", ["list_with_length", *IN_HTTP_1_0])
 def test_a_client_of_http_1_0_does_not_wait(where, kind):
-    """The other kinds, and HTTP/1.1, are tried by test_who_waits."""
+    """test_who_waits tests the other kinds, and HTTP/1.1."""
     assert ask_in_http_1_0(where, kind, WAIT).had == (False, True)
 
 
@@ -75,7 +75,7 @@ def test_the_next_request_of_the_connection_does_not_wait(where):
 def test_no_client_waits_on_the_oldest_release_either():
     require([] if OLDEST.exists() else [str(OLDEST)])
     with running(server(python=OLDEST)) as place:
-        for kind in KINDS:  # it closes both files where it serves all sockets
+        for kind in KINDS:  # it closes both files in the thread of all sockets
             nobody_waits(place, kind, elsewhere=kind in {"small_file", "large_file"})
         assert terminate(place, "wrapped") == "finishes"
 
@@ -95,14 +95,14 @@ def test_a_callback_that_is_lost_at_the_end_is_logged(seconds, again):
         assert watch.slow.wait(WAIT)
         os.kill(place.pid, signal.SIGTERM)
         wait_until(is_told, place.log)
-    assert watch.events == ["first", "slow"]  # which began
+    assert watch.events == ["first", "slow"]  # the second had begun
 
 
 # In this process
 
 
 def serve_one(serve, app, ends, **options):
-    """Serve a request, and SIGTERM this process when ``ends()`` has returned."""
+    """Serve a request, and send SIGTERM to this process when ``ends()`` has returned."""
 
     def visit():
         with Connection(listener.getsockname()[1]) as client:
@@ -151,7 +151,7 @@ def test_serve_logs_whose_callbacks_have_not_finished_in_time(caplog, monkeypatc
 
 
 class Ends(Exception):
-    """Raised by a handler of the program's own."""
+    """Raised by the program's own handler."""
 
 
 def end(*args):

@@ -52,7 +52,7 @@ def test_the_client_receives_what_the_bare_app_sends(server, kind):
 
 
 def callbacks(server, kind):
-    """What each callback reported that ran without a pool."""
+    """The reports of the callbacks that ran without a pool."""
     cell = measured(server).cells[kind]
     return [
         report for mode in ("closed", "wrapped") for found in cell[mode].reports for report in found
@@ -61,10 +61,10 @@ def callbacks(server, kind):
 
 @every_cell
 def test_the_callbacks_run_where_the_server_calls_close(server, kind):
-    """In its thread and greenlet; and a context variable that ``close()`` set is set there.
+    """In its thread and greenlet; a context variable that ``close()`` set is still set there.
 
-    Not where a server closes in the thread that serves all sockets, unless it could send the whole
-    file before, which it closes where the app was called then.
+    The exception is a server that closes a file in the thread that serves all sockets. If it could
+    send the whole file before that, it closes the file where the app was called.
     """
     found = [report for report in callbacks(server, kind) if "closed" in report]
     assert found or kind in {"error_before_return", "write"}  # not every server has a write()
@@ -106,7 +106,7 @@ def test_the_page_says_what_is_measured():
 
 
 def unchunked(rest):
-    """The body that stands in chunks at the start of ``rest``, and what follows it."""
+    """The chunked body at the start of ``rest``, with its chunks joined, and what follows it."""
     body = b""
     while rest:
         size, _, rest = rest.partition(b"\r\n")
@@ -118,7 +118,7 @@ def unchunked(rest):
 
 
 def joined(wire):
-    """The first response's headers and its body, out of its chunks if it has any, and the rest."""
+    """The first response's headers, its body if that was chunked, joined, and the rest."""
     head, _, rest = wire.partition(b"\r\n\r\n")
     if b"transfer-encoding: chunked" in head.lower():
         return head, *unchunked(rest)
@@ -126,7 +126,7 @@ def joined(wire):
 
 
 def without_framing(wire):
-    """The same, without the headers that say how long the body is."""
+    """The same without the headers that say how long the body is."""
     head, body, rest = joined(wire)
     framing = (b"content-length:", b"transfer-encoding:")
     headers = [line for line in head.split(b"\r\n") if not line.lower().startswith(framing)]

@@ -2,7 +2,7 @@
 
 ``/where`` says where the app runs, and ``/dropped`` leaves a response to the cycle collector. Any
 other path is a kind of response of ``kinds``, with callbacks that report themselves, one that
-raises, and a header that is added by ``after_this_request``. Needs Python 3.13 or later.
+raises, and a header that ``after_this_request`` adds. Needs Python 3.13 or later.
 """
 
 import json

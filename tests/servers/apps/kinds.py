@@ -1,12 +1,12 @@
 """The app that every server serves, as it is and in the middleware.
 
 ``/bare/KIND`` is the app itself, ``/wrapped/KIND`` the app in the middleware, and ``/pool/KIND``
-the same with a pool as its executor. The bodies of ``/closed/KIND`` note where the server closes
+the same with a pool as its executor. The bodies of ``/closed/KIND`` record where the server closes
 them.
 
 Each kind of response is a function below. Callbacks, and bodies that wait for the client, tell the
 harness what happens and where, through :func:`say`. The query string names the harness's port and
-the request. This module imports nothing but the standard library and ``wsgi_after``: mod_wsgi runs
+the request. This module imports only the standard library and ``wsgi_after``, because mod_wsgi runs
 it on the system's Python.
 """
 
@@ -31,7 +31,7 @@ gc.disable()
 
 CONTEXT = ContextVar("CONTEXT", default="nothing")
 LOCAL = threading.local()  # its "request" is set by the app, and cleared by a callback
-not_cleared = []  # ids of requests that left it behind for another request to find
+not_cleared = []  # ids of requests whose "request" another request found
 
 
 def place():
@@ -65,7 +65,7 @@ def query_of(environ):
 def register(environ):
     """Register callbacks, if there is a list for them; the harness delays the second.
 
-    :return: what they will report besides: where the app was called, and where its body was closed.
+    :return: what they will also report: where the app was called, and where its body was closed.
     """
     notes = {}
     after = environ.get("wsgi.after")
@@ -81,14 +81,14 @@ def register(environ):
 
 
 def note_close(notes):
-    """Note where the server closes the response, and leave a mark there for the callbacks."""
+    """Record where the server closes the response, and leave a mark there for the callbacks."""
     if notes:
         notes["closed"] = place()
         CONTEXT.set(f"closed {notes['called'][-1]}")
 
 
 def about(environ, start_response):
-    """What is to be known of this process; garbage is collected on the way."""
+    """What the harness wants to know about this process; this also collects garbage."""
     gc.collect()
     if environ.get("QUERY_STRING") == "meet":
         time.sleep(0.05)  # so that others are served in other threads
@@ -105,7 +105,7 @@ def about(environ, start_response):
 
 
 def beside_about(application):
-    """An app that answers the harness, which asks for what is to be known, and others."""
+    """An app that also answers the harness's question for :func:`about`."""
 
     def app(environ, start_response):
         is_about = environ["PATH_INFO"] == "/bare/about"
@@ -130,12 +130,12 @@ class ClassIterator:
             raise StopIteration
         return self.chunks.pop(0)
 
-    def close(self):  # fastwsgi answers 500 to the next request after an iterator without one
+    def close(self):  # without it, fastwsgi answers 500 to the next request
         note_close(self.notes)
 
 
 def answering(make, length=None, status="200 OK", headers=None):
-    """An app that answers at once: with what ``make()`` returns."""
+    """An app that answers at once, with what ``make()`` returns."""
 
     def app(environ, start_response):
         start_response(status, plain(length) if headers is None else [*headers])
@@ -148,7 +148,7 @@ list_with_length = answering(lambda: [b"hello ", b"list"], "10")
 
 
 class File(io.FileIO):
-    """Notes where it is closed, and the size of each read of the latest file."""
+    """Records where it is closed, and the size of each read of the latest file."""
 
     reads = ()
 
@@ -256,7 +256,7 @@ def app(environ, start_response):
 
 
 class Body:
-    """A body whose ``close()`` is noted, because its own type cannot note that."""
+    """Records ``close()`` for a body whose own type cannot record it."""
 
     def __init__(self, body, notes):
         self.body = body
@@ -285,7 +285,7 @@ def quick(environ, start_response):
 
 
 def closes_early(app):
-    """A middleware that closes the response before it returns it."""
+    """A middleware that closes the response before returning it."""
 
     def middleware(environ, start_response):
         body = app(environ, start_response)
@@ -297,7 +297,7 @@ def closes_early(app):
 
 
 def in_another_thread(app):
-    """A middleware that has the response made, and closed, in another thread."""
+    """A middleware that makes and closes the response in another thread."""
 
     def middleware(environ, start_response):
         early = closes_early(app)

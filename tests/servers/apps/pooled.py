@@ -15,7 +15,7 @@ from wsgi_after.executor import BoundedThreadPoolExecutor
 
 
 def make_pool():
-    """Gevent's own, where it is in charge."""
+    """Gevent's own pool, if gevent is loaded."""
     if "gevent" in sys.modules:
         from gevent.threadpool import ThreadPoolExecutor
 
@@ -24,7 +24,7 @@ def make_pool():
 
 
 pool = make_pool()
-BEFORE = pool.submit(os.getpid).result(10)  # of the process that imported this
+BEFORE = pool.submit(os.getpid).result(10)  # the process that imported this module
 
 
 def processes(environ, query):

@@ -28,7 +28,7 @@ def gevent(application, port):
 def eventlet(application, port):
     from eventlet import listen, wsgi
 
-    # With debug, its default, error pages are tracebacks, which name every function on the way.
+    # With debug, the default, error pages are tracebacks, which name every function on the way.
     wsgi.server(listen(("127.0.0.1", port)), application, debug=False)
 
 

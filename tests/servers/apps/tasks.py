@@ -1,4 +1,4 @@
-"""What the workers of a queue run, and where the queue is: the test says it by the environment."""
+"""What the workers of a queue run, and where the queue is: in an environment variable."""
 
 import os
 
