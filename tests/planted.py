@@ -48,8 +48,8 @@ class Fault(NamedTuple):
     """A fault, and how to plant it.
 
     :param module: a path in the package, without ``.py``.
-    :param old: lines that it has once, with any indentation.
-    :param new: lines for their place.
+    :param old: lines that occur in it once, with any indentation.
+    :param new: the lines that replace them.
     """
 
     sentence: str
@@ -59,7 +59,7 @@ class Fault(NamedTuple):
 
 
 def faults() -> Iterator[Fault]:
-    """Those of ``planted.txt``: the sentence and the module, then lines as in a diff."""
+    """The faults of ``planted.txt``: the sentence and the module, then lines as in a diff."""
     blocks = re.split(r"\n\n+", Path(__file__).with_suffix(".txt").read_text(encoding="utf-8"))
     for first, *lines in map(str.splitlines, blocks):
         if match := re.fullmatch(r"([^#].*) \((\S+)\)", first):
@@ -101,7 +101,7 @@ def found_by(tests: list[str], fault: Fault | None = None) -> str | None:
 
 
 def first_failure(checkout: Path, tests: list[str]) -> str | None:
-    """The first test that fails there, and how."""
+    """The first test that fails there, or how pytest ended otherwise."""
     options = ["-x", "-q", "-m", "not servers", "-p", "no:cacheprovider", "--tb=line", "-rfE"]
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, *tests],
@@ -124,7 +124,7 @@ def first_failure(checkout: Path, tests: list[str]) -> str | None:
         raise RuntimeError(output)
     if failed:
         return failed[1]
-    # A test let a KeyboardInterrupt out, or the interpreter crashed, or a module was not imported.
+    # A test raised KeyboardInterrupt, or the interpreter crashed, or an import failed.
     return f"the end of pytest, with {pytest.returncode}: {output[-500:]}"
 
 
@@ -136,7 +136,7 @@ def main() -> int:
     options = parser.parse_args()
     chosen = [fault for fault in faults() if options.k.lower() in fault.sentence.lower()]
     for fault in chosen:
-        planted(fault)  # at once, rather than after ten minutes
+        planted(fault)  # fail at once, not after ten minutes
     if failure := found_by(options.tests):
         parser.exit(2, f"Without any fault, there is {failure}\n")
     missed = 0
