@@ -31,7 +31,7 @@ CHUNKS = [b"1", b"2"]
 # Counters whose next() threads may call at once.
 registered = itertools.count()
 calls = itertools.count()
-pool = BoundedThreadPoolExecutor(max_workers=1)  # which is there from the first job on
+pool = BoundedThreadPoolExecutor(max_workers=1)  # its thread is there from the first job on
 
 
 def ran(environ: object = None) -> None:

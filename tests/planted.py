@@ -70,7 +70,8 @@ def faults() -> Iterator[Fault]:
 def planted(fault: Fault) -> str:
     """The source of the module with the fault in it.
 
-    :raises ValueError: if the old lines are not there just once, or the new ones do not compile.
+    :raises ValueError: if the old lines do not occur exactly once.
+    :raises SyntaxError: if the result does not compile.
     """
     source = (PACKAGE / f"{fault.module}.py").read_text(encoding="utf-8")
     lines, size = source.splitlines(), len(fault.old)
@@ -129,7 +130,7 @@ def first_failure(checkout: Path, tests: list[str]) -> str | None:
 
 
 def main() -> int:
-    """Print a line for each fault; 1 if one is not found."""
+    """Print a line for each fault; return 1 if one is not found."""
     parser = argparse.ArgumentParser(prog="python -m tests.planted", description=__doc__)
     parser.add_argument("-k", metavar="WORD", default="", help="faults with this in the sentence")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="what pytest is to run")

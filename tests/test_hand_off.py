@@ -142,7 +142,7 @@ def test_with_the_garbage_collector_off_the_environ_is_freed(ends_by, queue):
         queue.futures[0].set_result(None)
 
 
-# Nothing lost: refused
+# Nothing lost: the executor refuses
 
 
 def pool_that_was_shut_down():
@@ -209,7 +209,7 @@ def test_an_executor_that_takes_a_job_and_then_raises_runs_it_once(events):
     assert events == [1, 2]
 
 
-# Nothing twice: accepted, then lost
+# Nothing twice: the executor accepts a job, then loses it
 
 
 @pytest.mark.parametrize(

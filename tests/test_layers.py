@@ -1,4 +1,4 @@
-"""The structure of the package: imports go down, parts share public names, classes stay."""
+"""The structure of the package: imports go down, parts share public names, no class is swapped."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def both(app):
 
 
 class App:
-    """An instance as a callback."""
+    """Its instances are callbacks."""
 
     async def __call__(self): ...
 

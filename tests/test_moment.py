@@ -157,7 +157,7 @@ def test_a_forked_child_does_not_run_what_its_parent_left_to_a_slot(events, monk
     assert events == ["callback"]
 
 
-# What the page for a server shows.
+# What the page for servers shows.
 
 PAGE = blocks("for-a-server.rst")
 

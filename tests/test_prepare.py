@@ -265,7 +265,7 @@ class AsyncCall:
         (lambda response: False, "lambda.*returned bool"),
         (lambda response: "", "lambda.*returned str"),
         (lambda response: Response(), "lambda.*returned Response"),
-        (AsyncCall(), r"AsyncCall.* returned coroutine"),  # unclosed it would warn
+        (AsyncCall(), r"AsyncCall.* returned coroutine"),  # which would warn if it were not closed
     ],
 )
 def test_what_cannot_run_or_returns_anything_but_the_response_is_refused(wrong, message):
@@ -405,7 +405,7 @@ def test_a_response_that_the_server_refused_has_not_started(events):
     assert events == [("200", []), ("200 OK", NEW)]
 
 
-# Nothing that is not used, nothing kept
+# Nothing is imported before it is used, and nothing is kept
 
 
 def test_werkzeug_is_not_imported_unless_a_callback_is_registered():
