@@ -1,4 +1,4 @@
-"""Run the commands that the documentation shows, and ask the servers that they start."""
+"""Run the commands that the documentation shows, and ask the servers that these start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def environment(**extra: Any) -> dict[str, str]:
-    """That of a terminal in which the virtual environment of this Python is active."""
+    """The environment of a terminal in which this Python's virtual environment is active."""
     return {
         **os.environ,
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
@@ -58,7 +58,7 @@ def run(command: str, directory: Path, **extra: Any) -> str:
     return done.stdout
 
 
-#: The mark of a test that installs the package, and what it needs, from the package index.
+#: Marks a test that installs the package, with what it needs from the package index.
 installs = pytest.mark.skipif(
     "CI" not in os.environ or not (ROOT / "wsgi_after").is_dir(),
     reason="it installs from the package index, and the package beside its tests: only in CI",
@@ -72,7 +72,7 @@ def copied_checkout(directory: Path) -> Path:
 
 
 def paste(command: str, directory: Path) -> str:
-    """Run a line in a shell, in which no virtual environment is active; return what it printed."""
+    """Run a line in a shell without an active virtual environment; return what it printed."""
     without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.check_output(
@@ -87,10 +87,12 @@ def masked(output: str) -> str:
 
 @contextmanager
 def serving(command: str, directory: Path, port: int | None = None, **extra: Any) -> Iterator[int]:
-    """Run a server by this command, but on a free port, from its readiness to its end.
+    """Run a server with this command, but on a free port. It is ready when the block begins.
 
-    :param port: the port, if it is not 8000 in the command that says which; a free one.
-    :param extra: variables of its environment. What it prints goes to a file ``log``.
+    Its output goes to the file ``log``.
+
+    :param port: a free port, if the command does not name it as 8000.
+    :param extra: variables of its environment.
     """
     program, *arguments = shlex.split(command)
     found = find(program)
@@ -107,7 +109,7 @@ def serving(command: str, directory: Path, port: int | None = None, **extra: Any
 
 
 def ask(port: int, path: str, body: str | None = None) -> tuple[int, str]:
-    """GET, or POST the body as that of a form; status and text of the response."""
+    """GET, or POST the body as a form; return the status and the text of the response."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
         client.request("POST" if body else "GET", path, body, FORM)
         response = client.getresponse()
@@ -115,14 +117,14 @@ def ask(port: int, path: str, body: str | None = None) -> tuple[int, str]:
 
 
 def ask_json(port: int, path: str) -> Any:
-    """What the JSON says that is the response to a GET."""
+    """GET, and return the decoded JSON of the response."""
     return json.loads(ask(port, path)[1])
 
 
 def ask_all(port: int, paths: Sequence[str], clients: int = 4) -> set[tuple[int, str]]:
-    """GET all of these, by so many clients at once, each on one connection.
+    """GET all paths with ``clients`` clients at once, each on one connection.
 
-    :return: what the responses were, by status and text; each once.
+    :return: status and text of the responses, without duplicates.
     """
 
     def answers(paths: Sequence[str]) -> set[tuple[int, str]]:

@@ -1,8 +1,8 @@
-"""What several test modules share: a server in a few lines, apps, executors, what is freed.
+"""Helpers that several test modules share: a small server, apps, executors, a check for leaks.
 
-Beside it: :mod:`commands` runs what the documentation shows, :mod:`documents` reads it,
-:mod:`reporting` prints what a test run tells, :mod:`databases`, :mod:`mail` and
-:mod:`servers.harness` start what is not ours.
+See also: :mod:`commands` runs the commands that the documentation shows, :mod:`documents` reads
+its pages, :mod:`reporting` prints the output of a test run; :mod:`databases`, :mod:`mail` and
+:mod:`servers.harness` start third-party servers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from servers.descriptions import SERVERS
 from wsgi_after import AfterResponseMiddleware
 from wsgi_after._core.logs import Throttle
 
-# How much is tried; HYPOTHESIS_PROFILE chooses. The first two try the same each time, so that what
-# fails is what was changed; to look for more is what the long one is for. No deadlines: machines
-# differ.
+# HYPOTHESIS_PROFILE chooses how many examples are tried. "quick" and "ci" try the same ones each
+# time, so that only a change can make them fail; "long" looks for new failures. No deadlines:
+# machines differ.
 for name, examples in (("quick", 100), ("ci", 3_000), ("long", 100_000)):
     hypothesis.settings.register_profile(
         name, max_examples=examples, derandomize=name != "long", deadline=None
@@ -44,17 +44,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """More processes than there are cores: tests that drive servers wait most of the time.
+    """Use more processes than there are cores: tests that drive servers wait most of the time.
 
-    Not many more on CI, where all servers are there: their timeouts are not ours.
+    On CI, add only one: all servers are installed there, and we do not control their timeouts.
     """
     return (os.cpu_count() or 1) + (1 if os.environ.get("CI") else 2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On CI, try a test that drives a server a second time if it fails; the report tells.
+    """On CI, rerun a failed test once if it drives a server; the report shows that.
 
-    Its machine is loaded, and what a server does at a signal depends on times that are not ours.
+    The machine is loaded, and how a server reacts to a signal depends on timing beyond our control.
     """
     if os.environ.get("CI"):
         for item in items:
@@ -97,7 +97,7 @@ def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[b
 
 
 def registers(*callbacks: Any, app: Any = hello, **options: Any) -> AfterResponseMiddleware:
-    """An app, each request of which has these callbacks; with the options of the middleware."""
+    """An app that registers these callbacks in each request, in a middleware with these options."""
 
     def registering(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         environ["wsgi.after"].extend(callbacks)
@@ -107,7 +107,7 @@ def registers(*callbacks: Any, app: Any = hello, **options: Any) -> AfterRespons
 
 
 def at_once(count: int, fn: Callable[[int], Any]) -> list[Any]:
-    """Call ``fn(number)`` in as many threads at the same time; return what they returned."""
+    """Call ``fn(number)`` in ``count`` threads at the same time; return the results."""
     together = Barrier(count, timeout=60)
 
     def call(number: int) -> Any:
@@ -119,7 +119,7 @@ def at_once(count: int, fn: Callable[[int], Any]) -> list[Any]:
 
 
 def in_a_thread(fn: Callable[..., Any], *args: Any) -> Any:
-    """Call ``fn`` in a thread of its own; return what it returned."""
+    """Call ``fn`` in a thread of its own; return its result."""
     return at_once(1, lambda number: fn(*args))[0]
 
 
@@ -141,7 +141,7 @@ def django_app(view: Callable[..., Any], route: str = "") -> Iterator[Any]:
 
 
 class File(io.BytesIO):
-    """A file that tells when it is closed."""
+    """A file that records when it is closed."""
 
     def __init__(self, events: list[Any]) -> None:
         super().__init__(b"content\n")
@@ -154,7 +154,7 @@ class File(io.BytesIO):
 
 
 class FailingFile(File):
-    """One that tells, and raises."""
+    """A file that records when it is closed, and raises."""
 
     def close(self) -> None:
         super().close()
@@ -166,7 +166,7 @@ def returns_the_file(file: Any) -> Any:
     return file
 
 
-#: A ``wsgi.file_wrapper`` of each kind; and what the server finds and closes in what it got back.
+#: By kind: a ``wsgi.file_wrapper``, and what finds the object that the server closes in its result.
 FILE_WRAPPERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "class": (FileWrapper, lambda made: made),
     "function": (returns_the_file, lambda made: made),
@@ -184,9 +184,9 @@ def send_file(
     executor: Any = None,
     **extra: Any,
 ) -> Exchange:
-    """A request for a file, which goes out by this ``wsgi.file_wrapper``; with one callback.
+    """A request for a file, sent by this ``wsgi.file_wrapper``; with one callback.
 
-    :param give_back: what the app makes of what the wrapper returned.
+    :param give_back: turns the result of the wrapper into what the app returns.
     """
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -209,7 +209,7 @@ class Immediately:
 class Refuses:
     """An executor that takes no job.
 
-    :param error: what it raises; of a class, a new one for each job.
+    :param error: the exception to raise; if it is a class, each job gets a new instance.
     """
 
     def __init__(self, error: type[BaseException] | BaseException = RuntimeError) -> None:
@@ -229,7 +229,7 @@ class Loses:
 
 
 class SilentHandler(WSGIRequestHandler):
-    """One that logs no requests."""
+    """A handler that logs no requests."""
 
     def log_message(self, *args: object) -> None:
         pass
@@ -237,7 +237,7 @@ class SilentHandler(WSGIRequestHandler):
 
 @contextmanager
 def served(app: Callable[..., Any]) -> Iterator[int]:
-    """Serve an app by wsgiref, in a thread; yields the port."""
+    """Serve an app with wsgiref, in a thread; yield the port."""
     with make_server("127.0.0.1", 0, app, handler_class=SilentHandler) as server:
         thread = Thread(target=server.serve_forever, args=[0.01])
         thread.start()
@@ -249,7 +249,7 @@ def served(app: Callable[..., Any]) -> Iterator[int]:
 
 
 def forgets_close(app: Any) -> Any:
-    """A bug that many middlewares have: a generator around an iterable which it does not close."""
+    """A common bug of middlewares: a generator around an iterable that it does not close."""
 
     def middleware(environ: dict[str, Any], start_response: Any) -> Any:
         return (chunk for chunk in app(environ, start_response))
@@ -258,12 +258,12 @@ def forgets_close(app: Any) -> Any:
 
 
 class Marker:
-    """Something in an environ whose end can be seen: a dict cannot be referred to weakly."""
+    """An object in an environ, to see when that is freed: a dict has no weak references."""
 
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """Have reference counting alone free what is dropped in the block."""
+    """In the block, let reference counting alone free objects."""
     gc.collect()
     gc.disable()
     try:
@@ -273,7 +273,7 @@ def collector_off() -> Iterator[None]:
 
 
 def is_freed(application: Callable[..., Any], **extra: Any) -> bool:
-    """Whether the environ of a request goes with it, without the garbage collector."""
+    """Whether the environ of a request is freed at its end, without the garbage collector."""
     environ = make_environ(marker=Marker(), **extra)
     marker = weakref.ref(environ["marker"])
     with collector_off():
@@ -284,19 +284,19 @@ def is_freed(application: Callable[..., Any], **extra: Any) -> bool:
 
 
 def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    """What was logged at just this level."""
+    """The messages logged at exactly this level."""
     return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
 @pytest.fixture
 def events() -> list[Any]:
-    """What happened, in order; compare the whole of it."""
+    """The events of a test, in order; compare the whole list."""
     return []
 
 
 @pytest.fixture
 def throttles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing has been logged yet of what is logged once in a while."""
+    """Reset the limits of messages that are logged at most once a minute."""
     monkeypatch.setattr("wsgi_after._core.logs.refusals", Throttle())
     monkeypatch.setattr("wsgi_after._core.logs.slow_ones", Throttle())
 

@@ -26,7 +26,7 @@ from wsgi_after.integration import notes_of
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 Action = Callable[[], object]
-#: What the threads do, and what looks at it when all have returned: the fault, or a false value.
+#: The actions of the threads, and a check for when all have returned: the fault, or a false value.
 Round = tuple[list[Action], Callable[[], object]]
 
 
@@ -52,7 +52,7 @@ def called(app: Any) -> tuple[Any, Any]:
 
 
 def serve(events: list[str], *callbacks: Action, executor: Any = None) -> tuple[Any, Any]:
-    """A request whose body was read, and is to be closed: its body and its list."""
+    """Make a request and read its body; return the body, which is not closed, and the list."""
 
     def app(environ: Any, start_response: Any) -> Closable:
         environ["wsgi.after"].extend(callbacks)
@@ -65,7 +65,7 @@ def serve(events: list[str], *callbacks: Action, executor: Any = None) -> tuple[
 
 
 def unless(events: list[str], *right: list[str]) -> str | None:
-    """The events, even if there are none, where they are not right in any order."""
+    """Return the events as text, unless they are one of the right lists, in any order."""
     return None if sorted(events) in [sorted(one) for one in right] else str(events)
 
 
@@ -104,7 +104,7 @@ REGISTER: dict[str, Callable[..., object]] = {
 
 
 def register_and_close(register: Callable[..., object], names: tuple[str, ...] = ("b",)) -> Round:
-    """Entries run once, all of them, or their registration raises."""
+    """All entries run once, or registering them raises."""
     events: list[str] = []
     body, after = serve(events, partial(events.append, "a"))
     registers = Attempt(register, after, *[partial(events.append, name) for name in names])
@@ -117,7 +117,7 @@ def register_and_close(register: Callable[..., object], names: tuple[str, ...] =
 
 
 def drop_and_append() -> Round:
-    """A response that nobody closes is finished by its finalizer, while a thread registers."""
+    """A finalizer finishes a response that nothing closed, while a thread registers."""
     events: list[str] = []
     body, after = serve(events, partial(events.append, "a"))
     holder = [body]
@@ -141,7 +141,7 @@ def late_and_late(register: Callable[..., object]) -> Round:
 
 
 def remove_and_close() -> Round:
-    """Cancelling takes off what it names, or says that it has run; the others run."""
+    """Cancelling removes the callback, or says that it has run; the others run."""
     events: list[str] = []
     body, after = serve(events)
     for name in "abc":
@@ -155,7 +155,7 @@ def remove_and_close() -> Round:
 
 
 def hand_over_and_insert() -> Round:
-    """What is not due is taken off before the hand-over; what comes meanwhile runs."""
+    """A callback that is not due is removed before the hand-over; one that comes meanwhile runs."""
     events: list[str] = []
     queue = Queue()
     body, after = serve(events, partial(events.append, "a"), executor=queue)
@@ -172,7 +172,7 @@ def hand_over_and_insert() -> Round:
 
 
 def once_and_once() -> Round:
-    """Two threads register one call, and two run the list: it is made once."""
+    """Two threads register the same call, and both run the list: the call is made once."""
     events: list[str] = []
     body, after = serve(events)
 
@@ -189,7 +189,7 @@ def once_and_once() -> Round:
 
 
 def notes_and_notes() -> Round:
-    """Two threads ask for the notes of a list first: they get the same."""
+    """Two threads are the first to ask for the notes of a list: they get the same."""
     body, after = serve([])
     notes: list[Any] = []
 
@@ -244,7 +244,7 @@ def on_prepare_and_on_prepare() -> Round:
 
 
 class Queue:
-    """An executor that keeps its job for another thread, and may say that it did not take it."""
+    """An executor that keeps its job for another thread, and may claim to have refused it."""
 
     def __init__(self, *, refuses: bool = False) -> None:
         self.refuses = refuses
@@ -265,7 +265,7 @@ class Queue:
 def job_and_close(*, refuses: bool = False) -> Round:
     """A job runs while the server's thread goes on with the list.
 
-    :param refuses: ``submit()`` raised although the job was taken: both run the list.
+    :param refuses: ``submit()`` raises although it took the job: both run the list.
     """
     events: list[str] = []
     queue = Queue(refuses=refuses)
@@ -279,7 +279,7 @@ def job_and_close(*, refuses: bool = False) -> Round:
 
 
 class Submits(Queue):
-    """One that returns a future."""
+    """A queue that returns a future."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -291,7 +291,7 @@ class Submits(Queue):
 
 
 def cancelled_job_and_append() -> Round:
-    """Registering while a job is cancelled raises, or the entry is lost with it; none stays."""
+    """Registering while a job is cancelled raises, or the entry is lost with it, and not kept."""
     executor = Submits()
     body, after = serve([], int, executor=executor)
     body.close()
@@ -299,7 +299,7 @@ def cancelled_job_and_append() -> Round:
 
 
 def settled_job_and_append() -> Round:
-    """Registering while a job ends, and its future is settled: it runs, or raises."""
+    """While a job ends and its future is settled, an entry runs, or registering it raises."""
     events: list[str] = []
     executor = Submits()
     body, after = serve([], int, executor=executor)
@@ -333,7 +333,7 @@ pool = BoundedThreadPoolExecutor(max_workers=2, max_pending=1_000)
 
 
 def submit_and_drain() -> Round:
-    """``drain()`` beside ``submit()``: neither raises, and each job runs once."""
+    """``drain()`` during ``submit()``: neither raises, and each job runs once."""
     ran: list[int] = []
 
     def submits() -> None:
@@ -373,7 +373,7 @@ ATTACKS: dict[str, Callable[[], Round]] = {
     "late_extend_and_close": partial(
         register_and_close, lambda after, *fns: after.extend(fns), ("b", "c")
     ),
-    # Entries that are compared by a function in Python; each entry moves the other one.
+    # A function in Python compares these entries; each entry moves the other one.
     "late_once_and_late_once": partial(late_and_late, lambda after, fn: after.once(fn)),
     "late_insert_and_late_insert": partial(late_and_late, REGISTER["insert"]),
     "refused_job_and_close": partial(job_and_close, refuses=True),
@@ -392,7 +392,7 @@ ATTACKS: dict[str, Callable[[], Round]] = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing is logged or warned of, and threads take turns often."""
+    """Silence logs and warnings, and let threads switch often."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     logging.disable()
@@ -406,7 +406,7 @@ def quiet() -> Iterator[None]:
 
 
 def run(attack: Callable[[], Round], rounds: int) -> list[object]:
-    """Run an attack that often, all threads of a round at once; what was wrong, a few at most."""
+    """Run an attack for so many rounds, each with all threads at once; return some faults."""
     faults: list[object] = []
     at = [0, 0]
     batch: list[Round] = []
@@ -414,7 +414,7 @@ def run(attack: Callable[[], Round], rounds: int) -> list[object]:
     def meet(number: int, step: int) -> None:
         at[number] = step
         spins = 0
-        while at[not number] < step:  # at first without a system call: they leave at one instant
+        while at[not number] < step:  # at first without a system call, so that both leave at once
             spins += 1
             if HAS_GIL or spins > 10_000:  # the other one may have no core
                 time.sleep(0)

@@ -18,7 +18,7 @@ from servers.harness import end, find, free_port, require, start, wait_until
 
 @dataclass(frozen=True)
 class PostgreSQL:
-    """Where a PostgreSQL listens. The user may do everything, and needs no password."""
+    """The address of a PostgreSQL. The user may do everything, and needs no password."""
 
     port: int
     host: str = "127.0.0.1"
@@ -26,15 +26,15 @@ class PostgreSQL:
     dbname: str = "postgres"
 
     def url(self, scheme: str = "postgresql") -> str:
-        """A URL, for SQLAlchemy with the scheme ``"postgresql+psycopg"``."""
+        """A URL. SQLAlchemy needs the scheme ``"postgresql+psycopg"``."""
         return f"{scheme}://{self.user}@{self.host}:{self.port}/{self.dbname}"
 
 
 @contextmanager
 def postgresql() -> Iterator[PostgreSQL]:
-    """A PostgreSQL of its own, from when it takes connections to the end of the block.
+    """Run a new PostgreSQL. It takes connections when the block begins, and ends with the block.
 
-    Skips the test where it is not installed; in CI, fails it.
+    If PostgreSQL is not installed, skip the test; in CI, fail it.
     """
     require([name for name in ("initdb", "postgres", "pg_isready") if not program(name)])
     with tempfile.TemporaryDirectory(prefix="wsgi_after-") as name:
@@ -57,13 +57,13 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 def program(name: str) -> str | None:
-    """The path of one of PostgreSQL's programs: Debian keeps the server's off the path."""
+    """The path of a program of PostgreSQL: Debian keeps those of the server off ``PATH``."""
     debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     return str(debian[-1]) if debian else find(name)
 
 
 def user() -> dict[str, Any]:
-    """Who is to run the server, as options of subprocess: it refuses to be run by root."""
+    """The user to run the server as, as options of subprocess: it refuses to run as root."""
     if os.geteuid() != 0:
         return {}
     try:
@@ -88,7 +88,7 @@ def initialise(directory: Path, identity: dict[str, Any]) -> None:
 
 
 def command(directory: Path, port: int) -> list[str]:
-    # No Unix socket: Debian's would be in a directory of its own. No fsync: nothing is to survive.
+    # No Unix socket: Debian's would be in a directory of its own. No fsync: no data must survive.
     settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
     return [
         *(str(program("postgres")), "-D", str(directory / "data"), "-p", str(port)),

@@ -1,7 +1,7 @@
-"""The pages in docs/: their code blocks, to be run by tests.
+"""The pages in docs/: their code blocks, for tests to run.
 
-Sphinx builds them, in test_docs.py. Here docutils alone reads them, which is faster: what Sphinx
-adds to it is taken as text, or left out.
+Sphinx builds the pages in test_docs.py. Here docutils alone reads them, which is faster: the roles
+of Sphinx are read as text, its directives are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LeftOut(Directive):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        """Nothing of it."""
+        """Return no nodes."""
         return []
 
 
@@ -50,7 +50,7 @@ def parse(name: str) -> nodes.document:
 
 
 def executed(code: str, **names: Any) -> dict[str, Any]:
-    """The names that there are when a block of Python has run, with these to begin with."""
+    """Run a block of Python that starts with these names; return the names that it leaves."""
     exec(code, names)
     return names
 

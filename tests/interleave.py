@@ -1,11 +1,11 @@
-"""Run two threads in every order, and interrupt one at every place, that CPython makes possible.
+"""Run two threads in every order, and interrupt one at every place, that CPython allows.
 
 CPython lets another thread run, and runs the handlers of signals, between two instructions of a
 function only where it looks for such work: where a function begins, after a call, and after a jump
 back ("eval breaker" in Python/ceval.c). Without the GIL, another thread goes on between any two
 instructions: ``everywhere`` explores that on any build. A tracer counts these places in the code
-of the package and of the test that uses it. At the places it is told, it has the other thread go
-on, or raises. All that can happen is tried, and each failure can be repeated.
+of the package and of the test that uses it. At given places, the tracer lets the other thread go
+on, or raises. Everything that can happen is tried, and each failure can be repeated.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import wsgi_after
 from wsgi_after.claims import WITHOUT_GIL
 
 PACKAGE = str(Path(wsgi_after.__file__).parent)
-TIMEOUT = 60  # seconds, after which two threads are taken to wait for each other
-#: From 3.12 on, CPython does not report each instruction when it traces a function first, nor when
-#: it does so after a tracer has raised: what is to be traced is run once before.
+TIMEOUT = 60  # seconds, after which two threads are assumed to wait for each other
+#: From 3.12 on, CPython does not report each instruction when it first traces a function, nor when
+#: it first does so after a tracer has raised. So the code to trace is run once before.
 IS_COLD = sys.version_info >= (3, 12)
 
 Action = Callable[[], object]
@@ -55,7 +55,7 @@ def places(code: CodeType) -> frozenset[int]:
 def trace(
     at_place: Callable[[], object], *files: str, everywhere: bool = False
 ) -> Callable[..., Any]:
-    """For ``sys.settrace``: calls ``at_place`` at each place in the package and in the files.
+    """A tracer for ``sys.settrace``: calls ``at_place`` at each place in the package and files.
 
     :param everywhere: each instruction is a place.
     """
@@ -78,10 +78,10 @@ def trace(
 
 
 class Switched:
-    """An order: one of two threads runs at a time, and the other goes on where it is told.
+    """An order of two threads: one of them runs at a time, and they switch at given places.
 
-    :param runs: how many places the threads pass by turns before the other one goes on: ``(3, 2)``
-        is three of the first thread, two of the second, then the first to its end, then the second.
+    :param runs: how many places the threads pass, in turns, before they switch: ``(3, 2)`` is three
+        of the first thread, two of the second, then the first to its end, then the second.
     """
 
     def __init__(self, actions: tuple[Action, ...], runs: tuple[int, ...]) -> None:
@@ -93,10 +93,10 @@ class Switched:
         self._ended = [False, False]
 
     def run(self, number: int, tracer: Callable[..., Any]) -> None:
-        """Run one of the actions, and let go of it; for its thread to call.
+        """Run one of the actions, and drop it. Its thread calls this.
 
         Without the GIL, tracing stays on. CPython stops all threads to turn it on or off, which
-        would take most of the time. With the GIL it has to end: CPython 3.12.1 crashes when the
+        would take most of the time. With the GIL, tracing must end: CPython 3.12.1 crashes when the
         main thread closes a generator that is traced in another thread.
         """
         try:
@@ -117,7 +117,7 @@ class Switched:
         assert self._turn[number].acquire(timeout=TIMEOUT), "the threads wait for each other"
 
     def place(self, number: int) -> None:
-        """This thread is at a place."""
+        """Note that this thread is at a place, and switch if the order says so."""
         while self._left and self._left[0] == 0:
             del self._left[0]
             if not self._ended[not number]:
@@ -131,11 +131,11 @@ class Switched:
 def interleavings(
     make: Callable[[], tuple[Action, Action]], file: str, switches: int, *, everywhere: bool = False
 ) -> Iterator:
-    """Run what ``make`` makes, in every order with that many switches at most; yield after each.
+    """Run two actions in every order with at most that many switches; yield after each order.
 
-    Before the switches that are counted there may be none: either thread is the first.
+    Either thread may be the first: that does not count as a switch.
 
-    :param make: the two actions, anew for each run; the caller looks at what they did.
+    :param make: makes the two actions, anew for each run; the caller looks at what they did.
     :param everywhere: switch between any two instructions, as without the GIL.
     :return: how the threads took turns.
     """
@@ -148,7 +148,7 @@ def interleavings(
     threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
 
     def run(runs: tuple[int, ...], first: int) -> Switched:
-        """Run each action in its thread; what an action raises is raised."""
+        """Run each action in its thread; raise what an action raised."""
         nonlocal order
         actions = make()
         order = Switched((actions[first], actions[not first]), runs)
@@ -162,7 +162,7 @@ def interleavings(
 
     try:
         for first in (0, 1):
-            run((), first)  # what happens once is not counted: imports, and see IS_COLD
+            run((), first)  # do not count what happens once: imports, and see IS_COLD
             yield from _deeper(partial(run, first=first), (), first, switches)
     finally:
         for thread in threads:
@@ -170,19 +170,19 @@ def interleavings(
 
 
 def _deeper(run: Callable, runs: tuple[int, ...], first: int, switches: int) -> Iterator:
-    """All runs that begin with these, each with one more switch, as far as there are places."""
+    """Run all orders that begin with these runs, adding switches while there are places."""
     switched = run(runs)
     yield first, runs
     if len(runs) == switches:
         return
-    number = len(runs) % 2  # who goes on to the end after these runs
+    number = len(runs) % 2  # the thread that goes on to its end after these runs
     places_left = switched.passed[number] - sum(runs[number::2])
     for length in range(1, places_left + 1):
         yield from _deeper(run, (*runs, length), first, switches)
 
 
 class Interruption:
-    """Calls ``action`` and raises ``error`` at one place in it, as a handler of a signal does."""
+    """Calls ``action`` and raises ``error`` at one place in it, as a signal handler does."""
 
     def __init__(self, action: Action, at: int, error: BaseException, *files: str) -> None:
         self.came_out: BaseException | None = None
@@ -203,7 +203,7 @@ class Interruption:
             sys.settrace(None)
 
     def forget(self) -> None:
-        """Let go of the exceptions, whose tracebacks hold what was interrupted."""
+        """Drop the exceptions: their tracebacks hold what was interrupted."""
         self.came_out = self._error = None
 
     def _place(self) -> None:
@@ -219,7 +219,7 @@ def interruptions(action: Callable[[], Action], error: Callable[[], BaseExceptio
     while True:
         if IS_COLD:
             Interruption(action(), sys.maxsize, error(), *files)
-        # The collector drops what is raised in its callbacks, and would choose the place.
+        # The collector discards exceptions of its callbacks, and would choose the place.
         gc.disable()
         try:
             interruption = Interruption(action(), at, error(), *files)

@@ -1,6 +1,6 @@
 """``python tests/leaks.py REQUESTS``: serve requests of all kinds; print what is left of them.
 
-A process of its own, in which nothing else takes memory, and the garbage collector is off.
+In this process, nothing else takes memory, and the garbage collector is off.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHUNKS = [b"1", b"2"]
 # Counters whose next() threads may call at once.
 registered = itertools.count()
 calls = itertools.count()
-pool = BoundedThreadPoolExecutor(max_workers=1)  # which is there from the first job on
+pool = BoundedThreadPoolExecutor(max_workers=1)  # its thread is there from the first job on
 
 
 def ran(environ: object = None) -> None:
@@ -39,7 +39,7 @@ def ran(environ: object = None) -> None:
 
 
 def ok(environ: dict[str, Any], start_response: Callable[..., Any]) -> Callable[[bytes], Any]:
-    """Register three callbacks, one that refers to the environ, one that registers the last."""
+    """Register three callbacks: one refers to the environ, one registers the last."""
     for _ in range(3):
         next(registered)
     after = environ["wsgi.after"]
@@ -121,7 +121,7 @@ FAILS_IN_THE_MIDDLE = MIDDLEWARE(fails_in_the_middle)
 
 
 def twice(environ, start_response):
-    """A second call with the same environ, as an error page is made."""
+    """A second call with the same environ, as for an error page."""
     LIST(environ, start_response).close()
     return LIST(environ, start_response)
 
@@ -143,7 +143,7 @@ KINDS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     *((MIDDLEWARE(app, executor=Immediately()), {}) for app in (list_, generator, file)),
     *((MIDDLEWARE(app, executor=Refuses()), {}) for app in (list_, fails_when_called)),
     (MIDDLEWARE(list_, executor=pool), {}),
-    (MIDDLEWARE(file), {"wsgi.file_wrapper": lambda file, size=8192: file}),  # uWSGI's is one
+    (MIDDLEWARE(file), {"wsgi.file_wrapper": lambda file, size=8192: file}),  # as on uWSGI
     (MIDDLEWARE(list_), {"uwsgi.version": b"2"}),  # whose headers are flushed
     *((application, {}) for application in (SHARED, APP_WIDE, twice)),
 ]
@@ -161,7 +161,7 @@ def start_response(*args: object) -> Callable[[bytes], object]:
 
 
 def serve(application: Callable[..., Any], environ: dict[str, Any], ending: int) -> None:
-    """One request, of which the server reads all, one chunk or none, or forgets to close it."""
+    """Serve one request: read all of it, one chunk or none, or forget to close it."""
     with suppress(ValueError, KeyboardInterrupt):
         body = application(environ, start_response)
         try:
@@ -174,7 +174,7 @@ def serve(application: Callable[..., Any], environ: dict[str, Any], ending: int)
 
 
 def wait_until_gone(reference: weakref.ref[Marker]) -> bool:
-    """Whether the environ is freed; one that went to a thread may take it a moment."""
+    """Whether the environ is freed, which may take a moment if it went to a thread."""
     pool.drain()
     deadline = time.monotonic() + 1
     while reference() is not None and time.monotonic() < deadline:
@@ -194,9 +194,9 @@ def in_use() -> dict[str, int]:
 
 
 def kinds() -> Iterator[tuple[Callable[..., Any], dict[str, Any], int]]:
-    """All kinds, with all endings; one of 90 goes to a thread."""
+    """All kinds, with all endings; one in 90 goes to a thread."""
     for (application, extra), ending in itertools.product(KINDS, (3, 0, 1, 2)):
-        # A server that drops this unclosed leaves its end to the garbage collector: the app's
+        # If a server drops this unclosed, only the garbage collector can end it: the app's
         # exception refers to the body.
         if not (ending == 2 and application is FAILS_IN_THE_MIDDLE):
             yield application, extra, ending
@@ -206,16 +206,16 @@ def main(number: int) -> dict[str, Any]:
     logger = logging.getLogger("wsgi_after")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
-    warnings.simplefilter("ignore")  # that a response was not closed
-    sys.unraisablehook = lambda unraisable: None  # nor what comes out of one, at its end
+    warnings.simplefilter("ignore")  # of responses that were not closed
+    sys.unraisablehook = lambda unraisable: None  # for what their finalizers raise
     kept = app_wide = 0
     first = {}
     cycle = itertools.cycle(list(kinds()))
     for served, (application, extra, ending) in enumerate(itertools.islice(cycle, number), 1):
-        if served == len(KINDS) * 4:  # all that is imported at first use leaves cycles
+        if served == len(KINDS) * 4:  # what is imported at first use leaves cycles
             gc.collect()
             gc.disable()
-        if served == number * 9 // 10:  # for a tenth, because it takes twice the time
+        if served == number * 9 // 10:  # for the last tenth, because it takes twice the time
             tracemalloc.start()
         marker = Marker()
         reference = weakref.ref(marker)

@@ -15,7 +15,7 @@ from servers.harness import free_port
 
 
 class MailServer:
-    """What an SMTP server on 127.0.0.1 has received."""
+    """The mails that an SMTP server on 127.0.0.1 has received."""
 
     def __init__(self, port: int) -> None:
         self.host = "127.0.0.1"
@@ -37,7 +37,7 @@ class MailServer:
             self.messages.clear()
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
-        """Called by aiosmtpd in its own thread."""
+        """Receive a mail; aiosmtpd calls this in its own thread."""
         message = email.message_from_bytes(envelope.content, policy=email.policy.default)
         assert isinstance(message, EmailMessage)
         with self._arrived:

@@ -48,8 +48,8 @@ class Fault(NamedTuple):
     """A fault, and how to plant it.
 
     :param module: a path in the package, without ``.py``.
-    :param old: lines that it has once, with any indentation.
-    :param new: lines for their place.
+    :param old: lines that occur in it once, with any indentation.
+    :param new: the lines that replace them.
     """
 
     sentence: str
@@ -59,7 +59,7 @@ class Fault(NamedTuple):
 
 
 def faults() -> Iterator[Fault]:
-    """Those of ``planted.txt``: the sentence and the module, then lines as in a diff."""
+    """The faults of ``planted.txt``: the sentence and the module, then lines as in a diff."""
     blocks = re.split(r"\n\n+", Path(__file__).with_suffix(".txt").read_text(encoding="utf-8"))
     for first, *lines in map(str.splitlines, blocks):
         if match := re.fullmatch(r"([^#].*) \((\S+)\)", first):
@@ -70,7 +70,8 @@ def faults() -> Iterator[Fault]:
 def planted(fault: Fault) -> str:
     """The source of the module with the fault in it.
 
-    :raises ValueError: if the old lines are not there just once, or the new ones do not compile.
+    :raises ValueError: if the old lines do not occur exactly once.
+    :raises SyntaxError: if the result does not compile.
     """
     source = (PACKAGE / f"{fault.module}.py").read_text(encoding="utf-8")
     lines, size = source.splitlines(), len(fault.old)
@@ -101,7 +102,7 @@ def found_by(tests: list[str], fault: Fault | None = None) -> str | None:
 
 
 def first_failure(checkout: Path, tests: list[str]) -> str | None:
-    """The first test that fails there, and how."""
+    """The first test that fails there, or how pytest ended otherwise."""
     options = ["-x", "-q", "-m", "not servers", "-p", "no:cacheprovider", "--tb=line", "-rfE"]
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, *tests],
@@ -124,19 +125,19 @@ def first_failure(checkout: Path, tests: list[str]) -> str | None:
         raise RuntimeError(output)
     if failed:
         return failed[1]
-    # A test let a KeyboardInterrupt out, or the interpreter crashed, or a module was not imported.
+    # A test raised KeyboardInterrupt, or the interpreter crashed, or an import failed.
     return f"the end of pytest, with {pytest.returncode}: {output[-500:]}"
 
 
 def main() -> int:
-    """Print a line for each fault; 1 if one is not found."""
+    """Print a line for each fault; return 1 if one is not found."""
     parser = argparse.ArgumentParser(prog="python -m tests.planted", description=__doc__)
     parser.add_argument("-k", metavar="WORD", default="", help="faults with this in the sentence")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="what pytest is to run")
     options = parser.parse_args()
     chosen = [fault for fault in faults() if options.k.lower() in fault.sentence.lower()]
     for fault in chosen:
-        planted(fault)  # at once, rather than after ten minutes
+        planted(fault)  # fail at once, not after ten minutes
     if failure := found_by(options.tests):
         parser.exit(2, f"Without any fault, there is {failure}\n")
     missed = 0

@@ -1,6 +1,6 @@
 """What a test run prints: a line for each file, and at its end the counts and the servers.
 
-The tests run in several processes (pytest-xdist), a file in one of them. With ``-q`` or ``-v``
+The tests run in several processes (pytest-xdist), each file in one of them. With ``-q`` or ``-v``,
 pytest's own output stays.
 """
 
@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-#: Lines of the section "Nothing lost", and their counts: of this process, at the end of all.
+#: Lines of the section "Nothing lost", and their counts: of this process; at the end, of all.
 _counted: dict[str, Counter[str]] = defaultdict(Counter)
 
 
 def count(what: str, **counts: int) -> None:
-    """Have the end of the test run print what was counted: ``count("load", sent=20, lost=0)``.
+    """Print these counts at the end of the test run: ``count("load", sent=20, lost=0)``.
 
-    Counts are added up by what stands before the first comma. Call it before the assertions on the
-    counts, so that the counts of a failure are printed, too.
+    Counts with the same text before the first comma are added up. Call this before the assertions
+    on the counts, so that the counts of a failure are printed, too.
     """
     _counted[what.partition(",")[0]].update(counts)
 
@@ -28,7 +28,7 @@ def count(what: str, **counts: int) -> None:
 class Reporter:
     """The plugin that prints.
 
-    :param servers: the names of the servers, as the ids of tests begin with them.
+    :param servers: the names of the servers, as they are in the ids of tests.
     """
 
     def __init__(self, config: pytest.Config, servers: list[str]) -> None:
@@ -45,7 +45,7 @@ class Reporter:
 
     @property
     def by_file(self) -> bool:
-        """Whether the lines are ours."""
+        """Whether this plugin prints a line for each file."""
         return self.terminal is not None and self.config.get_verbosity() == 0
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -60,7 +60,7 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
-        """Print no letter: the line of the file tells what failed."""
+        """Print no letter: the line of the file shows the outcomes."""
         if self.by_file and report.skipped:
             return "skipped", "", "SKIPPED"
         if self.by_file and report.passed:
@@ -85,7 +85,7 @@ class Reporter:
             self.terminal.write_line(f"{file:<60} {told}, {self.seconds[file]:.1f} s")
 
     def server_of(self, test: str) -> str | None:
-        """The server that a test drives, by its id: ``test_x[gunicorn gthread-generator]``."""
+        """The server that a test drives, from its id: ``test_x[gunicorn gthread-generator]``."""
         _, _, parameters = test.partition("[")
         found = (name for name in self.servers if re.search(rf"\b{re.escape(name)}\b", parameters))
         return next(found, None) if test.startswith("tests/servers/") else None
@@ -95,7 +95,7 @@ class Reporter:
         return ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in counts.items())
 
     def pytest_sessionfinish(self) -> None:
-        """Give what was counted to the process that prints."""
+        """Pass the counts to the process that prints."""
         if hasattr(self.config, "workeroutput"):
             self.config.workeroutput["counted"] = {what: dict(c) for what, c in _counted.items()}
 

@@ -3,7 +3,7 @@
 ``python sub_interpreter.py KIND NAME [NUMBER]``: KIND is ``legacy``, the kind that mod_wsgi makes,
 ``isolated``, which allows less and has its own lock from Python 3.12 on, or ``concurrent``: one of
 ``concurrent.interpreters``, which Python 3.14 has. NAME is one of APPS, or a function of this
-module, and runs in the sub-interpreter; in so many of them, from Python 3.13 on at once.
+module, and runs in NUMBER sub-interpreters, by default one; from Python 3.13 on, at once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(kind, name, number="1"):
 
 
 def interpreter(kind):
-    """What runs code in a new sub-interpreter, and what ends it, by the module of each Python."""
+    """Return what runs code in a new sub-interpreter, and what ends it."""
     if sys.version_info >= (3, 13):
         id_ = _interpreters.create(kind)
     else:
@@ -71,7 +71,7 @@ def interpreter(kind):
 
 
 def concurrent_interpreter(kind):
-    """The same by ``concurrent.interpreters``."""
+    """The same, with ``concurrent.interpreters``."""
     from concurrent import interpreters
 
     made = interpreters.create()
@@ -155,7 +155,7 @@ def drop_in_a_cycle(app=hello):
     cycle.append(cycle)
 
 
-# The apps, each of which serves one request.
+# The apps. Each serves one request.
 
 
 def after(step):
@@ -239,7 +239,7 @@ def collected_last():
 def never_collected():
     assert "colorsys" not in sys.modules
     gc.disable()
-    # As anything may that a callback calls.
+    # A callback may call anything, and that may import.
     drop_in_a_cycle(after(lambda environ: environ["wsgi.after"](__import__, "colorsys")))
 
 

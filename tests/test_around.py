@@ -25,7 +25,7 @@ from wsgi_after.moment import KEY, Slot
 
 @pytest.fixture
 def around(events):
-    """Tells what it was given, and what it sees."""
+    """Records its arguments and the exceptions that it sees."""
 
     @contextmanager
     def around(callback, after):
@@ -43,7 +43,7 @@ def around(events):
 
 @pytest.fixture
 def brief(events):
-    """Tells where it begins and ends."""
+    """Records when it is entered and left."""
 
     @contextmanager
     def around(callback, after):
@@ -59,7 +59,7 @@ def fails():
 
 
 class Fails:
-    """A context manager that raises where it is told to."""
+    """A context manager that raises at a given place."""
 
     def __init__(self, where, error):
         self.where, self.error = where, error
@@ -169,7 +169,7 @@ def test_nothing_is_kept(around):
 def test_if_entering_or_leaving_raises_that_is_logged_and_each_callback_runs_once(
     error, where, callback_fails, events, caplog
 ):
-    """What has to go on does, when all have run."""
+    """An exception that must go on does so when all have run."""
 
     def callback():
         events.append("callback")
@@ -269,7 +269,7 @@ def test_whatever_a_handler_of_a_signal_raises_wherever_all_callbacks_run_once(
     for place, interruption in enumerate(interruptions(make, error)):
         came_out = type(interruption.came_out)
         interruption.forget()
-        if not events:  # the traceback held the body, where close() had not begun
+        if not events:  # close() had not begun, and the traceback held the body
             gc.collect()
             Exchange(AfterResponseMiddleware(hello)).finish()  # ends what the collector has found
         if events != ["first", "fails", "last"] or came_out not in went_on:
@@ -280,7 +280,7 @@ def test_whatever_a_handler_of_a_signal_raises_wherever_all_callbacks_run_once(
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("where", ["enter", "callback", "exit"])
 def test_in_a_child_that_was_forked_meanwhile_nothing_runs(where, raises, events, monkeypatch):
-    """Only the counter of forks is moved: no process is needed to see what the child does."""
+    """Only increment the counter of forks: seeing what the child does needs no process."""
 
     def fork(here):
         if here == where:
@@ -352,7 +352,7 @@ def test_at_a_moment_the_servers_sign_of_life_comes_first(events, brief):
 
 
 def test_a_callback_before_which_a_signal_handler_raised_runs_all_the_same(events):
-    """As the interruptions above, which no tool that measures coverage can see."""
+    """Like the interruptions above, which tools that measure coverage cannot see."""
     exchange = Exchange(registers(partial(events.append, "fn"), around=lambda *_: nullcontext()))
     after = exchange.environ["wsgi.after"]
     call = after._call

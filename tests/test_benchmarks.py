@@ -14,14 +14,14 @@ from benchmarks import page
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.growth import is_linear, slopes
 
-#: The modules, and the programs, that each needs.
+#: The modules and programs that each benchmark needs.
 MODULES = {
     "request": ["bottle", "django", "flask", "opentelemetry", "paste", "repoze", "sentry_sdk"],
     "latency": ["flask", "gunicorn", "waitress"],
     "throughput": ["gunicorn", "granian", "waitress"],
 }
 PROGRAMS = {"instructions": ["valgrind"], "growth": ["valgrind"], "throughput": ["wrk", "uwsgi"]}
-#: How many benchmarks of pyperf each has, and words of its tables.
+#: How many pyperf benchmarks each one writes, and words from its tables.
 WRITTEN = {
     "request": (105, ["list of one chunk", "+Sentry", "wsgi_after to the recipe"]),
     "ablation": (44, ["left out", "all of these", "response object"]),

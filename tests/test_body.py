@@ -1,4 +1,4 @@
-"""What the server gets in place of the app's iterable: rules 3, 4, 7 and 8 of the contract."""
+"""The body, which the server gets in place of the app's iterable: rules 3, 4, 7 and 8."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import Exchange, at_once, registers
 
 
 def returning(result, *callbacks):
-    """An application that returns ``result``, or calls it, and registers the callbacks."""
+    """An app that registers the callbacks, and returns ``result``, or what calling that returns."""
 
     def app(environ, start_response):
         start_response("200 OK", [])
@@ -42,7 +42,7 @@ class Sized(Response):
 
 
 class Sequence:
-    """Iterable by its items only, as gunicorn's file wrapper is."""
+    """Iterable only through ``__getitem__()``, like gunicorn's file wrapper."""
 
     def __getitem__(self, index):
         return [b"1", b"2"][index]
@@ -57,7 +57,7 @@ each_kind = pytest.mark.parametrize(
 
 @each_kind
 def test_a_body_has_the_chunks_and_the_length_of_the_apps_object(result):
-    """And is no builtin sequence, because servers do not close those."""
+    """The body is not a builtin sequence, because servers do not close those."""
     body = Exchange(returning(result)).result
     assert not isinstance(body, (list, tuple, bytes))
     assert hasattr(body, "__len__") == hasattr(result, "__len__")
@@ -68,7 +68,7 @@ def test_a_body_has_the_chunks_and_the_length_of_the_apps_object(result):
 
 @each_kind
 def test_a_body_may_be_iterated_again_and_is_an_iterator(result):
-    """As gevent and eventlet do; and because fastwsgi closes nothing else."""
+    """The servers gevent and eventlet iterate again; fastwsgi closes only iterators."""
     exchange = Exchange(returning(result))
     body, after = exchange.result, exchange.environ["wsgi.after"]
     for begin in (iter, lambda body: body):
@@ -89,7 +89,7 @@ def test_a_body_can_still_be_read_after_its_end(result):
 
 
 class Html(bytes):
-    """Bytes of a template engine."""
+    """The bytes type of a template engine."""
 
 
 @pytest.mark.parametrize("kind", [bytes, Html, bytearray, memoryview])
@@ -165,7 +165,7 @@ def test_dropping_an_iterator_does_not_close_the_apps_iterable(events):
 
 
 def test_what_cannot_be_iterated_comes_back_untouched_after_the_callbacks(events):
-    """It is gunicorn's sign that the response is out already."""
+    """To gunicorn, such an object means that the response is out already."""
     already_handled = object()
     exchange = Exchange(returning(already_handled, partial(events.append, "callback")))
     assert exchange.result is already_handled
@@ -179,7 +179,7 @@ def test_closing_from_two_threads_at_once_runs_the_callbacks_once(events):
     assert events == [*range(100)]
 
 
-# Never closed (rule 7); what the garbage collector drops is in cases/test_unclosed.py
+# Never closed (rule 7); cases/test_unclosed.py tests what the garbage collector drops
 
 
 def test_a_dropped_body_closes_the_apps_iterable_and_runs_its_callbacks_with_a_warning(events):
@@ -200,7 +200,7 @@ def test_where_warnings_are_errors_the_callbacks_run_all_the_same(events, monkey
 
 
 def test_a_server_that_keeps_the_iterator_alone_gets_all_chunks_before_the_callbacks(events):
-    """As asgiref, which never closes."""
+    """Like asgiref, which never closes."""
     exchange = Exchange(returning([b"1", b"2"], partial(events.append, "ran")))
     iterator = iter(exchange.result)
     del exchange.result
@@ -218,7 +218,7 @@ def test_a_finalizer_does_not_change_the_context_it_interrupts(events):
 
 
 def test_an_app_that_makes_a_type_for_each_request_has_none_of_them_kept():
-    """What is remembered of a type is remembered of a few only."""
+    """Facts about a type are cached for a few types only."""
     seen = []
 
     def result():

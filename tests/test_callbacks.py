@@ -1,6 +1,6 @@
 """The list of a request, and how its callbacks run: rules 1, 4, 6 and 10 of the contract.
 
-What is let out of ``close()`` is in ``cases/test_contained.py``.
+``cases/test_contained.py`` tests which exceptions leave ``close()``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wsgi_after._core.logs import describe
 
 
 def test_every_operation_of_list_works_until_the_end(events):
-    """A running callback, too, can cancel the ones behind it."""
+    """A running callback can also cancel later ones."""
     after = CallbackList()
     first, second, third, fourth = (partial(events.append, n) for n in (1, 2, 3, 4))
     after.append(first)
@@ -66,7 +66,7 @@ def test_calling_the_list_with_what_is_not_callable_says_what_was_seen(arguments
     ids=["append", "extend", "insert", "call", "slice", "+="],
 )
 def test_registering_after_the_end_raises(register, events):
-    """What comes too late is not silently lost."""
+    """A late callback is not silently lost."""
     exchange = Exchange(AfterResponseMiddleware(hello))
     exchange.finish()
     after = exchange.environ["wsgi.after"]
@@ -76,7 +76,7 @@ def test_registering_after_the_end_raises(register, events):
     assert (after, events) == ([], [])
 
 
-# What is logged of them, while the others run
+# What is logged about a failing callback; the others run
 
 
 def fails():
@@ -143,7 +143,7 @@ def test_a_callback_is_named_whatever_it_is():
     assert describe(threading.Event().set) == "threading.Event.set"
 
 
-# after_this_response; where it is refused is in test_prepare_current.py
+# after_this_response(); test_prepare_current.py tests where it is refused
 
 
 def test_after_this_response_reaches_the_request_from_any_depth(request_, events):
@@ -177,7 +177,7 @@ def known(after):
 )
 @pytest.mark.parametrize("before", [[], [(("200 OK", []), {})]], ids=["first", "second call"])
 def test_a_callback_knows_status_headers_and_completion(before, args, kwargs, events):
-    """However start_response was called, by the app or once more for an error page.
+    """However start_response is called, even a second time for an error page.
 
     A call that the server refused is not recorded.
     """
@@ -231,7 +231,7 @@ def test_no_request_header_reaches_the_key():
 def test_a_repr_shows_names_and_arguments():
     after = CallbackList([len, "not callable"])
     after(print, "ada@example.com", sep="-" * 80)
-    after(print, after)  # as an app-wide callback has the environ, which has the list
+    after(print, after)  # an app-wide callback has the environ, which has the list
     assert repr(after) == (
         "<CallbackList [builtins.len(), 'not callable', "
         "builtins.print('ada@example.com', sep='------------...-------------'), "
@@ -254,7 +254,7 @@ def test_what_another_thread_registers_just_before_the_end_runs(events, monkeypa
 
 @pytest.fixture
 def with_gil(monkeypatch):
-    """Tests of what comes between two lines; ``test_free_threading.py`` has the others."""
+    """For switches between two lines; ``test_free_threading.py`` tests the others."""
     monkeypatch.setattr("wsgi_after._core.run.WITHOUT_GIL", False)
 
 

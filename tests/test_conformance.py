@@ -1,4 +1,4 @@
-"""The validators and clients that people use: they pass, and callbacks run behind them."""
+"""Common WSGI validators and test clients: they accept the middleware, and callbacks run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract: docs/contract.rst, the checks of lint, and the tests are one list of sentences."""
+"""The contract: docs/contract.rst, the checks of lint and the tests have the same sentences."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from docutils.core import publish_doctree
 
 from wsgi_after import AfterResponseMiddleware, CallbackList, after_this_response, lint
 
-#: For each sentence of each rule, in order, the tests that fail when it stops being true. Those of
-#: test_lint.py break what somebody else has to keep, and see that it is reported.
+#: For each sentence of each rule, in order, a test that fails when the sentence stops being true.
+#: Those of test_lint.py break a rule that others must keep, and check that this is reported.
 PROOFS = {
     1: [
         "test_middleware.test_each_request_has_a_list_of_its_own",

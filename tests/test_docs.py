@@ -1,4 +1,4 @@
-"""The manual: Sphinx builds it without a warning, its links lead somewhere, each snippet is run."""
+"""The manual: Sphinx builds it without warnings, its links work, its snippets are run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cells(document):
     ]
 
 
-# What Sphinx makes.
+# What Sphinx builds.
 
 
 class Page(HTMLParser):
@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
-    """Where the pages are, built with warnings as errors and each reference resolved."""
+    """The directory of the pages, built with warnings as errors and each reference resolved."""
     out = tmp_path_factory.mktemp("html")
     argv = ["sphinx-build", "-W", "-n", "-q", "--keep-going", str(DOCS), str(out)]
     built = subprocess.run(argv, env=environment(), capture_output=True, text=True)
@@ -97,7 +97,7 @@ def test_nothing_is_installed_from_the_index_before_it_is_there(text):
     assert re.findall(r"pip install .*wsgi-after", text.read_text(encoding="utf-8")) == []
 
 
-#: What people type, and the page to which the index and the search lead them.
+#: Search terms, and the page to which the index and the search lead.
 WORDS = {
     **dict.fromkeys(("background task", "background job", "after request"), "why"),
     **dict.fromkeys(("overhead", "cost of a request", "benchmark"), "performance"),
@@ -122,7 +122,7 @@ def test_words_that_people_type_lead_to_a_page(html):
 
 
 def test_the_questions_of_the_first_page_are_answered_there(pages, html):
-    """Each answer has a link; and the words that people type are among the questions."""
+    """Each question has an answer, search terms are among the questions, and pages are linked."""
     rows = cells(parse("index.rst"))
     assert [row for row in rows if len(row) != 2 or not row[1]] == []
     asked = " ".join(question for question, _ in rows).lower()
@@ -138,8 +138,8 @@ def test_the_questions_of_the_first_page_are_answered_there(pages, html):
     assert {f"{page}.html" for page in {*WORDS.values(), "glossary", "genindex"}} <= linked
 
 
-#: What a newcomer asks: the row of the first page's table; the page behind its link, unless the row
-#: has the answer; and the words that answer.
+#: A newcomer's questions. For each: the row of the first page's table; the page that it links,
+#: unless the row has the answer; the last words of the answer.
 ASKED = {
     "How do I use it in Flask?": ("my framework", "flask", "after_this_response(fn, ...)"),
     "How do I use a session?": ("a database session", "", "load the object in the callback"),
@@ -160,8 +160,8 @@ def words_until(end: str, text: str) -> int:
 def test_ten_questions_are_answered_within_thirty_seconds():
     """At 230 words a minute and two seconds a click.
 
-    The reader begins with the first lines, follows their link to the table, goes down its left
-    column, reads the whole row, and the page as far as the answer.
+    The reader reads the first lines, follows their link to the table, and reads down its left
+    column, then the whole row, then the page as far as the answer.
     """
     first = parse("index.rst")
     rows = cells(first)
@@ -190,12 +190,12 @@ def test_the_glossary_has_ten_words(html):
 
 # The snippets.
 
-OF_FRAMEWORKS = {"django.rst", "flask.rst", "pyramid.rst"}  # their tests take them by one name
+OF_FRAMEWORKS = {"django.rst", "flask.rst", "pyramid.rst"}  # one project's tests take all three
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "contributing.rst"])
 def test_each_snippet_has_a_name_by_which_a_test_takes_it(name):
-    """That it is run, the test of the page says; for the page that is left out, those below."""
+    """The test of each page runs its snippets; tests below cover the page that is left out."""
     found = [block for block in parse(name).findall(nodes.literal_block) if block["classes"]]
     assert [block.astext() for block in found if not block["names"]] == []
     tests = "".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
@@ -213,7 +213,7 @@ def test_the_first_page(capsys):
 
 
 def test_the_page_on_performance():
-    """What its command does is tested by test_benchmarks.py."""
+    """``test_benchmarks.py`` tests what its command does."""
     [command] = blocks("performance.rst").values()
     install, run = command.removeprefix("$ ").split(" && ")
     assert install == ".venv/bin/pip install -e '.[bench]'"
@@ -230,12 +230,12 @@ def test_on_uwsgi_the_figures_are_what_the_page_on_performance_says_of_them():
     assert (len(found), min(found) >= float(said[1])) == (2, True)
 
 
-# What a release, and who contributes, needs.
+# What releases and contributors need.
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """A repository of git's, with one commit."""
+    """A git repository with one commit."""
     require([] if find("git") else ["git"])
     who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
     for arguments in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "Begin"]):
@@ -244,7 +244,7 @@ def repository(tmp_path):
 
 
 def test_the_commands_of_a_release(repository):
-    """Those that build are run by .ci/run; here the tag is made."""
+    """``.ci/run`` runs the commands that build; this test runs those that make the tag."""
     page = blocks("release.rst")
     assert list(page) == ["build", "demo", "upload"]
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
@@ -262,7 +262,7 @@ def test_the_commands_of_a_release(repository):
 
 @installs
 def test_the_steps_of_a_release_lead_to_a_wheel_that_shows_the_demo(tmp_path):
-    """All of them in a clean clone, except the tag and the upload."""
+    """Run all steps in a clean clone, except the tag and the upload."""
     clone, page = tmp_path / "clone", blocks("release.rst")
     subprocess.check_call(["git", "clone", "-q", str(ROOT), str(clone)])
     build, demo = (page[name].replace("$ ", "") for name in ("build", "demo"))
@@ -286,7 +286,7 @@ def contributing():
 
 
 def test_the_commands_for_who_contributes(repository):
-    """They are CI's, where they are not those of a test by name; and the hook for git is made."""
+    """CI runs the same commands, except that for a single test; the git hook is installed."""
     install, everything, one, *_ = commands = contributing()
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert f"{install} && {everything}" in run
@@ -305,7 +305,7 @@ def test_the_commands_for_who_contributes(repository):
 
 
 def test_the_map_of_the_tests_has_each_module():
-    """Those of frameworks aside, whose tests have their names."""
+    """Except the modules of frameworks: their tests have the same names."""
     [table] = parse("contributing.rst").findall(nodes.table)
     named = {literal.astext() for literal in table.findall(nodes.literal)}
     package = Path(wsgi_after.__file__).parent
@@ -323,7 +323,7 @@ def test_each_file_that_a_text_names_is_there(text):
 
 # The pictures.
 
-#: Each has a contrast of 3 or more, as WCAG counts it, to both of furo's grounds, light and dark.
+#: Each has a WCAG contrast of 3 or more to both backgrounds of furo, light and dark.
 SEEN = {"#2271b1", "#686d76", "#8a8f98", "#a8530f", "#c4671b"}
 
 

@@ -1,4 +1,4 @@
-"""The bounded pool: what it takes, what it refuses, where it lives, how it ends."""
+"""The bounded pool: which jobs it accepts and refuses, its threads, its end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 from wsgi_after.executor import BoundedThreadPoolExecutor
 
-WAIT = 10  # seconds, for what takes none
+WAIT = 10  # seconds, as a limit for what takes no time
 
 
 @pytest.fixture
 def pool():
-    """One thread, and one job may wait."""
+    """A pool with one thread, in which one job may wait."""
     with BoundedThreadPoolExecutor(max_workers=1, max_pending=1) as pool:
         yield pool
 
@@ -33,7 +33,7 @@ def busy(pool):
 
 
 def python(code):
-    """Run it in an interpreter of its own, which has no thread but those that it makes."""
+    """Run code in a new interpreter, which has no threads but those that the code starts."""
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
@@ -53,7 +53,7 @@ def test_a_job_runs_in_a_thread_of_the_pool_and_its_future_has_what_it_returned(
 def test_what_stands_in_for_the_submit_of_the_standard_library_may_name_a_parameter_fn(
     pool, monkeypatch
 ):
-    """That of Sentry's integration for threads does."""
+    """Sentry's integration for threads replaces it with such a function."""
     submit = ThreadPoolExecutor.submit
 
     def named_fn(self, fn, *args, **kwargs):
@@ -89,7 +89,7 @@ def test_a_size_below_one_is_refused_at_construction(size, value):
 
 
 def test_two_threads_that_submit_the_first_jobs_share_the_pool(monkeypatch):
-    """Until then it starts none. Both find none: the second uses what the first has made."""
+    """No thread starts before the first job. If both threads find no pool, they share one."""
     made = []
 
     def make(*args, **kwargs):
@@ -110,7 +110,7 @@ def test_two_threads_that_submit_the_first_jobs_share_the_pool(monkeypatch):
 
 
 def test_drain_waits_for_what_runs_and_waits(pool, busy, events):
-    """For jobs that come from jobs, too."""
+    """It also waits for jobs that jobs submit."""
 
     def job(left):
         events.append(left)

@@ -1,7 +1,7 @@
-"""``wsgi.file_wrapper`` of each kind of server, and where another thread closes: rules 3 and 8.
+"""``wsgi.file_wrapper`` of each kind of server, and closing in another thread: rules 3 and 8.
 
-That of some servers is a class in Python, of others a function, or a type in C: these are stood in
-for here. The real ones are in ``tests/servers``; ``cases/test_wrapping.py`` sends one file again.
+Some servers have a class in Python, others a function or a type in C, for which there are stand-ins
+here. ``tests/servers`` tests the real ones; ``cases/test_wrapping.py`` sends one file again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_whoever_keeps_the_iterator_of_a_file_alone_can_read_it(events):
 def test_the_servers_own_object_comes_back_and_its_close_runs_the_callbacks(
     kind, error, wrapper, found, events
 ):
-    """Once; also if the close of the file fails."""
+    """They run once, even if closing the file fails."""
     made = []
 
     def give_back(result):
@@ -70,7 +70,7 @@ def test_the_servers_own_object_comes_back_and_its_close_runs_the_callbacks(
     assert events == ["file closed", f"callback None {error!r}"]
 
 
-# Not of waitress, whose object has a close() of its own: it is gone before that could be called.
+# Not waitress: its object has a close() of its own, and is gone before that could be called.
 @pytest.mark.parametrize("name", ["class", "gunicorn", "function", "type in C"])
 def test_a_file_wrapper_that_is_dropped_runs_its_callbacks(name, events):
     wrapper, _ = WRAPPERS[name]
@@ -83,7 +83,7 @@ def test_a_file_wrapper_that_is_dropped_runs_its_callbacks(name, events):
 
 @each_wrapper
 def test_of_several_files_the_one_that_is_returned_counts(wrapper, found, events):
-    """And an environ that is sent again has the server's wrapper, not one around ours."""
+    """Sending an environ again does not wrap the server's wrapper twice."""
     made = []
 
     def app(environ, start_response):
@@ -111,7 +111,7 @@ def test_the_file_that_the_server_finds_is_like_the_apps(kind, events):
 
 
 class Slots:
-    """What takes no attribute, though it is of Python."""
+    """A file wrapper that takes no attribute, although it is written in Python."""
 
     __slots__ = ("file",)
 
@@ -159,7 +159,7 @@ def test_a_file_wrapper_without_a_close_gets_one(events):
 
 
 def test_a_close_of_a_file_wrapper_that_cannot_be_looked_up_costs_no_callbacks(events):
-    """The server gets what it raises where the bare app has it: in place of ``close()``."""
+    """The server gets its error where the bare app would raise it: when ``close()`` is called."""
 
     class Unbound(wsgiref.util.FileWrapper):
         @property
@@ -184,7 +184,7 @@ WAITRESS = {"waitress.client_disconnected": None}
 
 @pytest.fixture
 def io_thread():
-    """A thread that is running already, to close in."""
+    """A thread to close in, which is already running."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(threading.get_ident).result(10)
         yield pool
@@ -220,7 +220,7 @@ def test_waitress_does_not_wait_for_callbacks_where_it_closes_in_its_io_thread(e
 def test_there_callbacks_run_by_the_executor_or_in_a_thread_of_their_own(
     file, closes_in, executor, runs_in, events, io_thread
 ):
-    """Server and callbacks get the error of the file's close."""
+    """The server and the callbacks get the error of closing the file."""
     fails = file is FailingFile
     with ThreadPoolExecutor(1, "pool") as pool:
         executor = pool if executor == "pool" else executor

@@ -1,4 +1,4 @@
-"""Servers that hold the headers of an empty response: they are made to send them first.
+"""Servers that hold the headers of an empty response: the middleware makes them send these first.
 
 Here the server is a few lines; the real ones are in ``tests/servers``.
 """
@@ -21,7 +21,7 @@ HOLD_HEADERS = [{server.key: b""} for server in SERVERS if server.key and server
 
 
 class Body:
-    """A body that fails where it is told to, and is read or not."""
+    """A body that fails at a given place."""
 
     def __init__(self, *chunks, fails=""):
         self.chunks, self.fails = chunks, fails
@@ -52,7 +52,7 @@ def never_starts(environ, start_response):
 
 @pytest.fixture
 def serve(events):
-    """Call an app as a server does, and log what is written to it, and the callback."""
+    """Call an app as a server does; record what is read and written, and the callback."""
 
     def serve(app, environ, callbacks=1, reads=list, close=True):
         application = registers(*[lambda: events.append("callback")] * callbacks, app=app)
@@ -71,14 +71,14 @@ def begin(body):
 
 
 def read_again(body):
-    """As a server does that looks for the length first, and does not mind an exception."""
+    """Read twice, like a server that finds out the length first and ignores an exception."""
     with suppress(ValueError):
         list(body)
     return list(body)
 
 
 def breaks(environ, start_response):
-    """Its body, a generator, is empty after it has failed."""
+    """The body is a generator, which is empty after it has failed."""
     return iter(starts(fails="body")(environ, start_response))
 
 
@@ -156,7 +156,7 @@ def test_twisted_is_recognised_by_its_error_stream():
 
 
 def test_another_row_with_a_key_is_another_server(monkeypatch, serve, events):
-    """Contributors are invited to add one: it must not matter how many there are."""
+    """Contributors are invited to add rows: any number of them must work."""
     monkeypatch.setattr(servers, "SERVERS", (*SERVERS, servers.Server("another", key="another.x")))
     assert recognise(make_environ(**{"another.x": 1})).name == "another"
     assert recognise(make_environ(**UWSGI)).name == "uWSGI"

@@ -1,7 +1,7 @@
-"""Without the GIL, a thread goes on between any two instructions of another.
+"""Without the GIL, a thread may run between any two instructions of another.
 
 ``interleave.py`` explores that on any build. ``contested.py`` attacks with threads that begin at
-the same instant: here a few rounds, on a GIL build as a control; the script runs millions.
+the same instant. Here it runs a few rounds (on a GIL build, as a control), as a script millions.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def test_what_threads_contest_happens_once(name):
     assert faults == []
 
 
-#: Those in which nothing waits for a thread of its own.
+#: The attacks in which nothing waits for a thread of its own.
 EXPLORED = [name for name in contested.ATTACKS if "submit" not in name and "drop" not in name]
 
 
 def explore(attack, *, everywhere, file=FILE, switches=1):
-    """How many orders there are, and what was wrong in them."""
+    """Run an attack in every order; return how many orders there are, and the faults."""
     orders, faults, wrong = 0, [], None
 
     def make():
@@ -57,7 +57,7 @@ def explore(attack, *, everywhere, file=FILE, switches=1):
     ("name", "options"),
     [
         *((name, {"everywhere": True}) for name in EXPLORED),
-        # Where CPython switches with the GIL, too: comparing entries in Python lets another in.
+        # With the GIL: while Python code compares entries, another thread may run.
         ("late_once_and_late_once", {"everywhere": False, "switches": 2}),
     ],
 )
@@ -69,7 +69,7 @@ def test_whichever_two_instructions_another_thread_comes_between_it_happens_once
 
 
 class Slots:
-    """What ``claim()`` needs of a body, and ``notes_of()`` of a list."""
+    """The slots that ``claim()`` needs of a body, and ``notes_of()`` of a list."""
 
     __slots__ = ("_closed", "_notes")
 
@@ -79,7 +79,7 @@ class Slots:
 
 @pytest.fixture
 def without_gil(monkeypatch):
-    """The code for builds without the GIL runs."""
+    """Run the code for builds without the GIL."""
     for module in (body, claims, run):
         monkeypatch.setattr(module, "WITHOUT_GIL", True)
 
@@ -167,7 +167,7 @@ def test_a_list_whose_places_are_locked_is_a_list_as_any(without_gil):
 
 
 def test_an_entry_is_taken_itself_and_not_what_equals_it():
-    """Of several, none is taken when the first has gone."""
+    """If the first of several is gone, none is taken."""
     first, second = [1], [1]
     entries = [first, second]
     assert claims.take(entries, [second])
@@ -178,7 +178,7 @@ def test_an_entry_is_taken_itself_and_not_what_equals_it():
 def test_what_a_signal_handler_raises_when_an_entry_was_taken_puts_back_just_that_one(
     without_gil, monkeypatch, caplog
 ):
-    """Another thread has taken the entry before it meanwhile: that one is its own."""
+    """Meanwhile, another thread has taken the entry before it, and keeps that one."""
     events = []
     callbacks = [partial(events.append, name) for name in "abc"]
     interruptions = [KeyboardInterrupt]
@@ -215,7 +215,7 @@ def test_a_fault_that_only_the_gil_hides_is_found_between_instructions_alone():
 
 
 def test_importing_the_package_does_not_enable_the_gil():
-    """A free-threaded build does, for an extension module that does not say it needs none."""
+    """A free-threaded build enables it for an extension module that does not declare support."""
     code = (
         "import sys; enabled = getattr(sys, '_is_gil_enabled', bool); before = enabled()\n"
         "import wsgi_after, wsgi_after.executor, wsgi_after.integration, wsgi_after.testing\n"

@@ -1,7 +1,7 @@
-"""What makes no sense: the server gets exactly what it gets from the bare app.
+"""Nonsense from an app: the server gets exactly what it gets from the bare app.
 
-Each example is sent to the app alone and to the app behind the middleware; everything that the
-server can see of the two is compared, by identity where it is the app's own.
+Each example is sent to the app alone, and to the app behind the middleware. Everything that the
+server can see is compared, by identity where the object is the app's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wsgi_after import AfterResponseMiddleware
 
 
 class Odd:
-    """Nothing that WSGI knows."""
+    """An object that means nothing to WSGI."""
 
 
 anything = st.one_of(
@@ -62,11 +62,11 @@ MAKE = [list, tuple, iter, Closable, lambda given: (chunk for chunk in given)]
 
 
 class Strict(Exception):
-    """What a server raises at what it does not take."""
+    """What a server raises for arguments that it refuses."""
 
 
 def see(application, environ, strict):
-    """Everything that a server sees, in order."""
+    """Call an app as a server does; return everything that the server sees, in order."""
     seen = []
 
     def start_response(*args, **kwargs):
@@ -96,7 +96,7 @@ def see(application, environ, strict):
 @given(
     args=arguments,
     keywords=st.booleans(),
-    # A result of bytes is a bug of the app; it is sent as one chunk, which uWSGI and bjoern do.
+    # A result of bytes is a bug of the app; it is sent as one chunk, as uWSGI and bjoern do.
     body=st.one_of(
         anything.filter(lambda result: type(result) is not bytes), st.lists(anything, max_size=4)
     ),
@@ -126,7 +126,7 @@ def test_the_server_sees_of_any_nonsense_what_it_sees_without_the_middleware(
 
     bare = see(app, environ(**{"wsgi.after": []}), strict)
     seen = see(AfterResponseMiddleware(app, executor=executor), environ(), strict)
-    # One that the server asked to hold its headers is flushed: write(b"") is all it sees more.
+    # On a server that holds headers, an empty response is flushed: it also sees write(b"").
     if server in ("uWSGI", "waitress") and b"" in seen and b"" not in bare:
         seen.remove(b"")
     assert seen == bare

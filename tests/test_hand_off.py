@@ -1,4 +1,4 @@
-"""``executor=``: one job for a request, nothing lost, nothing twice, nothing kept."""
+"""``executor=``: one job for a request; no callback is lost or run twice, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def queue():
 
 
 def serve(executor, *callbacks, app=hello, **extra):
-    """One request to an app that registers these; return its list, when it has ended."""
+    """Serve one request to an app that registers these; return its list after ``close()``."""
     exchange = Exchange(registers(*callbacks, app=app, executor=executor), make_environ(**extra))
     assert exchange.finish() == [b"hello"]
     return exchange.environ["wsgi.after"]
@@ -77,7 +77,7 @@ def test_a_request_with_callbacks_is_one_job_that_names_it(queue, events, caplog
 
 
 def test_the_list_ends_when_the_job_has_run(queue, events):
-    """Until then it is the current one in the job, and takes callbacks."""
+    """Until then it is the current list in the job, and takes callbacks."""
     after = serve(queue, partial(after_this_response, events.append, "by a callback"))
     after(events.append, "while it waits")
     queue.run()
@@ -132,7 +132,7 @@ def test_where_instances_share_a_list_the_innermost_executor_counts(outer, inner
 
 @pytest.mark.parametrize("ends_by", ["job", "cancellation", "another process"])
 def test_with_the_garbage_collector_off_the_environ_is_freed(ends_by, queue):
-    # With the job still waiting; and with it start_response() and write(), which are the server's.
+    # While the job still waits. The server's start_response() and write() must not be kept either.
     assert is_freed(registers(print, executor=queue))
     if ends_by == "job":
         queue.run()
@@ -142,7 +142,7 @@ def test_with_the_garbage_collector_off_the_environ_is_freed(ends_by, queue):
         queue.futures[0].set_result(None)
 
 
-# Nothing lost: refused
+# Nothing lost: the executor refuses
 
 
 def pool_that_was_shut_down():
@@ -171,7 +171,7 @@ def test_what_the_executor_refuses_runs_in_close_with_a_warning(executor, error,
     ("app", "kind"), [(hello, KeyboardInterrupt), (breaks_at_once, ValueError)]
 )
 def test_an_interrupt_out_of_submit_is_let_out_after_the_callbacks_ran(app, kind, events):
-    """But does not replace an exception of the app."""
+    """But it does not replace an exception of the app."""
     with pytest.raises(kind):
         serve(Refuses(KeyboardInterrupt()), partial(events.append, 1), app=app)
     assert events == [1]
@@ -196,7 +196,7 @@ def test_an_executor_that_raised_is_not_asked_again_after_an_interruption(events
 
 
 def test_an_executor_that_takes_a_job_and_then_raises_runs_it_once(events):
-    """``ThreadPoolExecutor`` does, where no thread can be started."""
+    """``ThreadPoolExecutor`` does that if it cannot start a thread."""
 
     class Both(Queue):
         def submit(self, fn, *args):
@@ -209,7 +209,7 @@ def test_an_executor_that_takes_a_job_and_then_raises_runs_it_once(events):
     assert events == [1, 2]
 
 
-# Nothing twice: accepted, then lost
+# Nothing twice: the executor accepts a job, then loses it
 
 
 @pytest.mark.parametrize(
@@ -225,14 +225,14 @@ def test_a_job_that_is_lost_is_logged_and_never_run(end, is_lost, queue, events,
     end(queue.futures[0])
     logged = [message[:36] for message in messages(caplog, logging.ERROR)]
     assert logged == ["The callbacks of GET /lost are lost:"] * is_lost
-    queue.jobs[0][0](*queue.jobs[0][1:])  # even if it comes to life again
+    queue.jobs[0][0](*queue.jobs[0][1:])  # even if it is run after all
     assert events == []
     with pytest.raises(RuntimeError, match="have run already"):
         after.append(print)
 
 
 class GeventFuture:
-    """One that raises the job's exception when it is asked."""
+    """A future whose ``exception()`` raises the job's exception."""
 
     def add_done_callback(self, fn):
         fn(self)
@@ -246,7 +246,7 @@ SPAWN = get_context("spawn")  # a fork of a process with threads is deprecated
 
 @pytest.mark.parametrize("by", ["a shutdown", "pickling", "gevent's future"])
 def test_a_job_that_a_real_pool_loses_is_logged(by, events, caplog):
-    """A pool of processes notices that it cannot pickle a job only after it has accepted it."""
+    """A pool of processes accepts a job before it notices that it cannot pickle it."""
     callback, go_on = partial(events.append, 1), threading.Event()
     if by == "a shutdown":
         pool = ThreadPoolExecutor(1)
@@ -316,7 +316,7 @@ class Broker:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_what_comes_after_a_job_has_left_the_process_is_refused(late):
-    """Nobody would run it: the broker has it without that, as a plain list."""
+    """Nothing would run a late callback: the broker has a plain list without it."""
     broker = Broker(late)
     after = serve(broker, partial(int, "1"))
     if late:
@@ -364,7 +364,7 @@ def test_a_finalizer_runs_them_in_place(queue, events):
 
 
 def test_a_body_that_outlives_an_interruption_leaves_the_list_to_its_job(queue, events):
-    """A signal came when the body was made, but not returned: whoever finds it closes it."""
+    """A signal came after the body was made, before it was returned: its finder closes it."""
     exchange = Exchange(registers(lambda: first(), executor=queue))
     after = exchange.environ["wsgi.after"]
 
@@ -377,14 +377,14 @@ def test_a_body_that_outlives_an_interruption_leaves_the_list_to_its_job(queue, 
     assert (events, after.ended) == (["registered by the first"], True)
 
 
-# uWSGI, which uses the environ again
+# uWSGI, which reuses the environ
 
 
 @pytest.mark.parametrize("given", ["outer", "inner", "none"])
 def test_where_the_server_reuses_the_environ_the_app_gets_a_copy_with_an_executor(
     given, queue, events
 ):
-    """What a middleware between binds to the environ there keeps its arguments."""
+    """A call that a middleware in between binds to the environ keeps its other arguments."""
 
     def look(environ, *args, **kwargs):
         events.append((environ.get("PATH_INFO"), args, kwargs))
@@ -413,7 +413,7 @@ def test_where_the_server_reuses_the_environ_the_app_gets_a_copy_with_an_executo
 
 @pytest.fixture
 def clock(monkeypatch):
-    """What time it is; a callback may move it on."""
+    """The current time, which a callback may advance."""
     clock = [1000.0]
     for module in ("run", "logs"):
         monkeypatch.setattr(f"wsgi_after._core.{module}.monotonic", lambda: clock[0])

@@ -1,4 +1,4 @@
-"""docs/imports.rst: each name is there, and an error names the one that looks alike."""
+"""docs/imports.rst: each name exists, and an error names the function that looks alike."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_each_way_to_register_of_the_package_is_on_the_page():
     ],
 )
 def test_a_callback_that_wants_an_argument_is_told_who_passes_one(callback, notes, caplog):
-    """An error of the callback itself is left as it is."""
+    """An error inside the callback stays as it is."""
     Exchange(registers(callback)).finish()
     [record] = caplog.records
     assert re.search(notes, "".join(getattr(record.exc_info[1], "__notes__", [])))

@@ -1,7 +1,7 @@
-"""What public projects wrote by hand, in the shape of their code, by what this package has for it.
+"""What public projects wrote by hand, done with this package in the shape of their code.
 
-Each has the frameworks of the original. What stands for its code is three lines, and has none of
-the queues, thread-locals and signal handlers that it needed.
+Each test has the frameworks of the original. Three lines replace its code, without the queues,
+thread-locals and signal handlers that it needed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def pyramid_app(view, *includes):
 
 
 def test_frappe_counts_records_runs_what_the_request_added_and_destroys_at_last(events):
-    """It gives four functions to a ClosingIterator, where one that fails loses the rest."""
+    """Frappe gives four functions to a ClosingIterator: if one fails, the rest are lost."""
 
     @Request.application
     def app(request):
@@ -59,7 +59,7 @@ def test_frappe_counts_records_runs_what_the_request_added_and_destroys_at_last(
 
 @pytest.mark.parametrize(("status", "done"), [(200, [1, 2]), (400, []), (500, [])])
 def test_osf_runs_a_task_once_per_request_if_that_succeeded(status, done, events):
-    """It hashes the repr() of the arguments, and drops its queue from status 500 on, not 400."""
+    """OSF hashes the repr() of the arguments, and drops its queue from status 500 on, not 400."""
 
     def run_postcommit(fn):
         after = current_list()
@@ -75,7 +75,7 @@ def test_osf_runs_a_task_once_per_request_if_that_succeeded(status, done, events
 
 @pytest.mark.parametrize(("status", "done"), [(200, [["old", "new"]]), (412, [])])
 def test_kinto_tells_its_subscribers_once_what_a_batch_has_changed(status, done, events):
-    """It groups what has changed in a dict of the request, and tells it when that is committed."""
+    """Kinto groups the changes in a dict of the request, and reports them after the commit."""
 
     def view(request):
         impacted = []
@@ -89,9 +89,9 @@ def test_kinto_tells_its_subscribers_once_what_a_batch_has_changed(status, done,
 
 
 class SentLater(celery.Task):
-    """A task that a request sends after its response, if that is a success; others send it at once.
+    """A task that is sent after a request's response, if that is a success; elsewhere at once.
 
-    Sent twice with the same arguments in one request, it goes out once.
+    If one request sends it twice with the same arguments, it goes out once.
     """
 
     def apply_async(self, args=None, kwargs=None, **options):
@@ -117,7 +117,7 @@ def task(events):
 def test_warehouse_sends_a_task_when_the_transaction_of_its_request_is_over(
     status, done, task, events
 ):
-    """Its task class looks for Pyramid's threadlocal request, and hooks into its transaction."""
+    """Warehouse's task class finds Pyramid's threadlocal request, and hooks its transaction."""
 
     def view(request):
         request.tm.get().addAfterCommitHook(lambda committed: events.append("over"))
@@ -132,7 +132,7 @@ def test_warehouse_sends_a_task_when_the_transaction_of_its_request_is_over(
 def test_django_post_request_task_drops_doubles_and_what_an_error_makes_void(
     status, done, task, events
 ):
-    """It connects three signals of Django to a queue of the thread."""
+    """The project connects three signals of Django to a queue of the thread."""
 
     def app(environ, start_response):
         for number in (1, 1, 2):
@@ -151,7 +151,7 @@ def test_django_post_request_task_drops_doubles_and_what_an_error_makes_void(
 def test_indico_queues_a_mail_in_a_request_and_sends_it_at_once_in_a_script(
     in_request, order, events
 ):
-    """It queues the mails of a request until that has committed."""
+    """Indico queues the mails of a request until the request has committed."""
 
     def send_email(address="ada"):
         after_this_response_or_now(events.append, f"mail to {address}")
@@ -165,7 +165,7 @@ def test_indico_queues_a_mail_in_a_request_and_sends_it_at_once_in_a_script(
 
 
 def test_the_blue_alliance_sends_its_traces_behind_what_views_have_deferred(events):
-    """Its middleware is a ClosingIterator; the code below the view has no environ."""
+    """The project's middleware is a ClosingIterator; code below the view has no environ."""
 
     def clear_cache():
         after_this_response(events.append, "cleared")
@@ -177,7 +177,7 @@ def test_the_blue_alliance_sends_its_traces_behind_what_views_have_deferred(even
 
 
 def test_a_sample_of_google_cloud_defers_each_call_of_a_decorated_function(events):
-    """It keeps one list for the whole application, so a request runs what others deferred."""
+    """The sample has one list for the whole application: a request runs what others deferred."""
 
     def app(environ, start_response):
         after_this_response(events.append, environ["PATH_INFO"])

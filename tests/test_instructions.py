@@ -1,4 +1,4 @@
-"""Nobody slows the middleware down unseen: instructions, as ratios, against committed bounds."""
+"""Detect slowdowns of the middleware: ratios of instruction counts against committed bounds."""
 
 import copy
 import os

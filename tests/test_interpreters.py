@@ -1,6 +1,6 @@
-"""In a sub-interpreter, which mod_wsgi makes for each app, requests end as they do everywhere.
+"""In a sub-interpreter, which mod_wsgi makes for each app, requests end as they do elsewhere.
 
-On real Apache: ``tests/servers/test_mod_wsgi.py``.
+``tests/servers/test_mod_wsgi.py`` tests this on real Apache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RESPONSE = [*BODY, *IN_CLOSE, "served"]
 DROPPED = ["warned: ResourceWarning", *CALLBACKS]
 FAILED = """logged: ERROR ValueError("invalid literal for int() with base 10: 'one'")"""
 
-#: By the name in ``sub_interpreter.py``: what happens before the interpreter ends.
+#: For each name in ``sub_interpreter.py``: what happens before the interpreter ends.
 EVENTS = {
     "ordinary": RESPONSE,
     "error_in_callback": [*BODY, "close()", FAILED, *CALLBACKS, "served"],
@@ -38,12 +38,12 @@ KINDS = ["legacy", "isolated", *["concurrent"] * (sys.version_info >= (3, 14))]
 
 @pytest.fixture(params=KINDS)
 def kind(request):
-    """Of a sub-interpreter."""
+    """The kind of a sub-interpreter."""
     return request.param
 
 
 def events_of(kind, name, number=1):
-    """Run what has this name there in so many interpreters of this kind; what they print."""
+    """Run the function of this name in ``number`` interpreters of this kind; return the output."""
     done = subprocess.run(
         [sys.executable, SCRIPT, kind, name, str(number)],
         stdout=subprocess.PIPE,
@@ -68,14 +68,14 @@ def test_requests_end_as_in_the_main_interpreter(name, kind):
 
 @pytest.mark.parametrize("name", ["collected_last", "never_collected"])
 def test_without_a_next_request_they_run_where_the_interpreter_ends(name, kind):
-    """Whether or not the cycle collector has found the response before."""
+    """Whether or not the cycle collector has already found the response."""
     assert events_of(kind, name) == [
         *("200 OK []", "the interpreter ends", *DROPPED, "the interpreter has ended")
     ]
 
 
 def test_interpreters_serve_at_the_same_time(kind):
-    """Those with a GIL of their own, on two cores."""
+    """Those with a GIL of their own run on two cores."""
     assert events_of(kind, "many", 4) == [
         *["each of 1,000 callbacks ran once: True"] * 4,
         *["the interpreter ends", "the interpreter has ended"] * 4,

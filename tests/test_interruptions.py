@@ -1,6 +1,6 @@
-"""Interruptions of the end of a request, at every place that CPython makes possible.
+"""Interruptions of the end of a request, at every place where CPython allows one.
 
-``interleave.py`` says what is possible.
+``interleave.py`` says where that is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOGGER = logging.getLogger("wsgi_after")
 
 @pytest.fixture(autouse=True)
 def garbage_of_its_own(no_garbage_collector):  # noqa: F811
-    """Collect only what is made in here: all that other tests left costs 20 ms each time."""
+    """Collect only objects made in here: those that other tests left cost 20 ms each time."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -53,15 +53,15 @@ def closes_badly(environ, start_response):
     return ClosesBadly()
 
 
-#: How a request ends: when what the app returned is closed, or when its call does.
+#: How a request ends: when the app's result is closed, or when the call of the app ends.
 ENDS = [*RESULTS, "close() fails", "the app fails", "nothing to close"]
 EXECUTORS = {"here": lambda: None, "at once": Immediately, "queue": Queue, "refuses": Refuses}
 
 
 def make_end(kind, events, executor, *callbacks):
-    """What ends a request; the body is dropped with it, if it is interrupted before it began.
+    """Return a function that ends a request, and a list that is empty until callbacks are there.
 
-    :return: also a list that is empty until the app has registered the callbacks.
+    If the function is interrupted before it begins, the body is dropped with it.
     """
     if kind in RESULTS:
         return exhausted(kind, events, *callbacks, executor=executor).result.close, [True]
@@ -81,9 +81,9 @@ def make_end(kind, events, executor, *callbacks):
 
 
 def interrupted(kind, executor, error):
-    """All places in the end of a request, and what is wrong if a handler of a signal raises there.
+    """Yield each place in the end of a request, and what is wrong if a signal handler raises there.
 
-    Before, between and in callbacks, while the failure of one is logged, and while it is handed on.
+    The places are before, between and in callbacks, where a failure is logged, and in a hand-over.
     """
     names = ["first", "fails", "last"]
     events, queue, registered = [], None, []
@@ -101,20 +101,20 @@ def interrupted(kind, executor, error):
         interruption.forget()
         if executor == "queue":
             queue.work()
-        if "last" not in events:  # the traceback held the body, where close() had not begun
+        if "last" not in events:  # close() had not begun, and the traceback held the body
             gc.collect()
             Exchange(AfterResponseMiddleware(hello)).finish()  # ends what the collector has found
             if executor == "queue":
                 queue.work()
         ran = [event for event in events if event in names]
         wrong = bool(registered) and ran != names
-        # What is no Exception goes on, unless the app's own is on its way.
+        # Anything but an Exception goes on, unless the app's own exception is on its way.
         wrong |= error is not TimeoutError and came_out not in (error, OSError)
         yield (error.__name__, place), [*events, came_out] if wrong else None
 
 
-# Without the GIL, the thread that made a body may finalize it at any place, in a cycle or not: then
-# nobody is there to take what the app's close() raises.
+# Without the GIL, the thread that made a body may finalize it at any place, in a cycle or not. Then
+# nothing can receive what the app's close() raises.
 @pytest.mark.filterwarnings(
     f"{'ignore' if WITHOUT_GIL else 'error'}::pytest.PytestUnraisableExceptionWarning"
 )
@@ -134,7 +134,7 @@ def test_whatever_a_handler_of_a_signal_raises_wherever_at_the_end_all_callbacks
 
 
 class Unbound:
-    """Raises whatever is asked of it, as an unbound proxy of werkzeug's does."""
+    """Raises when its iterator or ``close`` is looked up, like an unbound proxy of werkzeug's."""
 
     def __init__(self, *errors):
         self.errors = [*errors]
@@ -171,7 +171,7 @@ def test_a_close_that_cannot_be_looked_up_costs_no_callbacks_and_the_first_error
     [
         ([OSError()], ValueError("disk full"), None, []),
         ([OSError()], SystemExit("contained"), None, []),
-        # As where logging waits, and a greenlet is killed.
+        # As if a greenlet were killed while logging waits.
         ([OSError()], KeyboardInterrupt("killed"), "killed", []),
         (
             *([KeyboardInterrupt("first"), OSError()], KeyboardInterrupt("second"), "first"),
@@ -182,7 +182,7 @@ def test_a_close_that_cannot_be_looked_up_costs_no_callbacks_and_the_first_error
 def test_what_comes_out_of_the_log_of_one_failure_costs_the_others_nothing(
     callbacks, error, goes_on, logged, monkeypatch, events, caplog, capsys
 ):
-    """Of two that go on, the second is logged; the rest goes to stderr, as logging does it."""
+    """Of two exceptions that go on, the second is logged. Others go to stderr, as logging does."""
     errors, handler = [error], logging.Handler()
     handler.emit = lambda record: fail(errors.pop()) if errors else None
     monkeypatch.setattr(LOGGER, "handlers", [handler])
@@ -193,7 +193,7 @@ def test_what_comes_out_of_the_log_of_one_failure_costs_the_others_nothing(
 
 
 def test_a_greenlet_that_is_killed_in_a_callback_runs_the_others(events):
-    """And another time in the next one: the first kill is let out, the second logged."""
+    """It is killed again in the next callback: the first kill is raised, the second is logged."""
     began = gevent.event.Event()
 
     def waits(name):

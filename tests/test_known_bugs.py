@@ -1,4 +1,4 @@
-"""Bugs of others in this field: the page that lists them, and those that no other module tries."""
+"""Known bugs of other packages: the page that lists them, and those that only this module tests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_bug_14_a_body_streamed_from_another_thread_has_no_request_or_another_on
 
 
 def recipe(app):
-    """What is copied from answer to answer: a list in the environ, run by a ClosingIterator."""
+    """The recipe that people copy: a list in the environ, run by a ClosingIterator."""
 
     def application(environ, start_response):
         environ["wsgi.after"] = callbacks = []

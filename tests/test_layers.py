@@ -1,4 +1,4 @@
-"""The shape of the package: one way down, public names between its parts, no swapped classes."""
+"""The structure of the package: imports go down, parts share public names, no class is swapped."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import wsgi_after
 
 PACKAGE = Path(wsgi_after.__file__).parent
 
-#: From the top; those of one layer do not import each other, either.
+#: From the top. The modules of one layer do not import each other, either.
 LAYERS = [
     {"__main__", "gunicorn", "pytest_plugin"},
-    # Imported by their users alone:
+    # Only users import these:
     {"django", "flask", "lint", "opentelemetry", "probe", "pyramid", "testing"},
     {"_frameworks.django_cleanup", "_frameworks.django_response", "_frameworks.flask_gone"}
     | {"django_tasks", "paste", "waitress"},
@@ -44,14 +44,14 @@ LAYERS = [
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 
-#: Those that know the core by its public names only.
+#: The modules that use only public names of the core.
 OUTSIDE = [module for layer in LAYERS[:3] for module in sorted(layer)]
 
-#: The core as it is counted: what it says, and what changes a response, are apart.
+#: The part of the core that counts: without its messages, and without what changes a response.
 COUNTED = [
     path for path in PACKAGE.glob("_core/*.py") if path.name not in {"logs.py", "prepare.py"}
 ]
-#: The way of a request with one callback.
+#: The modules that a request with one callback passes through.
 WAY = ["middleware", "body", "finish", "run", "callbacks"]
 
 
@@ -60,7 +60,7 @@ def source_of(module):
 
 
 def imported(module, statement):
-    """The modules of the package that a statement imports, within functions and for types, too."""
+    """The modules of the package that a statement imports, at run time or for types."""
     if isinstance(statement, ast.Import):
         names = [alias.name for alias in statement.names]
     elif isinstance(statement, ast.ImportFrom):
@@ -78,7 +78,7 @@ def imported(module, statement):
 
 
 def upward(module, source):
-    """What a module with this source imports that is not below it."""
+    """The imports of a module with this source that are not below it, in functions too."""
     for statement in ast.walk(ast.parse(source)):
         for name in imported(module, statement):
             if DEPTH[name] <= DEPTH[module]:
@@ -94,7 +94,7 @@ def test_every_module_has_its_layer():
 
 @pytest.mark.parametrize("module", sorted(DEPTH))
 def test_no_module_imports_upward(module):
-    """So there is no circle."""
+    """So there is no import cycle."""
     assert list(upward(module, source_of(module))) == []
 
 
@@ -151,7 +151,7 @@ def test_no_live_object_gets_another_class():
 
 
 def lines_of_code(path):
-    """Without docstrings, comments and blank lines."""
+    """Count the lines without docstrings, comments and blank lines."""
     source = path.read_text(encoding="utf-8")
     code = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -165,18 +165,18 @@ def lines_of_code(path):
 
 
 def test_the_core_stays_small_enough_to_be_read():
-    """Lines, and lines of code."""
+    """Both in lines and in lines of code."""
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in COUNTED)
     way = sum(len(source_of(f"_core.{module}").splitlines()) for module in WAY)
     assert (lines <= 1_300, sum(map(lines_of_code, COUNTED)) <= 800, way <= 850) == (True,) * 3
 
 
 def test_the_modules_for_frameworks_stay_thin():
-    """What else a framework makes necessary has a place of its own, in ``_frameworks``."""
+    """Other code that a framework makes necessary is in ``_frameworks``."""
     lines = [len(source_of(name).splitlines()) for name in ("django", "flask", "pyramid")]
     assert sum(lines) <= 700
 
 
 def test_each_fault_of_planted_txt_can_be_planted():
-    """Its lines are those of the code as it is now."""
+    """The lines that it replaces are in the current code."""
     assert [planted(fault) for fault in faults()] != []

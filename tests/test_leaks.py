@@ -1,4 +1,4 @@
-"""Nothing of a request is left when it is over: no memory, thread, descriptor, cycle, environ."""
+"""A request leaves nothing behind: no memory, thread, descriptor, cycle or environ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).with_name("leaks.py")
 
 @pytest.mark.parametrize(
     "requests",
-    # The million on CI, where all tests run, and not on each Python: it takes a minute.
+    # A million on CI, where all tests run, but not on each Python: that takes a minute.
     [
         20_000,
         pytest.param(1_000_000 if os.environ.get("CI") else 50_000, marks=pytest.mark.servers),
@@ -48,14 +48,14 @@ def test_nothing_is_left_of_requests_of_all_kinds(requests):
     # Without the GIL, the map of a context that two threads shared is left to the collector, once.
     assert found["cycles"] <= (2 if WITHOUT_GIL else 0)
     assert (grown["threads"], grown["descriptors"]) == (0, 0)
-    # Of all requests together, where one environ alone takes 1,500 bytes.
+    # For all requests together; one environ alone takes 1,500 bytes.
     assert grown["bytes_traced"] < 20_000
     assert grown["bytes_resident"] < 2_000_000
 
 
 @pytest.mark.parametrize("executor", [Refuses(), Refuses(KeyboardInterrupt), Loses()])
 def test_the_environ_is_freed_after_an_executor_refused_or_lost_the_job(executor, monkeypatch):
-    # pytest would keep the error, and its frames.
+    # Otherwise pytest would keep the error and its frames.
     monkeypatch.setattr(logging.getLogger("wsgi_after"), "filter", lambda record: False)
 
     def app(environ, start_response):

@@ -31,14 +31,14 @@ from wsgi_after.lint import LintMiddleware, WSGIAfterWarning
 
 
 def drop(exchange):
-    """What a server does that forgets to close."""
+    """Do what a server does that forgets to close."""
     vars(exchange).pop("result", None)
     gc.collect()
 
 
 @contextmanager
 def violations(*expected):
-    """Expect just these warnings, each a check and whose fault it is."""
+    """Expect exactly these warnings, each given as a check and whose fault it is."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", WSGIAfterWarning)
         warnings.simplefilter("ignore", ResourceWarning)
@@ -79,7 +79,7 @@ def both(app):
 
 
 class App:
-    """An instance as a callback."""
+    """Its instances are callbacks."""
 
     async def __call__(self): ...
 
@@ -111,7 +111,7 @@ def test_what_keeps_the_contract_passes_and_its_callbacks_run(place, events):
         after[1:1] = [partial(events.append, "slice")]
         after[1] = partial(events.append, "item")
         after(events.append, "call")
-        after.append(dict)  # which tells nothing of its arguments
+        after.append(dict)  # which has no signature to look at
         after(print, end="")
         after_this_response(events.append, "current")
         after_this_request(lambda response: None)
@@ -131,7 +131,7 @@ def test_what_keeps_the_contract_passes_and_its_callbacks_run(place, events):
     ],
 )
 def test_the_server_sees_what_it_would_have_seen(result, length, chunks):
-    """Length if and only if there is one."""
+    """The body has a length if and only if the app's result has one."""
     got = Exchange(both(lambda environ, start_response: result)).result
     assert (len(got) if hasattr(type(got), "__len__") else None) == length
     assert list(got) == chunks
@@ -166,7 +166,7 @@ def test_a_cache_outside_keeps_what_the_app_returned(keep):
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_an_environ_can_be_sent_again(at_once):
-    """As a middleware does that tries again: the app has replaced nothing."""
+    """A middleware that retries does this. The app has replaced nothing."""
     environ, application = make_environ(), both(hello)
     with violations():
         first = Exchange(application, environ)
@@ -202,7 +202,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize(("entry", "wrong"), ENTRIES.values(), ids=list(ENTRIES))
 def test_an_entry_that_cannot_run_is_reported_at_the_line_that_registers_it(entry, wrong, events):
-    """It stays registered: the callback is the app's."""
+    """The entry stays registered: it belongs to the app."""
 
     def view(environ):
         environ["wsgi.after"].append(entry)
@@ -274,7 +274,7 @@ def test_a_list_that_is_replaced_by_a_body_is_reported():
 
 @pytest.mark.parametrize("method", ["append", "extend", "insert", "__call__", "__setitem__"])
 def test_a_list_that_is_used_after_the_end_is_reported_and_raises(method):
-    """By a method that was looked up before the end, too."""
+    """Even by a method that was looked up before the end."""
     environ = make_environ()
     exchange = Exchange(inside(hello), environ)
     register = getattr(environ["wsgi.after"], method)
@@ -346,7 +346,7 @@ def drop_the_iterator(exchange):
     iterator = iter(exchange.result)
     del exchange.result
     gc.collect()
-    assert next(iterator) == b"body"  # so far it may be closed still, by whoever made it
+    assert next(iterator) == b"body"  # whoever made it may still close it
     del iterator
     gc.collect()
 
@@ -383,7 +383,7 @@ def test_an_offence_of_the_server_is_reported_once_and_callbacks_run(offence, pl
     assert all("test_lint" in w.culprit or "conftest" in w.culprit for w in seen)
 
 
-#: From inside these cannot be seen: our own middleware stands between, and makes up for them.
+#: A lint inside cannot see these: our own middleware is in between, and makes up for them.
 HIDDEN = [drop, drop_the_iterator, close_the_iterator, close_twice]
 
 
@@ -414,7 +414,7 @@ def test_a_server_that_is_not_in_python_is_named_as_such(monkeypatch):
 
 @pytest.mark.parametrize("in_c", [False, True], ids=["server in Python", "server in C"])
 def test_who_closes_twice_is_told_by_where_it_is(monkeypatch, in_c):
-    """By its package, if a middleware stands between: here that of the server is the test's."""
+    """By its package, if a middleware is in between; here the server's package is the test's."""
     if in_c:
         monkeypatch.setattr(lint, "callers", lambda: (lint.Place("m", "f", "m.py", 1), None))
     with violations((lint.ONCE, "middleware" if in_c else "server")):
@@ -437,7 +437,7 @@ def passing_on(app):
 
 
 class Note:
-    """A file that notes each time that it is closed; ``close`` may be of the instance."""
+    """A file that records each ``close()``, which may be an attribute of the instance."""
 
     def __init__(self, events, of_instance):
         self.events = events
@@ -454,7 +454,7 @@ class Note:
 def test_a_file_that_is_returned_twice_arrives_untouched_each_time(
     place, wrapper, of_instance, events
 ):
-    """Each request runs its callbacks and closes the file, which then is as it was."""
+    """Each request runs its callbacks and closes the file; then the file is as it was."""
     made = []
 
     def app(environ, start_response):
@@ -491,7 +491,7 @@ def test_a_middleware_that_copies_a_file_is_reported():
 
 
 class Slotted:
-    """A file wrapper as those in C are: nothing can be set on it."""
+    """A file wrapper like those in C: no attribute can be set on it."""
 
     __slots__ = ("file",)
 
@@ -578,7 +578,7 @@ def test_asgiref_which_closes_nothing_is_named(events):
 
 
 def test_strict_raises_what_the_app_does_where_it_does_it(events):
-    """And what the server does."""
+    """It also raises what the server does."""
 
     def view(environ):
         for action in (lambda: environ["wsgi.after"].append(1), lambda: after_this_response(len)):

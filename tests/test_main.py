@@ -51,7 +51,7 @@ def app(environ, start_response):
 
 
 def run_as_a_script():
-    """As ``python -m``. Not by runpy, which cannot use the loader pytest has for its plugins."""
+    """Like ``python -m``. Not with runpy, which cannot use pytest's loader for its plugins."""
     code = compile(Path(command.__file__).read_text(encoding="utf-8"), command.__file__, "exec")
     exec(code, {"__name__": "__main__", "__package__": "wsgi_after"})
 
@@ -62,7 +62,7 @@ def times(output):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Write the module ``hello`` into the current directory, a new one."""
+    """Write the module ``hello`` into a new current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -72,7 +72,7 @@ def files(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(files, capsys):
-    """Run the command in this process, on an app whose source is given: status, out, err."""
+    """Run the command in this process, on an app with this source; return status, out, err."""
 
     def run(source, *arguments, app="hello:app"):
         files(source)
@@ -92,7 +92,7 @@ def in_process_of_its_own(*argv, cwd, **extra):
 PYTHON_M = (sys.executable, "-m", "wsgi_after")
 
 
-# It runs, in every way there is to start it.
+# Every way to start it.
 
 
 def test_without_arguments_it_shows_a_demo():
@@ -183,7 +183,7 @@ RESPONSES = {
 def test_it_tells_of_the_response_and_how_many_callbacks_no_client_waited_for(
     source, reported, callbacks, run
 ):
-    """Those that a callback registers count, and those of an app that is wrapped already."""
+    """Callbacks that a callback registers count, and those of an app that is already wrapped."""
     status, out, err = run(source)
     assert (status, err, reported in out) == (0, "", True)
     assert out.endswith(f"The client did not wait for the {callbacks}.\n")
@@ -206,7 +206,7 @@ def test_a_client_that_waits_because_the_app_runs_its_callbacks_itself(run):
     assert out.endswith("The client waited for the callback.\n")
     ms = times(out)
     assert ms["callback ended"] <= ms["headers received"] <= ms["last byte received"]
-    # That the server was held up, to see whether the client waits, is not counted.
+    # The time for which the server was held up, to see whether the client waits, does not count.
     assert ms["last byte received"] - ms["callback ended"] < command.HOLD * 1000
 
 
@@ -224,7 +224,7 @@ def test_a_callback_that_fails_is_logged_and_the_timeline_complete(run, caplog):
         ("/blank here", ("/blank here", "")),
         ("/%7Euser", ("/~user", "")),
         ("/é", ("/é".encode().decode("latin-1"), "")),
-        # A byte on the command line that is no UTF-8.
+        # A byte on the command line that is not UTF-8.
         ("/\udcff", ("/\ufffd".encode().decode("latin-1"), "")),
     ],
 )
@@ -253,7 +253,7 @@ def app(environ, start_response):
 
 
 def test_a_request_of_somebody_else_does_not_count(run):
-    """Here it is a callback that sends it."""
+    """Here, a callback sends it."""
     _, out, _ = run(ASKS)
     assert sys.modules["hello"].asked == ["/", "/again"]
     assert out.endswith("The client did not wait for the 2 callbacks.\n")
@@ -306,7 +306,7 @@ NO_NAMES = ["", "hello", "hello:", ":app", "a:b:c", "hello.:app", "hello:app(x)"
 MISSING = "neither in the current directory nor installed"
 PLACE = r"\(.*hello\.py, line \d+\)"
 
-#: By a name that is no app's: what is said.
+#: For each name that is not an app's: the error message.
 NAMES = {
     **{name: f"{re.escape(repr(name))} {MALFORMED}" for name in [*NO_NAMES, "http://host/"]},
     "absent:app": f"There is no module absent, {MISSING}",
@@ -396,7 +396,7 @@ def app(environ, start_response):
     ],
 )
 def test_an_app_that_raises(run, respond, error):
-    """Or a callback that lets an interrupt out."""
+    """Or a callback that raises an interrupt."""
     fails(run(RAISES.format(respond)), rf"hello:app raised {error}\.")
 
 
@@ -546,7 +546,7 @@ def test_it_says_if_the_app_is_not_wrapped(files, tmp_path, source, wrapped):
 
 
 def test_no_callback_begins_before_the_last_byte_is_received_if_the_client_does_not_wait(run):
-    """The client's thread reads the last byte late: when it gets the interpreter."""
+    """The client's thread reads the last byte late: when the interpreter lets it run."""
     source = HELLO.replace("lambda: None", "lambda: sum(range(100_000))")
     for _ in range(20):
         ms = times(run(source)[1])
@@ -566,7 +566,7 @@ def app(environ, start_response):
 
 
 def test_the_events_of_a_client_that_waits_are_in_order_of_time(run):
-    """Which is what happened here: the end of a stream without a length is the connection's."""
+    """This client waits: a stream without a length ends with the connection."""
     _, out, _ = run(RUNS_IN_ITS_STREAM)
     ms = times(out)
     assert list(ms) == [

@@ -1,7 +1,7 @@
 """Where it fails × what the app returns × how many callbacks × what the server does with it.
 
 Each cell compares the complete event log with what :func:`expected` says. That is a second,
-independent telling of the contract, in the order in which things have to happen.
+independent statement of the contract, in the order in which things must happen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = [
 CALLBACKS = {"none": 0, "one": 1, "three": 3, "nested": 2}
 SERVERS = ["reads all", "reads one chunk", "reads nothing", "closes twice", "never closes"]
 
-#: Kinds in which the app's own code runs when a chunk is read, and when they are closed.
+#: The kinds that run code of the app when a chunk is read, and those that do when they are closed.
 LIVE = ["generator", "class iterator", "separate iterator", "sized class", "file wrapper"]
 CLOSABLE = ["class iterator", "separate iterator", "sized class", "file wrapper"]
 
@@ -45,11 +45,11 @@ CELLS = [cell for cell in itertools.product(PLACES, KINDS, CALLBACKS, SERVERS) i
 
 
 class Boom(Exception):
-    """What fails."""
+    """The error at the place that fails."""
 
 
 class Iterable:
-    """The app's own iterables log their close, and fail where they are told to."""
+    """An iterable of the app's: it logs its close, and fails at the given place."""
 
     def __init__(self, log, place):
         self.log, self.place = log, place
@@ -166,7 +166,7 @@ def serve(application, server, kind, log):
 
 
 def expected(place, kind, callbacks, server):
-    """Tell the contract once more."""
+    """State the contract a second time, as an event log."""
     boom = repr(Boom(place))
     yield "app called"
     if place == "before start_response":
@@ -205,7 +205,7 @@ def expected(place, kind, callbacks, server):
     yield from expected_callbacks(place, callbacks, f"200 OK, {completed}, {error}")
     if place == "inner close":
         yield f"finalizer raised {boom}" if never else f"server caught {boom}"
-    if server == "closes twice" and kind == "file wrapper":  # as behind the bare app
+    if server == "closes twice" and kind == "file wrapper":  # as with the bare app
         yield "app's iterable closed"
         if place == "inner close":
             yield f"server caught {boom}"
@@ -250,9 +250,9 @@ def test_the_event_log_is_the_one_that_the_contract_tells(place, kind, callbacks
     try:
         serve(AfterResponseMiddleware(make_app(place, kind, callbacks, log)), server, kind, log)
         if place in ("first chunk", "mid-body"):
-            # "error" is kept for the callbacks, and its traceback holds the frame of the server
-            # that caught it, which holds the body: a cycle, if the server does not close that. What
-            # the collector drops waits for the next request.
+            # "error" is kept for the callbacks. Its traceback holds the frame of the server that
+            # caught it, and that frame holds the body: a cycle, if the server does not close the
+            # body. What the collector drops waits for the next request.
             gc.collect()
             AfterResponseMiddleware(lambda environ, start_response: [])({}, None).close()
     finally:

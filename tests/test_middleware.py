@@ -1,6 +1,6 @@
 """The call of the app: rules 2, 5, 8 and 9 of the contract.
 
-Which calls share a list is in ``cases/test_calls.py``.
+``cases/test_calls.py`` tests which calls share a list.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def test_an_app_that_is_not_callable_is_refused_at_construction(app):
 
 
 def test_each_request_has_a_list_of_its_own():
-    """None is shared by the process."""
+    """The process shares no list."""
     application = AfterResponseMiddleware(hello)
     first, second = Exchange(application), Exchange(application)
     assert type(first.environ["wsgi.after"]) is CallbackList
@@ -33,7 +33,7 @@ def test_each_request_has_a_list_of_its_own():
 
 
 def test_a_plain_list_that_is_there_is_used_and_left_to_its_owner():
-    """The response too: nothing is wrapped."""
+    """The response is left alone, too: nothing is wrapped."""
     body = [b"hello"]
 
     def app(environ, start_response):
@@ -53,7 +53,7 @@ def test_a_plain_list_that_is_there_is_used_and_left_to_its_owner():
 
 
 def test_an_environ_that_is_sent_again_gets_a_new_list(events):
-    """WebOb and WebTest do so."""
+    """WebOb and WebTest send environs again."""
     application, environ = registers(partial(events.append, "ran")), make_environ()
     for _ in range(2):
         assert Exchange(application, environ).finish() == [b"hello"]
@@ -106,7 +106,7 @@ def test_an_app_wide_callback_that_cannot_be_called_is_refused(wrong, message):
 
 
 OK = ("200 OK", [])
-#: How an app calls start_response(): with which arguments, each time.
+#: How an app calls start_response(): the arguments of each call.
 CALLS = {
     "lazily": [(OK, {})],
     "with exc_info": [((*OK, (1, 2, 3)), {})],
@@ -120,7 +120,7 @@ CALLS = {
 
 @pytest.mark.parametrize("how", CALLS)
 def test_the_server_sees_a_misbehaving_app_as_it_would_without_us(how):
-    """And one that is not: as many arguments, the server's own write(), at the same moment."""
+    """A correct app, too: as many arguments, the server's own write(), at the same time."""
 
     def app(environ, start_response):
         for args, kwargs in CALLS[how]:
@@ -154,7 +154,7 @@ def test_the_server_sees_a_misbehaving_app_as_it_would_without_us(how):
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
 def test_an_exception_of_the_app_goes_on_as_it_was(kind, events):
-    """And the callbacks are not lost."""
+    """The callbacks are not lost."""
     error = kind("the app's")
 
     def app(environ, start_response):
@@ -183,7 +183,7 @@ def stops_in_body(environ, start_response):
 
 @pytest.mark.parametrize("app", [hello, stops_at_once, stops_in_body])
 def test_the_environ_is_freed_when_the_server_drops_it(app):
-    """Kept longer, it crashes uWSGI. More kinds, and servers that forget it, are in leaks.py."""
+    """Kept longer, it crashes uWSGI. leaks.py has more kinds, and servers that forget close()."""
 
     def wrapped(environ, start_response):
         environ["wsgi.after"].append(lambda: environ)  # a closure over the environ, as usual
@@ -225,7 +225,7 @@ def test_two_requests_at_once_never_see_each_others_callbacks():
 
 
 def test_start_response_after_the_end_raises_an_error_that_says_so():
-    """When the callbacks have run, or were handed over: the server's own is let go of."""
+    """When the callbacks have run, or were handed over: the server's own function is dropped."""
     kept = []
 
     def app(environ, start_response):

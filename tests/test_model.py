@@ -1,11 +1,11 @@
-"""Requests at random, several at once, that have to agree with a model of the contract.
+"""Random requests, several at once, that must agree with a model of the contract.
 
-The state machine plays the server: it sends requests to apps at random (``model/apps.py``) with
-callbacks at random (``callbacks.py``), in stacks of other middlewares (``stacks.py``), with
-executors (``executors.py``), and reads, closes, drops and registers in any order and thread. Each
-request goes to the bare app, too: what the server sees has to be the same; and to a second telling
-of the contract (``reference.py``): what runs, when, in which order, what it can know, and what is
-logged has to be the same.
+The state machine plays the server. It sends requests to random apps (``model/apps.py``) with random
+callbacks (``callbacks.py``), in stacks of other middlewares (``stacks.py``), with executors
+(``executors.py``). It reads, closes, drops and registers in any order and thread. Each request also
+goes to the bare app, where the server must see the same, and to a second statement of the contract
+(``reference.py``), which must agree on what runs, when, in which order, what it can know, and what
+is logged.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Nowhere(sentry_sdk.transport.Transport):
 
 
 def traces_to_nowhere():
-    """Without integrations: what these patch stays so."""
+    """A client without integrations: what these patch stays patched."""
     return sentry_sdk.Client(
         "https://key@sentry.invalid/1",
         transport=Nowhere,
@@ -65,7 +65,7 @@ def traces_to_nowhere():
 
 @contextlib.contextmanager
 def finalizers_may_fail():
-    """What is dropped warns, and what is raised then has nowhere to go."""
+    """Ignore what finalizers warn of and raise."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda args: None
     try:
         with warnings.catch_warnings():
@@ -77,15 +77,15 @@ def finalizers_may_fail():
 
 @pytest.fixture(scope="module", autouse=True)
 def everything_is_seen():
-    """What is logged, by a clock of the model's, by middlewares that send nothing anywhere."""
+    """Capture the log, use the model's clock, and let other middlewares send nothing."""
     with finalizers_may_fail(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(wsgi_after._core.run, "monotonic", clock)
-        # It would log at each close in another thread.
+        # OpenTelemetry would log at each close in another thread.
         patch.setattr(logging.getLogger("opentelemetry.context"), "disabled", True)
         logging.getLogger("wsgi_after").addHandler(log)
         sentry_sdk.get_global_scope().set_client(traces_to_nowhere())
         yield
-        gc.collect()  # what a failed run left; not in another module's test
+        gc.collect()  # end what a failed run left here, not in a test of another module
         end_garbage()
     logging.getLogger("wsgi_after").removeHandler(log)
     sentry_sdk.get_global_scope().set_client(None)
@@ -95,7 +95,7 @@ def everything_is_seen():
 
 @contextlib.contextmanager
 def garbage_of_its_own():
-    """Collect when told to, and only what is made in here: all that hypothesis keeps costs 100 ms.
+    """Collect on demand, and only objects made in here: those that hypothesis keeps cost 100 ms.
 
     What an example leaves is collected at its end, and not in another test.
     """
@@ -155,7 +155,7 @@ class Server(RuleBasedStateMachine):
 
     @rule(target=requests, request=requests)
     def another(self, request):
-        """To the same application, however far the first has come."""
+        """Send a request to the same application, however far the first one is."""
         return self.send(request.stack)
 
     def send(self, stack):
@@ -174,7 +174,7 @@ class Server(RuleBasedStateMachine):
 
     @rule(request=requests, thread=st.booleans())
     def close(self, request, thread):
-        """Again, too."""
+        """It may be closed already."""
         if request.is_open:
             request.close(thread)
 
@@ -197,7 +197,7 @@ class Server(RuleBasedStateMachine):
 
     @invariant()
     def settled(self):
-        """What the collection for one request has ended of another's shows in both of its sides."""
+        """If the collection for one request ended another one, both sides of that show it."""
         for request in self.made:
             request.settle()
 
@@ -217,14 +217,14 @@ class Server(RuleBasedStateMachine):
 
 
 TestServer = Server.TestCase
-# An example is a run of 20 steps, with as many requests as that makes: about 15 ms.
+# An example is a run of 20 steps, with as many requests as they make: about 15 ms.
 TestServer.settings = settings(
     max_examples=settings().max_examples * 2 // 3, stateful_step_count=20
 )
 
 
 def run_with(middleware, monkeypatch, **options):
-    """No example is kept, and none made shorter: it is enough that one fails."""
+    """Examples are neither kept nor shrunk: it is enough that one fails."""
     monkeypatch.setattr("model.requests.AfterResponseMiddleware", middleware)
     for name, value in middleware.reads:
         monkeypatch.setattr(CallbackList, name, property(lambda after, value=value: value))

@@ -49,7 +49,7 @@ def test_the_callbacks_run_when_the_slot_is_run_with_the_context_of_close(events
 
 @pytest.mark.parametrize("error", [OSError("no file"), KeyboardInterrupt()])
 def test_a_sign_of_life_comes_before_each_callback_and_its_failure_is_logged(error, events, caplog):
-    """What interrupts it costs no callback."""
+    """An interruption of it does not stop the callbacks."""
 
     def alive():
         events.append("alive")
@@ -157,7 +157,7 @@ def test_a_forked_child_does_not_run_what_its_parent_left_to_a_slot(events, monk
     assert events == ["callback"]
 
 
-# What the page for a server shows.
+# What the page for servers shows.
 
 PAGE = blocks("for-a-server.rst")
 

@@ -1,4 +1,4 @@
-"""Requests within requests: each has its own list, and no code of one reaches the other's."""
+"""Requests within requests: each has its own list, which the other's code does not reach."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def marks_in_call(environ, start_response):
 
 
 def marks_in_body(environ, start_response):
-    """A body that is read on its own would be refused."""
+    """If the body were read while no app is called, registering would be refused."""
     start_response("200 OK", [])
     return (environ["mark"]("inner") or chunk for chunk in [b"hello"])
 
 
 def marks_in_callback(environ, start_response):
-    """It may register, even where the body may not."""
+    """A callback may register even where the body may not."""
     environ["wsgi.after"](after_this_response, environ["events"].append, "inner")
     return hello(environ, start_response)
 
 
 def marks_in_response_callback(environ, start_response):
-    """Which runs when the response is started, lazily."""
+    """The response callback runs when the lazy body starts the response."""
     environ["wsgi.after"].on_prepare(lambda response: environ["mark"]("inner"))
     return (chunk for _ in "1" for chunk in hello(environ, start_response))
 

@@ -1,4 +1,4 @@
-"""What is logged of a failing callback reaches JSON, Sentry and OpenTelemetry as the page says."""
+"""Log records of failing callbacks reach JSON, Sentry and OpenTelemetry as the page says."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def snippet(name):
 
 @pytest.fixture
 def logger():
-    """The package's, with its handlers as they were afterwards; and the root's."""
+    """The package's logger; afterwards, its handlers and level, and the root's, are as before."""
     loggers = [logging.getLogger("wsgi_after"), logging.getLogger()]
     before = [(logger.handlers.copy(), logger.level) for logger in loggers]
     yield loggers[0]
@@ -129,8 +129,8 @@ class Transport(sentry_sdk.transport.Transport):
 def sentry(logger, monkeypatch):
     """The page's function for Sentry, and the events that it would send."""
     transport = Transport()
-    # Sentry's integration for threads stands in their place, and nothing takes that back: these
-    # do, at the end.
+    # Sentry's integration for threads replaces these two, and nothing undoes that: monkeypatch
+    # does so, at the end.
     monkeypatch.setattr(threading.Thread, "start", threading.Thread.start)
     monkeypatch.setattr(ThreadPoolExecutor, "submit", ThreadPoolExecutor.submit)
     # Without the integrations for all frameworks that are installed: importing some warns.
@@ -188,7 +188,7 @@ def application(environ, start_response):
     return [b"ok"]
 """
 
-#: As in Flask's manual, page "Logging". The package is imported before it, as by an extension.
+#: As in Flask's manual, page "Logging". The package is imported first, as an extension would do.
 FLASK = """
 from logging.config import dictConfig
 from flask import Flask
@@ -277,7 +277,7 @@ def test_a_failure_shows_in_the_command_however_logging_is_configured(setup, tmp
     assert printed.count("fails of GET / failed.") == printed.count("ValueError: on purpose") == 1
 
 
-#: After the failing app: what configures logging, and whether a failure shows then.
+#: Code after the failing app that configures logging, and whether a failure shows then.
 CONFIGURATIONS = {
     "logging.config.dictConfig({'version': 1})": True,
     "logging.config.fileConfig('logging.ini')": True,
@@ -325,7 +325,7 @@ def test_a_failure_shows_unless_it_is_silenced_on_purpose(configuration, tmp_pat
 
 @pytest.fixture
 def told(events):
-    """An ``on_error`` that tells what it was given."""
+    """An ``on_error`` that records its arguments."""
 
     def on_error(callback, error, after):
         events.append((callback, f"{type(error).__name__}: {error}", after.status))
@@ -405,7 +405,7 @@ def test_an_interrupt_in_on_error_goes_on_after_the_other_callbacks(events):
 
 
 class Pickles(Immediately):
-    """An executor that has a job run elsewhere, as far as this process can tell."""
+    """An executor that runs a job elsewhere, as far as this process can tell."""
 
     def submit(self, fn, *args):
         super().submit(*pickle.loads(pickle.dumps((fn, *args))))
@@ -469,7 +469,7 @@ ask("/404 Not Found", on_error=fork_and_raise)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
 def test_on_error_and_processes(tmp_path):
-    """It is not called in another process; if it forks, the child leaves as it meant to."""
+    """It is not called in another process; if it forks, the child exits as it intended."""
     (tmp_path / "forks.py").write_text(FORKS)
     lines = run("python -c 'import forks'", tmp_path).splitlines()
     assert [line for line in lines if line.endswith(("parent", "child"))] == [

@@ -1,4 +1,4 @@
-"""Spans and durations, by the real SDK, with OpenTelemetry's own middlewares around or inside."""
+"""Spans and durations, with the real SDK and OpenTelemetry's own middlewares around or inside."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from wsgi_after.opentelemetry import span
 
 @pytest.fixture
 def exporter(monkeypatch):
-    """Where spans go; the provider is this process's while the test runs."""
+    """The exporter that gets the spans; its provider is the process's while the test runs."""
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
     exporter = InMemorySpanExporter()
@@ -45,7 +45,7 @@ def exporter(monkeypatch):
 
 @pytest.fixture
 def reader(monkeypatch):
-    """Where metrics are read."""
+    """The reader of the metrics."""
     monkeypatch.setattr(metrics_internal, "_METER_PROVIDER", None)
     monkeypatch.setattr(metrics_internal, "_METER_PROVIDER_SET_ONCE", Once())
     reader = InMemoryMetricReader()
@@ -190,7 +190,7 @@ def test_each_registration_has_its_own_span_in_whatever_order_callbacks_run(expo
     exchange = Exchange(ours(app))
     exchange.finish()
     with pytest.raises(RuntimeError):
-        exchange.environ["wsgi.after"].append(work)  # too late, which is no registration
+        exchange.environ["wsgi.after"].append(work)  # too late: nothing is registered
     first, second, *callbacks = exporter.get_finished_spans()
     assert [span.name for span in callbacks] == [f"{__name__}.fails", f"{__name__}.work"]
     assert links(callbacks) == [[second.context.span_id], [first.context.span_id]]

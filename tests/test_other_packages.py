@@ -1,4 +1,4 @@
-"""The recipes of docs/observability.rst and docs/flask.rst that other packages have a part in."""
+"""The recipes of docs/observability.rst and docs/flask.rst that involve other packages."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_copy_of_the_context_brings_structlog_and_sentry_along(pooled, events)
                 scope.set_tag("request_id", "7")
                 return order(environ, start_response)
 
-        return copy_context().run(request)  # the framework's, which it then leaves
+        return copy_context().run(request)  # the framework's context, which it then leaves
 
     with ThreadPoolExecutor() as pool:
         executor = pool if pooled else None

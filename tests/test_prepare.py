@@ -1,4 +1,4 @@
-"""Callbacks that change the response: what the server gets of it, and what happens to mistakes."""
+"""Callbacks that change the response: what the server gets, and what happens to mistakes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_apps_own_list_of_headers_is_passed_on_or_copied_but_not_changed():
 
 @pytest.mark.parametrize("status", ["200 OK", "204 No Content", "304 Not Modified"])
 def test_no_header_appears_that_nobody_set(status):
-    """Not where a callback merely reads either."""
+    """Not even if a callback reads it."""
 
     def look(response):
         assert (list(response.vary), response.content_type) == ([], None)
@@ -97,7 +97,7 @@ def test_no_header_appears_that_nobody_set(status):
 
 
 def test_every_way_to_change_the_response_is_carried_over():
-    """Whether the body fits status and length is up to the callback."""
+    """The callback must make sure that the body matches the status and the length."""
 
     def change(response):
         response.status_code = 204
@@ -133,12 +133,12 @@ def test_every_way_to_change_the_response_is_carried_over():
             {"response_headers": [PLAIN], "status": "200 OK"},
             ((), {"response_headers": NEW, "status": "200 OK"}),
         ),
-        (("200 OK",), {}, (("200 OK",), {})),  # which is left to the server to refuse
-        (("200 OK", (PLAIN,)), {}, (("200 OK", NEW), {})),  # which many servers let pass
+        (("200 OK",), {}, (("200 OK",), {})),  # the server may refuse this
+        (("200 OK", (PLAIN,)), {}, (("200 OK", NEW), {})),  # many servers accept this
     ],
 )
 def test_the_server_is_called_with_as_many_arguments_as_the_app_passed(args, kwargs, expected):
-    """And its own write() comes back."""
+    """The app gets the server's own write()."""
 
     def server(*args, **kwargs):
         assert (args, kwargs) == expected
@@ -152,7 +152,7 @@ def test_the_server_is_called_with_as_many_arguments_as_the_app_passed(args, kwa
 
 
 def test_callbacks_run_again_on_the_headers_of_an_error_page(events):
-    """And what they register, which runs last, belongs to that run: it does not pile up."""
+    """What they register runs last, and belongs to that run only: it does not pile up."""
     error = (ValueError, ValueError("no"), None)
 
     def app(environ, start_response):
@@ -213,7 +213,7 @@ def never_starts(environ, start_response):
 def test_registering_after_the_response_has_started_says_when_it_would_be_early_enough(
     early, app, events
 ):
-    """In the app and in a callback; when the request is over, that is said."""
+    """In the app and in a callback. When the request is over, the error says that instead."""
 
     def refused(where):
         for on_prepare in (after.on_prepare, after_this_request):
@@ -265,7 +265,7 @@ class AsyncCall:
         (lambda response: False, "lambda.*returned bool"),
         (lambda response: "", "lambda.*returned str"),
         (lambda response: Response(), "lambda.*returned Response"),
-        (AsyncCall(), r"AsyncCall.* returned coroutine"),  # unclosed it would warn
+        (AsyncCall(), r"AsyncCall.* returned coroutine"),  # which would warn if it were not closed
     ],
 )
 def test_what_cannot_run_or_returns_anything_but_the_response_is_refused(wrong, message):
@@ -288,7 +288,7 @@ def test_what_cannot_run_or_returns_anything_but_the_response_is_refused(wrong, 
 )
 @pytest.mark.parametrize("bad", ["a\r\nSet-Cookie: b=1", "a\n", "\rb", "\0", "\u20ac", "\udcff"])
 def test_a_header_that_cannot_be_sent_is_named_and_not_sent(way, bad):
-    """Nor told: it may be somebody's session, and the message goes to a log."""
+    """The message does not show the value: it may be a session, and the message goes to a log."""
     with pytest.raises(
         ValueError, match=r"value of header 'X-Note' contains .* cannot be sent"
     ) as raised:
@@ -335,7 +335,7 @@ class Stop(BaseException):
 
 
 def at_once(app):
-    """The app, whose body is made in its call."""
+    """The same app, but the call makes the whole body."""
     return lambda *args: [*app(*args)]
 
 
@@ -346,7 +346,7 @@ def fail(error, response):
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("error", [ValueError("no"), Stop("no")])
 def test_what_a_callback_raises_is_an_exception_of_the_app(error, lazy, events):
-    """The server is not called: there is no status. What runs after the response sees the error."""
+    """The server is not called, so there is no status. Later, callbacks see the error."""
 
     def app(environ, start_response):
         after = environ["wsgi.after"]
@@ -405,7 +405,7 @@ def test_a_response_that_the_server_refused_has_not_started(events):
     assert events == [("200", []), ("200 OK", NEW)]
 
 
-# Nothing that is not used, nothing kept
+# Nothing is imported before it is used, and nothing is kept
 
 
 def test_werkzeug_is_not_imported_unless_a_callback_is_registered():
@@ -436,7 +436,7 @@ def interrupt(response):
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("callback", [nothing, interrupt])
 def test_nothing_is_kept_of_a_request_that_is_over(lazy, callback):
-    """Not even by what an app may keep."""
+    """Not even by objects that an app may keep."""
     kept = []
 
     def app(environ, start_response):

@@ -1,6 +1,6 @@
 """``after_this_request`` and ``after_this_response`` from code that does not have the environ.
 
-In threads, greenlets and async views each request is reached by its own code, and by no other's.
+In threads, greenlets and async views, only the code of a request reaches it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wsgi_after import AfterResponseMiddleware, after_this_request, after_this_r
 
 
 def remember(name):
-    """What a library does: it has a name, and no environ."""
+    """Do what a library does that has a name, but no environ."""
 
     def set_cookie(response):
         response.set_cookie("name", name)
@@ -40,12 +40,12 @@ def request(application, name):
 
 
 def in_a_thread_without_context(fn, *args):
-    """As each thread is, unless Python was told otherwise: see ``sys.flags``."""
+    """Call a function as each thread does, unless Python is told otherwise: see ``sys.flags``."""
     Context().run(in_a_thread, fn, *args)
 
 
 def in_a_greenlet(fn, *args):
-    """It starts with an empty context, as a thread does."""
+    """A greenlet starts with an empty context, as a thread does."""
     gevent.spawn(fn, *args).get(timeout=60)
 
 
@@ -75,7 +75,7 @@ def test_outside_the_error_says_what_to_use(function, instead, request_):
 def test_a_thread_reaches_the_request_that_started_it_where_python_hands_contexts_down(
     request_, events
 ):
-    """Builds without the GIL do so: ``sys.flags`` has it since Python 3.14."""
+    """Builds without the GIL do so: ``sys.flags`` says whether, since Python 3.14."""
 
     def registers():
         try:
@@ -138,7 +138,7 @@ def greenlets_at_once(count, fn):
     ids=["threads", "greenlets"],
 )
 def test_of_many_at_once_each_changes_its_own_response(many, count, pause, events):
-    """Each waits for the others in the app, in the response callback and in the other one."""
+    """Each waits for the others in the app, in the response callback and in the callback."""
 
     @AfterResponseMiddleware
     def application(environ, start_response):

@@ -1,4 +1,4 @@
-"""The examples of docs/prepare.rst, run as they stand behind each framework."""
+"""The examples of docs/prepare.rst, run unchanged behind each framework."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*pkg_resources")
 
 @pytest.fixture
 def examples():
-    """What the examples define, with the names that they take from their surroundings."""
+    """The names that the examples define, and those that they need from outside."""
 
     async def forget_sessions(user):
         names["forgotten"] = user

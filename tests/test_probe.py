@@ -24,7 +24,7 @@ from wsgi_after import __main__ as command
 from wsgi_after import probe
 from wsgi_after.probe import KINDS, MODES, Probe, Row
 
-SERVER = software_version.split()[0]  # of wsgiref, which runs these
+SERVER = software_version.split()[0]  # wsgiref's, which serves these
 TOKEN = "0123456789abcdef" * 2
 KEEP_ALIVE, CLOSE, OLD = MODES
 
@@ -40,7 +40,7 @@ def ask(kind, seconds=0.0, **extra):
 
 @pytest.fixture
 def slept(monkeypatch):
-    """What callbacks would have slept."""
+    """How many seconds callbacks would have slept."""
     slept = []
     monkeypatch.setattr(probe.time, "sleep", slept.append)
     return slept
@@ -101,7 +101,7 @@ def test_it_tells_which_server_it_is(environ, told):
     assert probe.about(environ) == [("Wsgi-After-Probe", told)]
 
 
-# The client, of an application on wsgiref: bodies without a length end when close() has returned.
+# The client, with the app on wsgiref: bodies without a length end when close() has returned.
 
 URL = "http://127.0.0.1:{}/"
 
@@ -173,7 +173,7 @@ def test_a_row_is_shown_as_soon_as_it_is_measured(capsys, monkeypatch):
 
 @pytest.fixture
 def refused(capsys):
-    """Run the command, which ends before anything is measured; the sentence that says why."""
+    """Run the command, which ends before it measures; return the sentence that says why."""
 
     def refused(*arguments):
         assert command.main(["probe", *arguments]) == 2
@@ -243,7 +243,7 @@ def test_times_that_are_none_are_not_believed(told):
 
 
 def test_tls_is_verified_for_the_host(monkeypatch):
-    """With a socket that is not encrypted in its place: the rest is the same."""
+    """Here, a socket without encryption stands in for TLS: the rest is the same."""
     wrapped = []
 
     class Context:
@@ -271,7 +271,7 @@ def test_seconds_out_of_bounds_are_refused(seconds):
 
 
 def test_a_kind_that_fails_is_told_and_the_others_are_measured(capsys, monkeypatch, tmp_path):
-    """Of a server that answers 500 to responses without a body; and the picture leaves it out."""
+    """The server answers 500 to the redirect; in the picture, its lane stays empty."""
     monkeypatch.setattr(probe, "KINDS", {kind: KINDS[kind] for kind in ["head", "redirect"]})
 
     def app(environ, start_response):
@@ -416,7 +416,7 @@ ASKED = ("gunicorn", "nginx", "uWSGI", "waitress")
 @pytest.mark.servers
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name.startswith(ASKED)])
 def test_the_verdicts_are_those_of_the_matrix_of_servers(name):
-    """With HTTP/1.1 and keep-alive, as there."""
+    """With HTTP/1.1 and keep-alive, like the matrix."""
     with asking(BY_NAME[name]) as asked:
         asked.check()
         found = {row.kind: row.waited for row in asked.rows([KEEP_ALIVE])}

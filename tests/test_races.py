@@ -1,7 +1,7 @@
-"""Races for the end of a request, in every order that CPython makes possible.
+"""Races for the end of a request, in every order that CPython allows.
 
-``interleave.py`` says what is possible. All orders with at most two switches are run: a race that
-needs more has yet to be seen in this field, and three multiply the orders by fifty.
+``interleave.py`` says what is possible. All orders with at most two switches are run: no race in
+this field has needed more so far, and three switches multiply the orders by fifty.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SWITCHES = 2
 
 @pytest.fixture(autouse=True)
 def no_garbage_collector():
-    """A finalizer of another test's garbage would come by, and its places be counted."""
+    """Otherwise finalizers of other tests' garbage may run, and their places would count."""
     with collector_off():
         yield
 
@@ -54,7 +54,7 @@ CLOSED = {"closable": ["closed"], "file wrapper": ["file closed"]}
 
 
 def exhausted(kind, events, *callbacks, executor=None):
-    """A request whose body was read, and is to be closed now."""
+    """A request whose body has been read, and is to be closed now."""
 
     def app(environ, start_response):
         environ["wsgi.after"].extend(callbacks)
@@ -68,17 +68,17 @@ def exhausted(kind, events, *callbacks, executor=None):
 
 
 class Queue:
-    """An executor that keeps its job, for the test to do."""
+    """An executor that keeps its job, for the test to run."""
 
     def work(self):
-        """Nothing, before there is a job."""
+        """Do nothing until there is a job."""
 
     def submit(self, fn, *args):
         self.work = partial(fn, *args)
 
 
 class Settles(Queue):
-    """One that settles a future when the job is done, as the thread of a pool does."""
+    """A queue that settles a future when the job is done, as the thread of a pool does."""
 
     def submit(self, fn, *args):
         super().submit(fn, *args)
@@ -94,7 +94,7 @@ class TakesAndRefuses(Queue):
 
 
 class Pickles(Queue):
-    """One whose job leaves the process, as far as the list can tell."""
+    """A queue whose job leaves the process, as far as the list can tell."""
 
     def submit(self, fn, *args):
         super().submit(*pickle.loads(pickle.dumps((fn, *args))))
@@ -108,15 +108,15 @@ def note(event):
 
 
 def unless(is_right, *seen):
-    """What was seen, even if that is nothing, where it is not right."""
+    """Return what was seen, as text, if it is not right; otherwise ``None``."""
     return None if is_right else str(seen)
 
 
 def tried(what, make):
-    """Run what ``make`` makes in every order, and have the orders counted; none may be wrong.
+    """Run the actions of ``make`` in every order, and count the orders; none may be wrong.
 
-    :param make: makes the two actions, and what tells after an order what was wrong in it, by
-        :func:`unless`.
+    :param make: returns the two actions, and a function that is called after each order: it
+        returns what was wrong, by :func:`unless`.
     """
     runs, faults, wrong = 0, [], None
 
@@ -172,7 +172,7 @@ REGISTER = {
 
 
 def registering(register, against, number, executor=None, *, handed_over=False):
-    """Register while the request ends: the entry runs once, or that raises.
+    """Register while the request ends: the entry runs once, or registering it raises.
 
     :param handed_over: race against the executor's job, and not against ``close()``.
     """
@@ -194,7 +194,7 @@ def registering(register, against, number, executor=None, *, handed_over=False):
             if executor and not handed_over:
                 queue.work()
             right = [Counter(names if outcome else [*names, "late"])]
-            if executor is Pickles:  # of two copies, the one here can be taken back, the other runs
+            if executor is Pickles:  # the copy here may be withdrawn, the pickled one runs
                 right.append(Counter([*names, "late"]))
             return unless(Counter(events_of_all) in right, *events_of_all, *outcome)
 
@@ -234,7 +234,7 @@ CANCEL = {
 
 @pytest.mark.parametrize("cancel", CANCEL)
 def test_cancelling_while_the_request_is_closed_costs_no_other_callback(cancel):
-    """What is cancelled has run before, or never runs; if it cannot be found, it has run."""
+    """A cancelled callback has run before, or never runs; if it is not found, it has run."""
 
     def make():
         events, outcome = [], []
@@ -265,7 +265,7 @@ def append_late(after):
 
 
 def test_registering_while_a_job_is_cancelled_raises_or_is_reported_lost(caplog):
-    """Nothing stays behind in the list: it was in it when that was reported, or it is refused."""
+    """Nothing stays in the list: an entry was there when the loss was reported, or is refused."""
 
     def make():
         future = Future()
@@ -314,7 +314,7 @@ def test_on_prepare_while_the_response_is_started_runs_or_raises_in_every_order(
 
 
 def test_a_job_that_says_it_was_not_taken_runs_each_callback_once_in_every_order():
-    """The thread of an executor, and close(), have the same list."""
+    """The thread of an executor and close() have the same list."""
     names = ["callback 0", "callback 1"]
 
     def make():

@@ -82,7 +82,7 @@ def test_the_command_that_installs_and_runs_the_demo(tmp_path):
 
 
 def called(app):
-    """The app's response to a GET, which has been closed."""
+    """GET, close the response, and return its text."""
     with Client(app).get("/") as response:
         return response.text
 
@@ -110,7 +110,7 @@ def test_the_four_ways_to_register(capsys):
 
 
 def test_what_is_said_of_the_servers_that_pip_installs():
-    """The families of the page, and what builds those that have no wheel."""
+    """All families of the page are installed, and what builds those that have no wheel."""
     parser = ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     extra = parser["options.extras_require"]["servers"].lower()
@@ -132,7 +132,7 @@ def waiting_for(kind):
     return {family(s.name) for s in SERVERS if expected(s.name, kind).timing in {END_LATE, LATE}}
 
 
-#: What the package brings for a server, as a row of the table and as a server of the tests.
+#: The package's own adapters for servers: by the row of the table, the server of the tests.
 ROWS = {
     "gunicorn, GThread": "wsgi_after.gunicorn.GThread",
     "waitress, serve": "wsgi_after.waitress.serve",

@@ -1,4 +1,4 @@
-"""On success, once per request, and at once where there is no request."""
+"""Callbacks on success, once per request, and at once where there is no request."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_call_is_made_once_whether_the_equal_one_waits_or_has_run(events):
 
 
 def called_here(after, callback):
-    """As where two threads have taken one of two equal entries each."""
+    """As if each of two threads had taken one of two equal entries."""
     after.once(callback)
     first = after.pop()
     after.once(callback)
@@ -89,7 +89,7 @@ def called_here(after, callback):
 
 
 def registered_twice(after, callback):
-    """As where two threads register equal calls at one instant."""
+    """As if two threads registered equal calls at the same instant."""
     after.once(callback)
     after.append(after[0])
 
@@ -134,7 +134,7 @@ def test_what_is_not_callable_is_refused(method):
 
 
 class Leaves:
-    """An executor that sends its jobs to where nothing of this process is."""
+    """An executor that sends its jobs out of this process."""
 
     def __init__(self):
         self.jobs = []
@@ -144,7 +144,7 @@ class Leaves:
 
 
 class Wrapped(partial):
-    """As the entries of Pyramid's module."""
+    """Like the entries of the module for Pyramid."""
 
     def __call__(self):
         return self.func()
@@ -254,5 +254,5 @@ AfterResponseMiddleware(app)({}, print).close()
 
 
 def test_in_a_forked_child_it_is_called_at_once():
-    """In a process of its own: another test may have loaded what hooks into forks."""
+    """In a process of its own: another test may have loaded code that hooks into forks."""
     assert subprocess.check_output([sys.executable, "-c", FORKS]).startswith(b"now")

@@ -1,4 +1,4 @@
-"""What SECURITY.rst claims, each sentence of it that a test can hold."""
+"""The claims of SECURITY.rst: each sentence that a test can check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fail():
 
 
 class Unprintable:
-    """A callback whose repr has what a client sent."""
+    """A callback whose repr contains what a client sent."""
 
     def __repr__(self):
         return FORGED
@@ -43,7 +43,7 @@ def exchange(*callbacks, executor=None, **environ):
 @pytest.mark.parametrize("name", ["PATH_INFO", "REQUEST_METHOD", "SCRIPT_NAME"])
 @pytest.mark.usefixtures("throttles")
 def test_no_client_forges_a_line_of_the_log(name, executor, caplog):
-    """Control characters are escaped, and line separators: in the request, the name, the error."""
+    """Control characters and line separators are escaped: in the request, the name, the error."""
     exchange(*FAILING, executor=executor, **{name: FORGED}).finish()
     assert caplog.messages
     for record in caplog.records:
@@ -72,7 +72,7 @@ def test_callbacks_have_the_rights_of_the_app_and_run_in_its_process(events):
 
 
 def test_the_pool_holds_no_more_than_it_was_told_to():
-    """104 by default: 4 run, 100 wait, and what comes on top runs in close()."""
+    """104 by default: 4 run, 100 wait, and further callbacks run in close()."""
     go_on = threading.Event()
     with BoundedThreadPoolExecutor() as pool:
         try:
@@ -85,7 +85,7 @@ def test_the_pool_holds_no_more_than_it_was_told_to():
 
 
 def test_no_query_header_or_body_is_logged(caplog):
-    """Of what a client sends, a message has method and path alone."""
+    """Of what a client sends, a message has only the method and the path."""
     caplog.set_level(logging.DEBUG)
     secrets = dict.fromkeys(("QUERY_STRING", "HTTP_COOKIE"), "secret")
     for executor in (None, Refuses(), Loses()):

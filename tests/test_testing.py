@@ -296,7 +296,7 @@ class TestCase(unittest.TestCase):
 
 
 def test_a_failing_callback_fails_the_test_and_a_later_one_its_teardown(tmp_path):
-    """So does ``pytest.fail()`` in one, without a fixture; all else is contained."""
+    """``pytest.fail()`` in a callback does so without a fixture; other errors are contained."""
     counts = run_pytest(tmp_path, test_failing=FAILING)
     assert counts == {"passed": 2, "failed": 3, "skipped": 1, "error": 1}
 

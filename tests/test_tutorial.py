@@ -22,13 +22,13 @@ ORDER = "/order?email=ada@example.com"
 
 @pytest.fixture
 def mails():
-    """In place of the one in the second terminal."""
+    """The mail server, in place of the one in the second terminal."""
     with mail_server() as server:
         yield server
 
 
 def write(directory, name="shop.py", mail_port=9, sleep="pass"):
-    """``shop.py``, as this block of the page has it; nobody listens on port 9."""
+    """Write ``shop.py`` from this block of the page; nothing listens on port 9."""
     source = PAGE[name].replace("8025", str(mail_port)).replace("time.sleep(2)", sleep)
     (directory / "shop.py").write_text(source, encoding="utf-8")
 
@@ -52,7 +52,7 @@ def test_the_first_shop_sends_the_mail_before_its_answer(tmp_path, mails):
 
 
 def test_the_second_one_after_it(tmp_path, mails):
-    """The callback connects to the test, and waits for a word from there."""
+    """The callback connects to the test, and waits until the test closes the connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(30)
         wait = f"__import__('socket').create_connection({listener.getsockname()}).recv(1)"

@@ -20,7 +20,7 @@ CHECKERS = {
 
 
 def checked(checker, *paths):
-    """The process of the checker, run on these files."""
+    """Run the checker on these files; return the finished process."""
     command = [sys.executable, "-m", *CHECKERS[checker], *map(str, paths)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 

@@ -1,6 +1,6 @@
 """uWSGI's moment without uWSGI: which requests are left to the hook, and what it does.
 
-A namespace stands for uWSGI's module, and the test calls the hook, as uWSGI does between two
+A namespace stands in for uWSGI's module, and the test calls the hook, as uWSGI does between two
 requests. ``tests/servers/test_uwsgi_moment.py`` has uWSGI itself.
 """
 
@@ -41,7 +41,7 @@ class Server:
 
 @pytest.fixture
 def start(monkeypatch):
-    """Make this process uWSGI's, with options; return the server."""
+    """Make this process look like uWSGI's, with these options; return the server."""
 
     def start(hook=None, **opt):
         server = Server(**opt)
@@ -59,7 +59,7 @@ def start(monkeypatch):
 
 
 def request(events, app=hello):
-    """A request with a callback, behind a middleware that is made now."""
+    """A request with a callback, to a new middleware."""
 
     def registering(environ, start_response):
         environ["wsgi.after"].append(lambda: events.append(environ.get("PATH_INFO")))
@@ -80,7 +80,7 @@ def test_the_first_request_runs_in_close_and_the_next_behind_it_with_its_environ
 
 
 def served(server, events, **options):
-    """A request that has been preceded by another one, so that the thread is trusted."""
+    """A request that follows another one, so that its thread is trusted."""
     server.call_hook()
     return request(events, **options)
 
@@ -95,7 +95,7 @@ def test_a_hook_over_ours_that_calls_ours_runs_the_callbacks_once(start, events)
     server = start()
     ours = server.module.after_req_hook
     server.module.after_req_hook = lambda: (events.append("theirs"), ours())
-    uwsgi.install()  # as the next constructor does: theirs is now behind ours, and calls it
+    uwsgi.install()  # as the next constructor does: ours now calls theirs, which calls ours
     server.end(served(server, events))
     assert events == ["theirs", "/me", "theirs"]
 

@@ -1,4 +1,4 @@
-"""docs/why.rst: when other ways run what they are given, and what they lose."""
+"""docs/why.rst: when the alternatives run their callbacks, and which they lose."""
 
 from __future__ import annotations
 

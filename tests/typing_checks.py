@@ -1,4 +1,4 @@
-"""What type checkers have to accept, and what to refuse: see test_typing.py, which runs them.
+"""What type checkers must accept, and what they must refuse: test_typing.py runs them.
 
 A line that ends in ``# error`` must be refused; every other line must not.
 """
