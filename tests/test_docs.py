@@ -194,7 +194,7 @@ OF_FRAMEWORKS = {"django.rst", "flask.rst", "pyramid.rst"}  # one project's test
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "contributing.rst"])
-def test_each_snippet_has_a_name_by_which_a_test_takes_it(name):
+def test_each_snippet_has_a_name_that_a_test_uses(name):
     """The test of each page runs its snippets; tests below cover the page that is left out."""
     found = [block for block in parse(name).findall(nodes.literal_block) if block["classes"]]
     assert [block.astext() for block in found if not block["names"]] == []
