@@ -71,10 +71,10 @@ def test_whichever_two_instructions_another_thread_comes_between_it_happens_once
 class Slots:
     """The slots that ``claim()`` needs of a body, and ``notes_of()`` of a list."""
 
-    __slots__ = ("_closed", "_notes")
+    __slots__ = ("_closed", "_notes", "_response_callbacks")
 
     def __init__(self):
-        self._closed, self._notes = False, None
+        self._closed, self._notes, self._response_callbacks = False, None, None
 
 
 @pytest.fixture
@@ -89,17 +89,19 @@ def test_a_claim_is_granted_once(without_gil):
     assert [claims.claim(body), claims.claim(body)] == [True, False]
 
 
-def test_of_two_threads_that_ask_for_the_notes_first_both_get_the_same(without_gil, monkeypatch):
+@pytest.mark.parametrize("name", ["notes", "response_callbacks"])
+def test_of_two_threads_that_ask_first_both_get_the_same(name, without_gil, monkeypatch):
+    asks = getattr(claims, f"{name}_of")
     after, atomically, others = Slots(), claims.atomically, []
 
     def overtaken(*steps):
         monkeypatch.setattr(claims, "atomically", atomically)
-        others.append(claims.notes_of(after))  # another thread
+        others.append(asks(after))  # another thread
         return atomically(*steps)
 
     monkeypatch.setattr(claims, "atomically", overtaken)
-    mine = claims.notes_of(after)
-    assert mine is after._notes is others[0]
+    mine = asks(after)
+    assert mine is getattr(after, f"_{name}") is others[0]
 
 
 def test_of_a_list_that_ends_meanwhile_the_notes_are_empty(monkeypatch):
