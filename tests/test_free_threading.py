@@ -69,7 +69,7 @@ def test_whichever_two_instructions_another_thread_comes_between_it_happens_once
 
 
 class Slots:
-    """The slots that ``claim()`` needs of a body, and ``notes_of()`` of a list."""
+    """The slots that ``claim()`` needs of a body, and the others of a list."""
 
     __slots__ = ("_closed", "_notes", "_response_callbacks")
 
