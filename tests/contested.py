@@ -204,15 +204,17 @@ def notes_and_notes() -> Round:
     return [asks, asks], wrong
 
 
+def starts_when_read(environ: Any, start_response: Any) -> Iterator[bytes]:
+    """An app that calls ``start_response`` when the server reads its body."""
+    start_response("200 OK", [])
+    yield b""
+
+
 def on_prepare_and_start_response() -> Round:
     """A response callback is called once, or its registration raises."""
     events: list[str] = []
 
-    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
-        start_response("200 OK", [])
-        yield b""
-
-    body, after = called(AfterResponseMiddleware(app))
+    body, after = called(AfterResponseMiddleware(starts_when_read))
     registers = Attempt(after.on_prepare, lambda response: events.append("ran"))
 
     def wrong() -> object:
@@ -226,11 +228,7 @@ def on_prepare_and_on_prepare() -> Round:
     """Two threads register the first response callbacks: both run."""
     events: list[str] = []
 
-    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
-        start_response("200 OK", [])
-        yield b""
-
-    body, after = called(AfterResponseMiddleware(app))
+    body, after = called(AfterResponseMiddleware(starts_when_read))
     registers = [
         partial(after.on_prepare, lambda response, name=name: events.append(name)) for name in "ab"
     ]
