@@ -72,23 +72,18 @@ def wrk(port, path):
     return float(re.search(r"Requests/sec: +([\d.]+)", done.stdout)[1])
 
 
-def measure(server, path, file, starts, rounds):
+def measure(server, path, environs, starts, rounds):
     """Requests per second of each contender, by round, of so many rounds after each start.
 
     They start anew because a process that happens to be slower stays so as long as it lives.
+
+    :param environs: the environment variables of each contender's server.
     """
     found = {contender: [] for contender in TITLES}
     for _ in range(starts):
         with ExitStack() as stack:
-            copy = stack.enter_context(TemporaryDirectory())
-            copies = {
-                "ablated": {"BENCHMARK_COPY": without(variants("list")["all of these"], copy)}
-            }
             ports = {
-                c: stack.enter_context(
-                    serving(command(server, c), BENCHMARK_FILE=file, **copies.get(c, {}))
-                )
-                for c in TITLES
+                c: stack.enter_context(serving(command(server, c), **environs[c])) for c in TITLES
             }
             for number in range(1 + rounds):
                 for contender in turns(TITLES, number):
@@ -112,8 +107,11 @@ def collect(fast=False):
         file = f"{directory}/file"
         with open(file, "wb") as content:
             content.write(b"0123456789abcdef" * (SIZE // 16))
+        environs = {contender: {"BENCHMARK_FILE": file} for contender in TITLES}
+        copy = without(variants("list")["all of these"], f"{directory}/copy")
+        environs["ablated"]["BENCHMARK_COPY"] = copy
         for server, path in CASES:
-            found = measure(server, path, file, *((1, 2) if fast else (4, 4)))
+            found = measure(server, path, environs, *((1, 2) if fast else (4, 4)))
             for contender, rates in found.items():
                 values = [1 / rate for rate in rates]
                 name = f"{server}: {path}: {contender}"
