@@ -194,7 +194,7 @@ def in_use() -> dict[str, int]:
 
 
 def kinds() -> Iterator[tuple[Callable[..., Any], dict[str, Any], int]]:
-    """All kinds, with all endings; one in 90 goes to a thread."""
+    """All kinds, with all endings. Few of them submit a job to the pool."""
     for (application, extra), ending in itertools.product(KINDS, (3, 0, 1, 2)):
         # If a server drops this unclosed, only the garbage collector can end it: the app's
         # exception refers to the body.

@@ -190,7 +190,7 @@ def test_the_glossary_has_ten_words(html):
 
 # The snippets.
 
-OF_FRAMEWORKS = {"django.rst", "flask.rst", "pyramid.rst"}  # one project's tests take all three
+OF_FRAMEWORKS = {"django.rst", "flask.rst", "pyramid.rst"}  # one test project uses all three pages
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "contributing.rst"])

@@ -414,7 +414,7 @@ def test_a_server_that_is_not_in_python_is_named_as_such(monkeypatch):
 
 @pytest.mark.parametrize("in_c", [False, True], ids=["server in Python", "server in C"])
 def test_who_closes_twice_is_told_by_where_it_is(monkeypatch, in_c):
-    """By its package, if a middleware is in between; here the server's package is the test's."""
+    """Lint compares packages. Here the server is in the package of the test."""
     if in_c:
         monkeypatch.setattr(lint, "callers", lambda: (lint.Place("m", "f", "m.py", 1), None))
     with violations((lint.ONCE, "middleware" if in_c else "server")):
@@ -578,7 +578,7 @@ def test_asgiref_which_closes_nothing_is_named(events):
 
 
 def test_strict_raises_what_the_app_does_where_it_does_it(events):
-    """It also raises what the server does."""
+    """It also raises what the server does wrong."""
 
     def view(environ):
         for action in (lambda: environ["wsgi.after"].append(1), lambda: after_this_response(len)):

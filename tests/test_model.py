@@ -174,7 +174,7 @@ class Server(RuleBasedStateMachine):
 
     @rule(request=requests, thread=st.booleans())
     def close(self, request, thread):
-        """It may be closed already."""
+        """Close a request, which may be closed already."""
         if request.is_open:
             request.close(thread)
 

@@ -49,7 +49,7 @@ def test_the_callbacks_run_when_the_slot_is_run_with_the_context_of_close(events
 
 @pytest.mark.parametrize("error", [OSError("no file"), KeyboardInterrupt()])
 def test_a_sign_of_life_comes_before_each_callback_and_its_failure_is_logged(error, events, caplog):
-    """An interruption of it does not stop the callbacks."""
+    """What it raises does not stop the callbacks, not even an interrupt."""
 
     def alive():
         events.append("alive")

@@ -40,7 +40,7 @@ def exporter(monkeypatch):
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    # A response that was never closed, in a test before, has left its span current.
+    # A response that an earlier test never closed may have left its span current.
     token = context.attach(context.Context())
     yield exporter
     context.detach(token)

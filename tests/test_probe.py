@@ -308,7 +308,7 @@ def test_of_a_callback_that_nobody_knows_of_the_times_are_left_out(monkeypatch):
 
 
 def rows(*waited, failed=()):
-    """All kinds in all modes, of which some waited and some failed."""
+    """A row for each kind in each mode: those in ``waited`` waited, those in ``failed`` failed."""
     return [
         Row(kind, *mode, waited=None if (kind, mode) in failed else (kind, mode) in waited)
         for kind in KINDS
